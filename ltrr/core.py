@@ -1,0 +1,161 @@
+"""Array types and protocols that every part of the system speaks.
+
+Knows shapes and orders; knows nothing about files, engines, models or string document ids (numpy and the standard
+library only). Legend: Q queries, K candidates, A arms, F context features, B texts, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple, Protocol, Self, runtime_checkable
+
+import numpy as np
+
+Run = dict[str, dict[str, float]]  # query id -> document id -> score
+Qrels = dict[str, dict[str, int]]  # query id -> document id -> grade, 0 = judged and not relevant
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Who asks, where and when. Every field may be unknown (None); `attributes` holds what a config named."""
+
+    customer: str | None = None
+    locale: str | None = None
+    time: datetime | None = None
+    device: str | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One request: an id (unique in its set), the text as typed, and its context."""
+
+    id: str
+    text: str
+    context: Context = Context()
+
+
+class Candidates(NamedTuple):
+    """What a generator or ranker returns, sorted by score (descending), ties by row (ascending)."""
+
+    docs: np.ndarray  # (Q, K) int32 corpus rows, pad -1
+    scores: np.ndarray  # (Q, K) float32, pad -inf
+
+    @classmethod
+    def empty(cls, num_queries: int, k: int) -> Self:
+        """(Q, K) of padding."""
+        return cls(np.full((num_queries, k), -1, np.int32), np.full((num_queries, k), -np.inf, np.float32))
+
+    @classmethod
+    def from_lists(cls, docs: Sequence[np.ndarray], scores: Sequence[np.ndarray], k: int) -> Self:
+        """Pads ragged, unsorted results (one array of unique rows and one of scores a query) to (Q, k)."""
+        lengths = np.fromiter((len(d) for d in docs), np.int64, len(docs))
+        out = cls.empty(len(docs), max(k, int(lengths.max(initial=0))))
+        filled = np.arange(out.docs.shape[1]) < lengths[:, None]  # (Q, W)
+        if lengths.sum():
+            out.docs[filled] = np.concatenate(docs)
+            out.scores[filled] = np.concatenate(scores)
+        return cls(*top_k(out.docs, out.scores, k))
+
+    def cut(self, depths: np.ndarray) -> Self:
+        """The first `depths[q]` candidates of each query, (Q, max depth); a smaller K stays as it is."""
+        width = min(int(depths.max(initial=0)), self.docs.shape[1])
+        keep = np.arange(width) < depths[:, None]  # (Q, W)
+        return type(self)(np.where(keep, self.docs[:, :width], -1), np.where(keep, self.scores[:, :width], -np.inf))
+
+
+def top_k(docs: np.ndarray, scores: np.ndarray, k: int) -> Candidates:
+    """The k best of (Q, W) unsorted rows, pad -1, as Candidates (Q, k); narrower input is padded."""
+    if docs.shape[1] > 4 * k:  # a tie at the k-th score is broken by row: widen until it is inside
+        kth = np.partition(scores, docs.shape[1] - k, axis=1)[:, docs.shape[1] - k]
+        width = max(k, int((scores >= kth[:, None]).sum(axis=1).max(initial=0)))
+        if width < docs.shape[1]:
+            part = np.argpartition(-scores, width - 1, axis=1)[:, :width]
+            docs, scores = np.take_along_axis(docs, part, 1), np.take_along_axis(scores, part, 1)
+    order = np.lexsort((docs.astype(np.uint32), -scores), axis=1)[:, :k]  # the pad -1 is the largest uint32
+    out = Candidates.empty(len(docs), k)
+    out.docs[:, : order.shape[1]] = np.take_along_axis(docs, order, 1)
+    out.scores[:, : order.shape[1]] = np.take_along_axis(scores, order, 1)
+    return out
+
+
+class Pool(NamedTuple):
+    """The union of the arms' candidates and who returned what. A pad row (-1) is NaN in every arm."""
+
+    arms: tuple[str, ...]  # A names, the order of the last axis
+    docs: np.ndarray  # (Q, K) int32, unique in a row, pad -1
+    ranks: np.ndarray  # (Q, K, A) float32, 0 = first, NaN = that arm did not return it
+    scores: np.ndarray  # (Q, K, A) float32, NaN likewise
+
+
+class Decision(NamedTuple):
+    """How deep each arm is drawn and how many candidates are ranked, with the probability of having chosen so."""
+
+    depths: np.ndarray  # (Q, A) int32, 0 = the arm is not run
+    cut: np.ndarray  # (Q,) int32 candidates of the fused union that go to the ranker
+    propensity: np.ndarray  # (Q,) in (0, 1], of the whole decision
+    marginals: np.ndarray  # (Q, A + 1) in (0, 1], of each arm's depth and, last, of the cut
+
+
+class Page(NamedTuple):
+    """What was shown, and all that is needed to learn from it."""
+
+    impressions: list[str]  # Q ids made here
+    queries: Sequence[Query]
+    features: np.ndarray  # (Q, F) context features the policy saw
+    decision: Decision
+    shown: Candidates  # (Q, k)
+    arms: tuple[str, ...]
+    ranks: np.ndarray  # (Q, k, A) rank at which each arm returned the shown candidate, NaN = it did not
+
+    def returned_by(self, query: int, position: int) -> list[str]:
+        """Names of the arms that returned the candidate shown at this position."""
+        return [a for a, rank in zip(self.arms, self.ranks[query, position], strict=True) if not np.isnan(rank)]
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """What a customer did with one impression: (document id, action kind, time) each, and the reward it came to."""
+
+    impression: str
+    actions: Sequence[tuple[str, str, datetime]]
+    reward: float
+
+
+@runtime_checkable
+class Arm(Protocol):
+    """A candidate generator."""
+
+    def search(self, queries: Sequence[Query], k: int) -> Candidates:
+        """(Q, k) candidates; an arm with nothing to say returns padding."""
+        ...
+
+
+class Encoder(Protocol):
+    """Texts to unit vectors. `id` names the weights (name and sha256), so that an index can refuse another's."""
+
+    id: str
+
+    def encode(self, texts: Sequence[str], *, is_query: bool = False) -> np.ndarray:
+        """(B, D) float32."""
+        ...
+
+
+class Policy(Protocol):
+    """Decides for a batch of queries; learns from feedback."""
+
+    def decide(self, features: np.ndarray) -> Decision:
+        """features (Q, F)."""
+        ...
+
+    def update(self, feedback: Sequence[Feedback]) -> None: ...
+
+
+class Ranker(Protocol):
+    """Orders a pool."""
+
+    def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
+        """(Q, K) candidates, K the width of the pool."""
+        ...
