@@ -1,0 +1,130 @@
+"""The Qdrant engine in this process: sparse vectors with filters, in a sealed folder.
+
+Knows points, sparse vectors, integer tags and numbers as payload; knows nothing about texts or arms. The engine writes
+into the folder that it has open and allows one process a folder, so a sealed folder is never opened itself: a reader
+works on a private copy. Legend: B points of a batch, Q queries, K candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+from qdrant_edge import (
+    CountRequest,
+    EdgeConfig,
+    EdgeShard,
+    EdgeSparseVectorParams,
+    FieldCondition,
+    Filter,
+    MatchAny,
+    PayloadSchemaType,
+    Point,
+    Query,
+    QueryBatchRequest,
+    QueryRequest,
+    RangeFloat,
+    SparseVector,
+    UpdateOperation,
+)
+
+from ltrr.core import Candidates
+from ltrr.index.manifest import IndexRefused, private_copy
+from ltrr.index.text import Sparse
+
+_VECTOR, _TAGS = "sparse", "tags"
+
+
+class Batch(NamedTuple):
+    """Points to be stored, in row order."""
+
+    rows: Sequence[int]  # (B,)
+    vectors: Sparse  # B sparse vectors, dimensions unique in a row
+    tags: Sequence[Sequence[int]] | None = None  # B lists of integer tags for `Where.any_of`
+    numbers: Mapping[str, np.ndarray] | None = None  # name -> (B,) floats for `Where.between`, NaN = unknown
+
+
+class Where(NamedTuple):
+    """A conjunction: for every group at least one tag, for every number its closed range."""
+
+    any_of: tuple[tuple[int, ...], ...] = ()
+    between: tuple[tuple[str, float, float], ...] = ()
+
+
+class SparseEngine:
+    """Exact top-k by sparse dot product, optionally filtered."""
+
+    def __init__(self, shard: EdgeShard):
+        self._shard = shard
+
+    @classmethod
+    def create(cls, folder: Path, batches: Iterable[Batch]) -> int:
+        """Writes a new shard, optimises and closes it; the number of points."""
+        params = {_VECTOR: EdgeSparseVectorParams()}
+        shard = EdgeShard.create(str(folder), EdgeConfig(sparse_vectors=params))
+        indexed: set[str] = set()
+        for batch in batches:
+            for name in ({_TAGS} if batch.tags is not None else set()) | set(batch.numbers or ()):
+                if name not in indexed:
+                    kind = PayloadSchemaType.Integer if name == _TAGS else PayloadSchemaType.Float
+                    shard.update(UpdateOperation.create_field_index(name, kind))
+                    indexed.add(name)
+            shard.update(UpdateOperation.upsert_points(_points(batch)))
+        shard.optimize()
+        shard.flush()
+        count = shard.count(CountRequest(exact=True))
+        shard.close()
+        return count
+
+    @classmethod
+    def open(cls, folder: Path, root: Path, count: int) -> Self:
+        """Opens a private copy, kept under `root`, of a sealed folder; IndexRefused where points are missing."""
+        shard = EdgeShard.load(str(private_copy(folder, root)))
+        found = shard.count(CountRequest(exact=True))
+        if found != count:
+            raise IndexRefused(f"index {folder}: the engine recovered {found} points, the manifest says {count}")
+        return cls(shard)
+
+    def search(
+        self, vectors: Sequence[tuple[np.ndarray, np.ndarray]], k: int, where: Sequence[Where | None] | None = None
+    ) -> Candidates:
+        """(Q, k) best points for Q pairs of (dimensions, values); an empty vector returns padding."""
+        requests, asked = [], []
+        for i, (terms, values) in enumerate(vectors):
+            if len(terms):
+                nearest = Query.Nearest(_sparse(terms, values), using=_VECTOR)
+                condition = _filter(where[i]) if where is not None else None
+                requests.append(QueryRequest(query=nearest, limit=k, filter=condition))
+                asked.append(i)
+        docs = [np.empty(0, np.int32)] * len(vectors)
+        scores = [np.empty(0, np.float32)] * len(vectors)
+        found = self._shard.query_batch(QueryBatchRequest(requests)) if requests else []
+        for i, points in zip(asked, found, strict=True):
+            docs[i] = np.fromiter((p.id for p in points), np.int32, len(points))
+            scores[i] = np.fromiter((p.score for p in points), np.float32, len(points))
+        return Candidates.from_lists(docs, scores, k)
+
+
+def _sparse(terms: np.ndarray, values: np.ndarray) -> SparseVector:
+    return SparseVector(terms.tolist(), values.tolist())
+
+
+def _points(batch: Batch) -> list[Point]:
+    points = []
+    for i, row in enumerate(batch.rows):
+        payload: dict = {} if batch.tags is None else {_TAGS: list(batch.tags[i])}
+        for name, column in (batch.numbers or {}).items():
+            if not np.isnan(column[i]):
+                payload[name] = float(column[i])
+        points.append(Point(row, {_VECTOR: _sparse(*batch.vectors.row(i))}, payload))  # type: ignore[arg-type]
+    return points
+
+
+def _filter(where: Where | None) -> Filter | None:
+    if where is None or not (where.any_of or where.between):
+        return None
+    must = [FieldCondition(key=_TAGS, match=MatchAny(list(tags))) for tags in where.any_of]
+    must += [FieldCondition(key=name, range=RangeFloat(gte=low, lte=high)) for name, low, high in where.between]
+    return Filter(must=must)  # type: ignore[arg-type]
