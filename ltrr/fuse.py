@@ -1,0 +1,161 @@
+"""The union of what the arms returned, and static ways to order it: reciprocal ranks and convex combination.
+
+Knows candidates, ranks and scores; knows nothing about queries' texts, documents or how the arms work. Both rankers
+are baselines of whatever is learned later. Legend: Q queries, K candidates of the union, A arms, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from scipy.optimize import minimize
+
+from ltrr.core import Candidates, Pool, Query, top_k
+
+Norm = Literal["minmax", "zscore"]
+WINDOW = 100  # ranks over which an arm's scores are scaled, so that drawing deeper does not change the scale
+
+
+def union(arms: Mapping[str, Candidates]) -> Pool:
+    """Every document that any arm returned, once, with each arm's rank and score (rows ascending, pads last)."""
+    names, drawn = tuple(arms), list(arms.values())
+    num_queries = len(drawn[0].docs)
+    docs = np.concatenate([c.docs for c in drawn], axis=1)  # (Q, W)
+    ranks = np.concatenate([np.broadcast_to(np.arange(c.docs.shape[1]), c.docs.shape) for c in drawn], axis=1)
+    scores = np.concatenate([c.scores for c in drawn], axis=1)
+    source = np.repeat(np.arange(len(drawn)), [c.docs.shape[1] for c in drawn])  # (W,)
+    query, column = np.nonzero(docs >= 0)
+    keys = query.astype(np.int64) << 32 | docs[query, column]
+    unique, place = np.unique(keys, return_inverse=True)
+    owner = unique >> 32
+    start = np.searchsorted(owner, np.arange(num_queries))
+    width = int(np.bincount(owner, minlength=num_queries).max(initial=0))
+    slot = np.arange(len(unique)) - start[owner]
+    pool = Pool(
+        names,
+        np.full((num_queries, width), -1, np.int32),
+        np.full((num_queries, width, len(names)), np.nan, np.float32),
+        np.full((num_queries, width, len(names)), np.nan, np.float32),
+    )
+    pool.docs[owner, slot] = unique & 0xFFFFFFFF
+    pool.ranks[query, slot[place], source[column]] = ranks[query, column]
+    pool.scores[query, slot[place], source[column]] = scores[query, column]
+    return pool
+
+
+def take(pool: Pool, chosen: Candidates) -> Pool:
+    """The pool restricted to the chosen candidates, in their order; a pad stays a pad."""
+    order = np.argsort(pool.docs.astype(np.uint32), axis=1)  # pads last
+    ordered = np.take_along_axis(pool.docs.astype(np.uint32), order, 1)
+    place = np.stack([np.searchsorted(o, d) for o, d in zip(ordered, chosen.docs.astype(np.uint32), strict=True)])
+    place = np.take_along_axis(order, np.minimum(place, max(pool.docs.shape[1] - 1, 0)), 1)  # (Q, k)
+    pad = (chosen.docs < 0)[:, :, None]
+    ranks = np.where(pad, np.nan, np.take_along_axis(pool.ranks, place[:, :, None], 1))
+    scores = np.where(pad, np.nan, np.take_along_axis(pool.scores, place[:, :, None], 1))
+    return Pool(pool.arms, chosen.docs, ranks, scores)
+
+
+def reciprocal_ranks(pool: Pool, k: float = 60.0) -> np.ndarray:
+    """Σ_a 1 / (k + rank_a), ranks from 1 (Cormack et al. 2009): (Q, K)."""
+    return np.nansum(1.0 / (k + 1.0 + pool.ranks), axis=2)
+
+
+def scale(pool: Pool, norm: Norm) -> np.ndarray:
+    """Scores of each arm made comparable over its first WINDOW ranks, (Q, K, A), never NaN.
+
+    minmax: best 1, last of the window 0; zscore: (s − mean) / deviation over the window (Bruch et al. 2023 compare
+    them). Deeper candidates go on below on the same scale. One that an arm did not return gets that arm's lowest value,
+    but no more than 0 (minmax) or the window's lowest (zscore); an arm that returned nothing is 0 everywhere.
+    """
+    inside = np.where(pool.ranks < WINDOW, pool.scores, np.nan)  # (Q, K, A)
+    silent = np.isnan(inside).all(axis=1, keepdims=True)  # (Q, 1, A)
+    inside = np.where(silent, 0.0, inside)
+    if norm == "minmax":
+        low, high = np.nanmin(inside, axis=1, keepdims=True), np.nanmax(inside, axis=1, keepdims=True)
+        flat = high - low < 1e-9
+        scaled = np.where(flat, 1.0, (pool.scores - low) / np.where(flat, 1.0, high - low))
+        scaled = np.where(np.isnan(pool.scores), np.nan, scaled)
+        floor = 0.0
+    else:
+        deviation = np.nanstd(inside, axis=1, keepdims=True)
+        scaled = (pool.scores - np.nanmean(inside, axis=1, keepdims=True)) / np.where(deviation < 1e-9, 1.0, deviation)
+        floor = np.inf
+    lowest = np.nanmin(np.where(silent, 0.0, scaled), axis=1, keepdims=True)
+    return np.where(silent, 0.0, np.where(np.isnan(scaled), np.minimum(lowest, floor), scaled))
+
+
+def fit_listwise(
+    features: np.ndarray, grades: np.ndarray, mask: np.ndarray, l2: float = 1e-3
+) -> tuple[np.ndarray, float]:
+    """Non-negative weights of a linear score by the listwise softmax cross-entropy (ListNet, Cao et al. 2007).
+
+    Args:
+        features: (Q, K, F), any finite scale.
+        grades: (Q, K) ≥ 0, the target distribution is grades / Σ grades; queries with none are ignored.
+        mask: (Q, K) true where there is a candidate.
+        l2: penalty on the weights.
+
+    Returns:
+        weights (F,) and the mean loss in nats.
+    """
+    useful = (grades * mask).sum(axis=1) > 0
+    features, grades, mask = features[useful], (grades * mask)[useful], mask[useful]
+    if not len(features):
+        raise ValueError("no query has a relevant candidate: weights cannot be fitted; give them in the config")
+    target = grades / grades.sum(axis=1, keepdims=True)
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = np.where(mask, features @ weights, -np.inf)
+        logits = logits - logits.max(axis=1, keepdims=True)
+        partition = np.exp(logits).sum(axis=1, keepdims=True)
+        error = np.exp(logits) / partition - target  # (Q, K)
+        value = -(target * np.where(mask, logits - np.log(partition), 0.0)).sum() / len(features)
+        gradient = np.einsum("qk,qkf->f", error, features) / len(features)
+        return value + l2 * weights @ weights, gradient + 2 * l2 * weights
+
+    start = np.full(features.shape[2], 0.5)
+    best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(start))
+    return best.x, float(best.fun)
+
+
+class ReciprocalRankFusion:
+    """A Ranker: the pool by Σ 1 / (k + rank)."""
+
+    def __init__(self, k: float = 60.0):
+        self.k = k
+
+    def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
+        """(Q, K) all of the pool."""
+        return _order(pool, reciprocal_ranks(pool, self.k))
+
+
+class ConvexFusion:
+    """A Ranker: the pool by a weighted sum of scaled scores; weights by arm, absent = 0."""
+
+    def __init__(self, weights: Mapping[str, float], norm: Norm = "minmax"):
+        self.weights = dict(weights)
+        self.norm: Norm = norm
+
+    @classmethod
+    def fit(cls, pool: Pool, grades: np.ndarray, arms: Sequence[str]) -> tuple[ConvexFusion, float]:
+        """Weights (they sum to 1) and scale by the lower listwise loss; grades (Q, K) of the pool's candidates."""
+        fits: list[tuple[float, ConvexFusion]] = []
+        keep = [pool.arms.index(arm) for arm in arms]
+        norms: tuple[Norm, ...] = ("minmax", "zscore")
+        for norm in norms:
+            weights, loss = fit_listwise(scale(pool, norm)[:, :, keep], grades, pool.docs >= 0)
+            total = max(float(weights.sum()), 1e-9)
+            fits.append((loss, cls({a: float(w) / total for a, w in zip(arms, weights, strict=True)}, norm)))
+        loss, best = min(fits, key=lambda fit: fit[0])
+        return best, loss
+
+    def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
+        """(Q, K) all of the pool."""
+        weights = np.array([self.weights.get(arm, 0.0) for arm in pool.arms])
+        return _order(pool, scale(pool, self.norm) @ weights)
+
+
+def _order(pool: Pool, scores: np.ndarray) -> Candidates:
+    return top_k(pool.docs, np.where(pool.docs >= 0, scores, -np.inf).astype(np.float32), pool.docs.shape[1])
