@@ -1,0 +1,262 @@
+"""Full-text search: BM25 over several fields with boosts, and a popularity prior.
+
+Knows texts and one numeric field; knows nothing about what words mean (that is `structured`). The prior multiplies a
+document's score by 1 + strength · prior(d), prior(d) = log(1 + value) / log(1 + largest value) in [0, 1]; it is stored
+inside the document vectors, so that the engine's top-k is exact.
+Legend: Q queries, K candidates, F fields, N documents.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from ltrr.core import Candidates, Qrels, Query
+from ltrr.data.beir import Corpus, Document, field_number, field_values
+from ltrr.fuse import fit_listwise
+from ltrr.index import manifest
+from ltrr.index.qdrant import Batch, SparseEngine
+from ltrr.index.text import TextCoder, TextField, describe, merge
+
+_BM25 = ((1.2, 0.75), (0.9, 0.4))  # (k1, b) tried: Robertson's and Anserini's defaults
+_STRENGTHS = (0.0, 0.1, 0.25, 0.5, 1.0)
+
+
+class Lexical:
+    """BM25 arm.
+
+    Args:
+        fields: name -> TextField arguments; by default `title` and `all` (title, text and every metadata field of words
+            or years), each with both analysers: title_english, title_folded, all_english, all_folded.
+        boosts: field name -> weight ≥ 0 at query time; by default all_english alone, which is plain BM25.
+        k1: BM25's saturation where a field gives none.
+        b: BM25's length normalisation where a field gives none.
+        prior: numeric metadata field for the popularity prior, or null.
+        prior_strength: ≥ 0, how much a document of the largest prior gains (.25 = 25 %).
+    """
+
+    def __init__(
+        self,
+        *,
+        fields: Mapping[str, Mapping[str, Any]] | None = None,
+        boosts: Mapping[str, float] | None = None,
+        k1: float = 1.2,
+        b: float = 0.75,
+        prior: str | None = None,
+        prior_strength: float = 0.25,
+    ):
+        self._fields, self._boosts = fields, boosts
+        self._k1, self._b = k1, b
+        self._prior, self._strength = prior, prior_strength
+
+    # -- life: build once, open, search
+
+    def build(self, corpus: Corpus, root: Path) -> None:
+        """Writes the index under `root`, atomically."""
+        fields = self.text_fields(corpus)
+        coder = TextCoder.fit(fields, (field_texts(batch, fields) for batch in documents_of(corpus)))
+        scale = self._multiplier(corpus)
+
+        def batches() -> Iterator[Batch]:
+            start = 0
+            for batch in documents_of(corpus):
+                rows = range(start, start + len(batch))
+                yield Batch(rows, merge(coder.documents(field_texts(batch, fields), scale[start : rows.stop])))
+                start = rows.stop
+
+        def write(folder: Path) -> dict[str, int]:
+            coder.save(folder / "terms.npz")
+            return {"documents": SparseEngine.create(folder / "engine", batches())}
+
+        manifest.build(
+            root, kind="lexical", corpus=corpus.fingerprint, model=None, config=self._config(fields), write=write
+        )
+
+    def open(self, corpus: Corpus, root: Path) -> Self:
+        """Opens what `build` wrote; IndexRefused where it is damaged or of another corpus or config."""
+        fields = self.text_fields(corpus)
+        folder, sealed = manifest.open_index(
+            root, kind="lexical", corpus=corpus.fingerprint, config=self._config(fields)
+        )
+        self._coder = TextCoder.load(folder / "terms.npz", fields)
+        self._engine = SparseEngine.open(folder / "engine", root, sealed.counts["documents"])
+        boosts = self._boosts if self._boosts is not None else {_default_field(fields): 1.0}
+        unknown = set(boosts) - {f.name for f in fields}
+        if unknown:
+            names = ", ".join(f.name for f in fields)
+            raise ValueError(f"boosts name unknown field {sorted(unknown)[0]!r}; the fields are: {names}")
+        self._weights = np.array([float(boosts.get(f.name, 0.0)) for f in fields])
+        return self
+
+    def search(self, queries: Sequence[Query], k: int) -> Candidates:
+        """(Q, k) documents that share a term with the query."""
+        return self._engine.search([self._coder.query(q.text, self._weights) for q in queries], k)
+
+    # -- choosing boosts, k1, b and the prior from judged queries
+
+    def tune(self, corpus: Corpus, queries: Sequence[Query], qrels: Qrels, seed: int = 0) -> dict[str, Any]:
+        """Constructor arguments that minimise the listwise loss over the best 100 of each query.
+
+        At most 2,000 queries and 200,000 documents (judged ones always) are used. Everything the constructor was given
+        stays as it is. Compared at equal candidates: (k1, b), the prior's field and strength; boosts by `fit_listwise`.
+        """
+        rng = np.random.default_rng(seed)
+        judged = [q for q in queries if any(g > 0 for g in qrels[q.id].values())]
+        judged = [judged[i] for i in rng.permutation(len(judged))[:2000]]
+        if not judged:
+            raise ValueError("no query with a positive to tune boosts on; give `boosts` in the config instead")
+        wanted = corpus.rows([d for q in judged for d in qrels[q.id]])
+        sample = rng.choice(len(corpus), 200_000, replace=False) if len(corpus) > 200_000 else np.arange(len(corpus))
+        rows = np.union1d(wanted, sample)
+        place = {int(row): i for i, row in enumerate(rows)}
+        fields = self.text_fields(corpus)
+        coder = TextCoder.fit(fields, (field_texts(batch, fields) for batch in documents_of(corpus)))
+        texts = field_texts([corpus[int(row)] for row in rows], fields)
+        priors = {None: np.zeros(len(rows))} | {
+            name: self._prior_of(corpus, name)[rows] for name in self._priors(corpus)
+        }
+        docs: np.ndarray | None = None
+        best: tuple[float, dict[str, Any]] = (np.inf, {})
+        for k1, b in _BM25 if (self._k1, self._b) == _BM25[0] and self._fields is None else ((self._k1, self._b),):
+            coder.fields = tuple(dataclasses.replace(f, k1=k1, b=b) for f in coder.fields)
+            scores = coder.field_scores([q.text for q in judged], coder.documents(texts))  # F of (Q, N)
+            if docs is None:
+                docs, mask = _best(sum(scores[1:], scores[0]), 100)
+                grades = np.zeros(docs.shape)
+                for i, query in enumerate(judged):
+                    gains = np.zeros(len(rows))
+                    for doc, grade in qrels[query.id].items():
+                        gains[place[corpus.row(doc)]] = max(grade, 0)
+                    grades[i] = gains[docs[i]]
+            features = np.stack([_gather(s, docs) for s in scores], axis=2)  # (Q, K, F)
+            for name, prior in priors.items():
+                for strength in _STRENGTHS[1:] if name else (0.0,):
+                    scaled = features * (1 + strength * prior[docs])[:, :, None]
+                    weights, loss = fit_listwise(scaled, grades, mask)
+                    if loss < best[0]:
+                        boosts = {f.name: round(float(w), 4) for f, w in zip(fields, weights, strict=True)}
+                        chosen = {"boosts": boosts, "k1": k1, "b": b, "prior": name, "prior_strength": strength}
+                        best = (loss, chosen)
+        return best[1]
+
+    # -- what is searched
+
+    def text_fields(self, corpus: Corpus) -> tuple[TextField, ...]:
+        """The fields of this corpus under this config; ValueError names an unknown source or argument."""
+        if self._fields is None:
+            words = [f for f, kind in corpus.fields.items() if kind in ("text", "keyword") or year_like(corpus, f)]
+            parts = {"title": ("title",), "all": ("title", "text", *words)}
+            return tuple(
+                TextField(f"{name}_{analyser}", sources, analyser, self._k1, self._b)
+                for name, sources in parts.items()
+                for analyser in ("english", "folded")
+            )
+        out = []
+        for name, arguments in self._fields.items():
+            known = {f.name for f in dataclasses.fields(TextField)} - {"name"}
+            if unknown := set(arguments) - known:
+                raise ValueError(
+                    f"fields.{name}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(sorted(known))}"
+                )
+            sources = tuple(arguments.get("sources", (name,)))
+            for source in sources:
+                if source not in ("title", "text", *corpus.fields):
+                    known = {"title", "text", *corpus.fields}
+                    raise ValueError(f"fields.{name}.sources: no field {source!r}; this corpus has {sorted(known)}")
+            rest: dict[str, Any] = {"k1": self._k1, "b": self._b} | {k: v for k, v in arguments.items() if k != "sources"}
+            out.append(TextField(name, sources, **rest))
+        return tuple(out)
+
+    def _config(self, fields: Sequence[TextField]) -> dict[str, Any]:
+        strength = self._strength if self._prior else 0.0
+        return {"fields": describe(fields), "prior": self._prior, "prior_strength": strength}
+
+    def _priors(self, corpus: Corpus) -> list[str]:
+        if self._prior:
+            return [self._prior]
+        return prior_fields(corpus)
+
+    def _multiplier(self, corpus: Corpus) -> np.ndarray:
+        if self._prior is None:
+            return np.ones(len(corpus), np.float32)
+        return (1 + self._strength * self._prior_of(corpus, self._prior)).astype(np.float32)
+
+    @staticmethod
+    def _prior_of(corpus: Corpus, field: str) -> np.ndarray:
+        if field not in (known := prior_fields(corpus)):
+            raise ValueError(f"prior: {field!r} is no number field for a prior; this corpus has {known or 'none'}")
+        return log_prior(number_column(corpus, field))
+
+
+def log_prior(values: np.ndarray) -> np.ndarray:
+    """log(1 + v) / log(1 + largest v) in [0, 1]; unknown (NaN) and negative values are 0."""
+    logs = np.log1p(np.maximum(np.nan_to_num(values), 0.0))
+    return logs / max(float(logs.max(initial=0.0)), 1e-9)
+
+
+def year_like(corpus: Corpus, field: str) -> bool:
+    """Whether a number field holds years: ≥ 95 % of the first 1,000 known values are integers in 1000..2100."""
+    if corpus.fields[field] != "number":
+        return False
+    values = np.array([field_number(corpus[row], field) for row in range(min(1000, len(corpus)))])
+    values = values[~np.isnan(values) & (values != 0)]
+    return len(values) > 0 and bool(np.mean((values % 1 == 0) & (values >= 1000) & (values <= 2100)) >= 0.95)
+
+
+def source_text(document: Document, source: str) -> str:
+    """Title, text, or a metadata field's values as one string."""
+    if source == "title":
+        return document.title
+    if source == "text":
+        return document.text
+    value = document.metadata.get(source)
+    if isinstance(value, int | float):
+        return str(int(value)) if value == int(value) else str(value)
+    return " ".join(name for name, _ in field_values(document, source))
+
+
+def field_texts(documents: Sequence[Document], fields: Sequence[TextField]) -> list[tuple[str, ...]]:
+    """B documents -> B tuples of F strings."""
+    return [tuple(" ".join(source_text(d, s) for s in field.sources) for field in fields) for d in documents]
+
+
+def documents_of(corpus: Corpus, size: int = 1000) -> Iterator[list[Document]]:
+    """The corpus in row order, `size` documents at a time."""
+    documents = iter(corpus)
+    while batch := list(islice(documents, size)):
+        yield batch
+
+
+def number_column(corpus: Corpus, field: str) -> np.ndarray:
+    """A number or date field of every document, (N,) float64, NaN = unknown."""
+    return np.fromiter((field_number(d, field) for d in corpus), np.float64, len(corpus))
+
+
+def prior_fields(corpus: Corpus) -> list[str]:
+    """Number fields that can say how popular or good a document is: all but years."""
+    return [f for f, kind in corpus.fields.items() if kind == "number" and not year_like(corpus, f)]
+
+
+def _default_field(fields: Sequence[TextField]) -> str:
+    names = [f.name for f in fields]
+    return "all_english" if "all_english" in names else names[0]
+
+
+def _best(scores, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns of the k best entries of each row of a sparse matrix, (Q, k), and which of them exist."""
+    docs, found = np.zeros((scores.shape[0], k), np.int64), np.zeros((scores.shape[0], k), bool)
+    for i in range(scores.shape[0]):
+        row = slice(scores.indptr[i], scores.indptr[i + 1])
+        order = np.argsort(-scores.data[row], kind="stable")[:k]
+        docs[i, : len(order)], found[i, : len(order)] = scores.indices[row][order], True
+    return docs, found
+
+
+def _gather(scores, docs: np.ndarray) -> np.ndarray:
+    """Entries of a sparse matrix (Q, N) at columns (Q, K)."""
+    return np.stack([scores[i].toarray().ravel()[docs[i]] for i in range(len(docs))])

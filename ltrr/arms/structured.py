@@ -1,0 +1,345 @@
+"""Structured search: each interpretation of a query becomes a filtered search, weighted by its likelihood.
+
+Knows documents' field values (given or tagged from their text) and how to search them; what a query may mean is
+`understanding`, which values a document without metadata has is `tagging`. A document's vector holds one dimension
+a value (its weight) beside its terms, so that
+
+    score(d | interpretation) = Σ_readings evidence · weight(d, value) + BM25 of the words left over,
+
+among the documents that satisfy every reading; the arm's score is Σ likelihood · score.
+Legend: Q queries, K candidates, N documents, V values, I interpretations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+import numpy as np
+
+from ltrr.arms.lexical import documents_of, field_texts, log_prior, number_column, prior_fields, year_like
+from ltrr.arms.tagging import Tagger
+from ltrr.arms.understanding import Interpretation, Reading, Vocabulary, normalise
+from ltrr.core import Candidates, Qrels, Query
+from ltrr.data.beir import Corpus, Document, field_values
+from ltrr.index import manifest
+from ltrr.index.qdrant import Batch, SparseEngine, Where
+from ltrr.index.text import Sparse, TextCoder, TextField, describe, merge
+from ltrr.metrics import evaluate, to_run
+
+_RELATED = 0.3  # what a document related to the named one scores, as a share of the best
+_TUNING = 300  # queries that tuning looks at
+_GRID: tuple[tuple[str, tuple[float, ...]], ...] = (
+    ("title_boost", (0.5, 0.25, 1.0, 2.0)),
+    ("text_boost", (0.5, 0.25, 1.0, 2.0)),
+    ("text_evidence", (0.5, 0.25, 0.75)),
+    ("temperature", (2.0, 1.0, 4.0)),
+)
+_SELECTIVE = 200  # a value of at most so many documents relates them
+
+
+class Structured:
+    """Query understanding + structured search arm, for any corpus with metadata.
+
+    Args:
+        fields: keyword fields to understand; by default all of the corpus.
+        prior: numeric field for the popularity prior, or null.
+        prior_strength: ≥ 0, how much a document of the largest prior gains (.25 = 25 %).
+        title_boost: BM25 weight of the title for words that no reading explains.
+        text_boost: the same for title, text and metadata together.
+        text_evidence: evidence of a word as plain text, as a share of its idf, 0..1.
+        temperature: nats; larger = more even likelihoods.
+        tag_missing: tag documents that lack a field from their text.
+    """
+
+    needs_fields = True  # of no use to a corpus without metadata
+
+    def __init__(
+        self,
+        *,
+        fields: Sequence[str] | None = None,
+        prior: str | None = None,
+        prior_strength: float = 0.5,
+        title_boost: float = 0.5,
+        text_boost: float = 0.5,
+        text_evidence: float = 0.5,
+        temperature: float = 2.0,
+        tag_missing: bool = True,
+    ):
+        self._fields, self._prior, self._strength = fields, prior, prior_strength
+        self._boosts = np.array([title_boost, text_boost])
+        self._text_evidence, self._temperature, self._tag_missing = text_evidence, temperature, tag_missing
+
+    def build(self, corpus: Corpus, root: Path) -> None:
+        """Writes the index under `root`, atomically."""
+        keywords, numbers = self._keywords(corpus), self._numbers(corpus)
+        fields = _text_fields(keywords)
+        coder = TextCoder.fit(fields, (field_texts(batch, fields) for batch in documents_of(corpus)))
+        tagger = Tagger.fit(corpus, keywords) if self._tag_missing else Tagger.none()
+        vocabulary = Vocabulary.fit(
+            ((d.title, d.text, {f: [v for v, _ in field_values(d, f)] for f in keywords}) for d in corpus), numbers
+        )
+        tags = vocabulary.tags()
+        names = _selective_names(vocabulary)
+        prior = self._prior_column(corpus)
+        kept: list[Sparse] = []
+
+        def batches() -> Iterator[Batch]:
+            start = 0
+            for batch in documents_of(corpus):
+                rows = range(start, start + len(batch))
+                predicted = tagger.tag(batch)
+                weighted = [_weighted_tags(d, keywords, tags, names, p) for d, p in zip(batch, predicted, strict=True)]
+                values = _sparse(weighted)
+                kept.append(values)
+                scale = 1 + self._strength * prior[rows.start : rows.stop]
+                scaled = values._replace(values=values.values * np.repeat(scale, np.diff(values.ptr)))
+                every = Sparse(np.arange(len(batch) + 1), np.full(len(batch), _EVERY, np.uint32), scale)
+                texts = [t._replace(terms=t.terms | _TEXT) for t in coder.documents(field_texts(batch, fields), scale)]
+                yield Batch(
+                    rows,
+                    merge([scaled, every, *texts]),
+                    [list(w) for w in weighted],
+                    {name: column[rows.start : rows.stop] for name, column in numbers.items()},
+                )
+                start += len(batch)
+
+        def write(folder: Path) -> dict[str, int]:
+            coder.save(folder / "terms.npz")
+            vocabulary.save(folder)
+            tagger.save(folder)
+            counts = {"documents": SparseEngine.create(folder / "engine", batches()), "values": len(vocabulary.values)}
+            sizes = np.concatenate([np.diff(s.ptr) for s in kept])
+            np.savez(
+                folder / "tags.npz",
+                ptr=np.concatenate([[0], np.cumsum(sizes)]),
+                tags=np.concatenate([s.terms for s in kept]),
+                weights=np.concatenate([s.values for s in kept]),
+            )
+            return counts | {"tagged": tagger.num_tagged}
+
+        manifest.build(
+            root, kind="structured", corpus=corpus.fingerprint, model=None, config=self._config(fields), write=write
+        )
+
+    def open(self, corpus: Corpus, root: Path) -> Self:
+        """Opens what `build` wrote; IndexRefused where it is damaged or of another corpus or config."""
+        fields = _text_fields(self._keywords(corpus))
+        folder, sealed = manifest.open_index(
+            root, kind="structured", corpus=corpus.fingerprint, config=self._config(fields)
+        )
+        self._corpus = corpus
+        self._coder = TextCoder.load(folder / "terms.npz", fields)
+        self.vocabulary = Vocabulary.load(folder)
+        with np.load(folder / "tags.npz", allow_pickle=False) as data:
+            self._tags = Sparse(data["ptr"], data["tags"], data["weights"])
+        self._engine = SparseEngine.open(folder / "engine", root, sealed.counts["documents"])
+        return self
+
+    def tune(self, corpus: Corpus, queries: Sequence[Query], qrels: Qrels, seed: int = 0) -> dict[str, Any]:
+        """Constructor arguments by nDCG@10 of at most 300 judged queries: the prior, then one argument after another.
+
+        The prior is the number field of which positives have most, by mean percentile; none where that is below 60 %.
+        """
+        judged = [q for q in queries if any(grade > 0 for grade in qrels[q.id].values())]
+        judged = [judged[i] for i in np.random.default_rng(seed).permutation(len(judged))[:_TUNING]]
+        if not judged:
+            return {}
+        prior = self._prior or _telling_prior(corpus, [qrels[q.id] for q in judged])
+        best: dict[str, Any] = {"prior": prior}
+        with TemporaryDirectory() as folder:
+            arm = Structured(
+                fields=self._fields, prior=prior, prior_strength=self._strength, tag_missing=self._tag_missing
+            )
+            arm.build(corpus, Path(folder))
+            arm.open(corpus, Path(folder))
+            score = -1.0
+            for name, values in _GRID:
+                for value in values:
+                    trial = best | {name: value}
+                    arm._boosts = np.array([trial.get("title_boost", 0.5), trial.get("text_boost", 0.5)])
+                    arm._text_evidence = trial.get("text_evidence", 0.5)
+                    arm._temperature = trial.get("temperature", 2.0)
+                    run = to_run([q.id for q in judged], arm.search(judged, 10), corpus.ids)
+                    found = evaluate(run, {q.id: qrels[q.id] for q in judged}, ("nDCG@10",)).mean()["nDCG@10"]
+                    if found > score:
+                        score, best = found, trial
+        return best
+
+    def interpret(self, text: str) -> list[Interpretation]:
+        """What the query may mean, likeliest first."""
+        return self.vocabulary.interpret(text, text_evidence=self._text_evidence, temperature=self._temperature)
+
+    def search(self, queries: Sequence[Query], k: int) -> Candidates:
+        """(Q, k) documents by Σ likelihood · score over the interpretations, then what is related to the named one."""
+        understood = [self.interpret(q.text) for q in queries]
+        flat = [(i, one) for i, several in enumerate(understood) for one in several]
+        found = self._engine.search(
+            [self._vector(one) for _, one in flat], k, [_where(one.readings) for _, one in flat]
+        )  # (I, k)
+        owner = np.array([i for i, _ in flat], np.int64)
+        weights = np.array([one.likelihood for _, one in flat])
+        alive = (found.docs >= 0).any(axis=1)  # an interpretation that nothing satisfies was none
+        weights = np.where(alive, weights, 0.0)
+        weights /= np.maximum(np.bincount(owner, weights, len(queries)), 1e-9)[owner]
+        merged = _weighted_sum(found, owner, weights, len(queries), k)
+        return self._with_related(queries, merged, k)
+
+    def related(self, row: int) -> list[tuple[str, str, float]]:
+        """(field, value, weight) that relate other documents to this one: its selective values, rarer = more."""
+        tags, weights = self._tags.row(row)
+        df = self.vocabulary.df[tags]
+        near = (df >= 2) & (df <= _SELECTIVE)
+        return [
+            (self.vocabulary.fields[self.vocabulary.owner[t]], self.vocabulary.values[t], float(w / np.log1p(n)))
+            for t, w, n in zip(tags[near], weights[near], df[near], strict=True)
+        ]
+
+    def _with_related(self, queries: Sequence[Query], found: Candidates, k: int) -> Candidates:
+        """Adds what shares selective values with a best result whose title is the query."""
+        vectors, asked, top = [], [], []
+        for i, query in enumerate(queries):
+            wanted = normalise(query.text)
+            named = [row for row in found.docs[i, :3] if row >= 0 and normalise(self._corpus[int(row)].title) == wanted]
+            if named:
+                tags, weights = self._tags.row(int(named[0]))
+                df = self.vocabulary.df[tags]
+                near = (df >= 2) & (df <= _SELECTIVE)
+                if near.any():
+                    vectors.append((tags[near], (weights[near] / np.log1p(df[near])).astype(np.float32)))
+                    asked.append(i)
+                    top.append(found.scores[i, 0])
+        if not asked:
+            return found
+        more = self._engine.search(vectors, k)
+        best = np.maximum(more.scores[:, :1], 1e-9)
+        scaled = np.where(more.docs >= 0, more.scores / best * _RELATED * np.array(top)[:, None], -np.inf)
+        both = Candidates(
+            np.concatenate([found.docs, more.docs]), np.concatenate([found.scores, scaled.astype(np.float32)])
+        )
+        owner = np.concatenate([np.arange(len(queries)), asked])
+        return _weighted_sum(both, owner, np.ones(len(owner)), len(queries), k)
+
+    def _vector(self, one: Interpretation) -> tuple[np.ndarray, np.ndarray]:
+        """Dimensions and weights of an interpretation: its values, then the words left over."""
+        terms, values = self._coder.query(one.text, self._boosts) if one.text else (np.empty(0, np.uint32),) * 2
+        tags = [t for reading in one.readings for t in reading.tags]
+        weights = [reading.evidence * w for reading in one.readings for w in reading.weights]
+        if any(reading.span for reading in one.readings):  # every document has it: a range alone still has a score
+            tags.append(_EVERY)
+            weights.append(sum(reading.evidence for reading in one.readings if reading.span))
+        both = merge(
+            [_sparse([dict(zip(tags, weights, strict=True))]), Sparse(np.array([0, len(terms)]), terms | _TEXT, values)]
+        )
+        return both.terms, both.values
+
+    def _keywords(self, corpus: Corpus) -> list[str]:
+        known = [f for f, kind in corpus.fields.items() if kind == "keyword"]
+        for field in self._fields or ():
+            if field not in known:
+                raise ValueError(f"arms.structured.fields: {field!r} is no keyword field; this corpus has {known}")
+        return list(self._fields) if self._fields is not None else known
+
+    def _numbers(self, corpus: Corpus) -> dict[str, np.ndarray]:
+        """Years, and dates as fractional years, of every document: name -> (N,)."""
+        out = {f: number_column(corpus, f) for f in corpus.fields if year_like(corpus, f)}
+        for field, kind in corpus.fields.items():
+            if kind == "date":
+                out[field] = np.floor(number_column(corpus, field) / 365.2425 + 1970)
+        return out
+
+    def _prior_column(self, corpus: Corpus) -> np.ndarray:
+        if self._prior is None:
+            return np.zeros(len(corpus))
+        if self._prior not in prior_fields(corpus):
+            raise ValueError(f"arms.structured.prior: {self._prior!r} is none of {prior_fields(corpus)}")
+        return log_prior(number_column(corpus, self._prior))
+
+    def _config(self, fields: Sequence[TextField]) -> dict[str, Any]:
+        strength = self._strength if self._prior else 0.0
+        return {
+            "fields": describe(fields),
+            "prior": self._prior,
+            "prior_strength": strength,
+            "tag_missing": self._tag_missing,
+        }
+
+
+# Dimensions: value ids below, terms above (the bit halves the hash space; `merge` adds what collides).
+_TEXT = np.uint32(1 << 31)
+_EVERY = (1 << 31) - 1
+
+
+def _sparse(rows: Sequence[Mapping[int, float]]) -> Sparse:
+    sizes = np.array([len(row) for row in rows], np.int64)
+    flat = [(t, row[t]) for row in rows for t in sorted(row)]
+    return Sparse(
+        np.concatenate([[0], np.cumsum(sizes)]),
+        np.array([t for t, _ in flat], np.uint32),
+        np.array([w for _, w in flat], np.float32),
+    )
+
+
+def _text_fields(keywords: Sequence[str]) -> tuple[TextField, ...]:
+    return (
+        TextField("title", ("title",), "english", 1.2, 0.75),
+        TextField("all", ("title", "text", *keywords), "english", 1.2, 0.75),
+    )
+
+
+def _telling_prior(corpus: Corpus, qrels: Sequence[Mapping[str, int]]) -> str | None:
+    rows = corpus.rows([doc for grades in qrels for doc, grade in grades.items() if grade > 0])
+    shares = {}
+    for field in prior_fields(corpus):
+        column = np.nan_to_num(number_column(corpus, field))
+        shares[field] = float((np.searchsorted(np.sort(column), column[rows]) / len(column)).mean())
+    best = max(shares, key=lambda name: shares[name], default=None)
+    return best if best is not None and shares[best] >= 0.6 else None
+
+
+def _selective_names(vocabulary: Vocabulary) -> dict[str, list[int]]:
+    """Normalised selective values -> their ids: a document titled so is what others name (a song's artist)."""
+    out: dict[str, list[int]] = {}
+    for i, value in enumerate(vocabulary.values):
+        if 2 <= vocabulary.df[i] <= _SELECTIVE:
+            out.setdefault(" ".join(normalise(value)), []).append(i)
+    return out
+
+
+def _weighted_tags(
+    document: Document,
+    keywords: Sequence[str],
+    tags: Mapping[tuple[str, str], int],
+    names: Mapping[str, Sequence[int]],
+    predicted: Mapping[tuple[str, str], float],
+) -> dict[int, float]:
+    """Value id -> weight of a document: given, named by its own title, or predicted from its text."""
+    out = {tags[key]: weight for key, weight in predicted.items()}
+    for tag in names.get(" ".join(normalise(document.title)), ()):
+        out[tag] = 1.0
+    for field in keywords:
+        for value, weight in field_values(document, field):
+            out[tags[field, value]] = float(weight)
+    return out
+
+
+def _where(readings: Sequence[Reading]) -> Where:
+    return Where(
+        tuple(reading.tags for reading in readings if not reading.span),
+        tuple((reading.field, *reading.span) for reading in readings if reading.span),
+    )
+
+
+def _weighted_sum(found: Candidates, owner: np.ndarray, weights: np.ndarray, num_queries: int, k: int) -> Candidates:
+    """Lists (I, k) -> (Q, k): a document's score is the weighted sum over the lists of its query."""
+    line, column = np.nonzero((found.docs >= 0) & (weights > 0)[:, None])
+    keys = owner[line].astype(np.int64) << 32 | found.docs[line, column]
+    unique, inverse = np.unique(keys, return_inverse=True)
+    scores = np.bincount(inverse, weights[line] * found.scores[line, column], len(unique))
+    cuts = np.searchsorted(unique >> 32, np.arange(num_queries + 1))
+    docs = (unique & 0xFFFFFFFF).astype(np.int32)
+    pieces = [slice(a, b) for a, b in pairwise(cuts)]
+    return Candidates.from_lists([docs[p] for p in pieces], [scores[p].astype(np.float32) for p in pieces], k)
