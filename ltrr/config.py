@@ -1,0 +1,80 @@
+"""YAML and dotted overrides -> a checked dict; a class path and arguments -> an object.
+
+Knows names and signatures; knows nothing about what is built. One YAML holds one experiment: nothing is inherited.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """The message names the file and key, and what would be right."""
+
+
+def load_config(path: Path, overrides: Sequence[str], known: Mapping[str, set[str] | None]) -> dict[str, Any]:
+    """Reads a YAML file and applies `--a.b.c value` pairs (values are YAML).
+
+    `known` maps top-level keys to the keys that stand below (None = anything). ConfigError names an unknown key with
+    the nearest known one.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"config {path}: no such file; the ones that come with ltrr are in configs/") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {path}: not YAML: {error}") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"config {path}: must be a mapping of {', '.join(known)}")
+    if len(overrides) % 2 or any(not key.startswith("--") for key in overrides[::2]):
+        raise ConfigError(f"overrides come in pairs `--key.key value`, got: {' '.join(overrides)}")
+    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+        parts, place = key[2:].replace("-", "_").split("."), config
+        for part in parts[:-1]:
+            if place.get(part) is None:
+                place[part] = {}
+            place = place[part]
+            if not isinstance(place, dict):
+                raise ConfigError(f"{key}: {part!r} holds a value, nothing can be set below it")
+        place[parts[-1]] = yaml.safe_load(value)
+    for top, below in config.items():
+        check_known(f"config {path}", top, known)
+        for name in below or () if isinstance(below, dict) else ():
+            if (names := known[top]) is not None:
+                check_known(f"config {path}: {top}", name, names)
+    return config
+
+
+def check_known(where: str, name: str, known: Sequence[str] | Mapping | set[str]) -> None:
+    """ConfigError where `name` is not one of `known`, with the nearest one."""
+    if name not in known:
+        near = difflib.get_close_matches(str(name), [str(k) for k in known], 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{where}: unknown key {name!r}{hint} Known: {', '.join(sorted(map(str, known)))}")
+
+
+def find_class(where: str, path: str) -> type:
+    """The class at `package.module.Class`."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{where}.class: cannot import {path!r} ({error}); write package.module.Class") from None
+
+
+def construct(where: str, cls: type, arguments: Mapping[str, Any]) -> Any:
+    """cls(**arguments); the signature is the schema, ConfigError names an argument that it does not have or lacks."""
+    parameters = inspect.signature(cls).parameters
+    for name in arguments:
+        check_known(where, name, parameters)
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from None

@@ -1,0 +1,70 @@
+"""Runs systems on the queries of one split, as BEIR does: 1,000 results a query, a result that is the query dropped.
+
+Knows searches and rankers; knows nothing about configs or files. Legend: Q queries, K candidates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from tqdm import tqdm
+
+from ltrr.core import Arm, Candidates, Qrels, Query, Ranker, Run
+from ltrr.evaluate.report import SystemResult
+from ltrr.fuse import union
+from ltrr.metrics import MEASURES, drop_self, evaluate, to_run
+
+DEPTH = 1000
+_BATCH = 256
+
+
+def evaluate_systems(
+    arms: Mapping[str, Arm],
+    fusions: Mapping[str, Ranker],
+    fused: Sequence[str],
+    queries: Sequence[Query],
+    qrels: Qrels,
+    doc_ids: Sequence[str],
+    *,
+    notes: Mapping[str, str] | None = None,
+) -> tuple[list[SystemResult], dict[str, Run]]:
+    """Scores every arm alone and every fusion of the arms named in `fused`.
+
+    Milliseconds a query are wall time in batches of 256, one search thread; a fusion's include its arms'.
+    """
+    runs: dict[str, Run] = {name: {} for name in (*arms, *fusions)}
+    seconds = dict.fromkeys(runs, 0.0)
+    next(iter(arms.values())).search(queries[:1], 10)  # the first call of a process pays for lazy imports
+    for start in tqdm(range(0, len(queries), _BATCH), "evaluate", unit="batch", disable=len(queries) < 2 * _BATCH):
+        batch = queries[start : start + _BATCH]
+        ids = [q.id for q in batch]
+        found: dict[str, Candidates] = {}
+        for name, arm in arms.items():
+            clock = time.perf_counter()
+            found[name] = arm.search(batch, DEPTH + 1)  # one may be the query itself
+            seconds[name] += time.perf_counter() - clock
+            runs[name] |= _run(ids, found[name], doc_ids)
+        for name, ranker in fusions.items():
+            clock = time.perf_counter()
+            ranked = ranker.rank(batch, union({arm: found[arm] for arm in fused}))
+            seconds[name] += time.perf_counter() - clock
+            runs[name] |= _run(ids, ranked, doc_ids)
+    for name in fusions:
+        seconds[name] += sum(seconds[arm] for arm in fused)
+    measures = (*MEASURES, "Judged@10")
+    results = [
+        SystemResult(
+            name,
+            evaluate(run, qrels, measures),
+            1000 * seconds[name] / len(queries),
+            (notes or {}).get(name, ""),
+        )
+        for name, run in runs.items()
+    ]
+    return results, runs
+
+
+def _run(ids: Sequence[str], found: Candidates, doc_ids: Sequence[str]) -> Run:
+    run = drop_self(to_run(ids, Candidates(found.docs[:, : DEPTH + 1], found.scores[:, : DEPTH + 1]), doc_ids))
+    return {query: dict(list(docs.items())[:DEPTH]) for query, docs in run.items()}

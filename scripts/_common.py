@@ -1,0 +1,34 @@
+"""What every script shares: --config, --data, --out, dotted overrides, and errors on one screen."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+def arguments(doc: str, config: str, out: str | None = None, extra: Callable | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """Parsed flags and the overrides left over; --data and --out become paths of the config."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path(config), help=f"YAML (default {config})")
+    parser.add_argument("--data", help="BEIR folder, zip or hub name; overrides data.path")
+    if out is not None:
+        parser.add_argument("--out", type=Path, default=Path(out) if out else None, help=f"folder (default {out})")
+    if extra:
+        extra(parser)
+    flags, overrides = parser.parse_known_args()
+    if flags.data:
+        overrides += ["--data.path", flags.data]
+    return flags, overrides
+
+
+def main(run: Callable[[], None]) -> None:
+    """Runs a script; a user's mistake ends with its message and status 2, not with a traceback."""
+    try:
+        run()
+    except (ValueError, FileNotFoundError) as error:
+        if "--traceback" in sys.argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,62 @@
+"""The BEIR table of a config's arms and their fusions.
+
+python scripts/evaluate.py --config configs/funnel.yaml --data FOLDER|ZIP|HUBNAME --split test --out DIR
+
+Builds missing indexes and tunes what the config leaves free on train and dev (never on the split that is evaluated),
+then writes DIR/results.json, DIR/table.md, DIR/per_query.parquet, DIR/runs/*.trec and DIR/plots/*.png. A collection
+such as CQADupStack gets a folder for each of its sets, and the mean over the sets in DIR/results.json.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from _common import arguments, main
+
+from ltrr.evaluate.beir import evaluate_systems
+from ltrr.evaluate.report import table, write_report
+from ltrr.system import System, open_systems
+
+
+def evaluate(system: System, split: str, out: Path, baseline: str) -> dict:
+    """Table, runs and plots of one data set."""
+    queries, qrels = system.dataset.split(split)
+    arms = {name: system.arm(name) for name in system.usable()}
+    fusions = {"rrf": system.order("rrf"), "convex": system.order("convex")} if len(system.fusion_arms) > 1 else {}
+    results, runs = evaluate_systems(arms, fusions, system.fusion_arms, queries, qrels, system.corpus.ids)
+    report = write_report(
+        out,
+        dataset=system.dataset.name,
+        split=split,
+        num_docs=len(system.corpus),
+        results=results,
+        baseline=baseline,
+        runs=runs,
+        tuned=system.tuned(),
+    )
+    print(f"\n{system.dataset.name}, {split}: {len(queries):,} queries, {len(system.corpus):,} documents")
+    print(table(results, baseline))
+    return report
+
+
+def run() -> None:
+    flags, overrides = arguments(
+        __doc__,
+        "configs/funnel.yaml",
+        "runs/evaluate",
+        lambda parser: (
+            parser.add_argument("--split", default="test"),
+            parser.add_argument("--baseline", default="lexical", help="system that p-values compare with"),
+        ),
+    )
+    systems = open_systems(flags.config, overrides, hold_out=flags.split)
+    if len(systems) == 1:
+        evaluate(systems[0], flags.split, flags.out, flags.baseline)
+    else:
+        reports = [evaluate(s, flags.split, flags.out / s.dataset.name, flags.baseline) for s in systems]
+        write_mean(flags.out, reports)
+    print(f"written: {flags.out}/results.json, table.md, per_query.parquet, runs/, plots/")
+
+
+if __name__ == "__main__":
+    main(run)
