@@ -43,7 +43,10 @@ def load_config(path: Path, overrides: Sequence[str], known: Mapping[str, set[st
             place = place[part]
             if not isinstance(place, dict):
                 raise ConfigError(f"{key}: {part!r} holds a value, nothing can be set below it")
-        place[parts[-1]] = yaml.safe_load(value)
+        try:
+            place[parts[-1]] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"{key}: {value!r} is not YAML") from None
     for top, below in config.items():
         check_known(f"config {path}", top, known)
         for name in below or () if isinstance(below, dict) else ():

@@ -82,6 +82,9 @@ class System:
         for name, spec in self.specs.items():
             if "class" not in spec:
                 raise ConfigError(f"arms.{name}: has no `class`; write `class: ltrr.arms.lexical.Lexical` or your own")
+        method = (settings.get("fusion") or {}).get("method", "convex")
+        if method not in ("rrf", "convex"):
+            raise ConfigError(f"fusion.method: {method!r} is neither 'rrf' nor 'convex'")
         fingerprint = self.corpus.fingerprint[:12]
         self.folder = Path(settings.get("cache") or "runs/cache") / f"{dataset.name}-{fingerprint}"
         self.arm = cache(self._open)  # name -> opened arm
@@ -201,8 +204,6 @@ class System:
         method = method or fusion.get("method", "convex")
         if method == "rrf":
             return _Only(self.fusion_arms, ReciprocalRankFusion(float(fusion.get("k", 60))))
-        if method != "convex":
-            raise ConfigError(f"fusion.method: {method!r} is neither 'rrf' nor 'convex'")
         if fusion.get("weights"):
             for name in fusion["weights"]:
                 check_known("fusion.weights", name, self.specs)

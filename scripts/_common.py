@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
-def arguments(doc: str, config: str, out: str | None = None, extra: Callable | None = None) -> tuple[argparse.Namespace, list[str]]:
+def arguments(
+    doc: str, config: str, out: str | None = None, extra: Callable | None = None
+) -> tuple[argparse.Namespace, list[str]]:
     """Parsed flags and the overrides left over; --data and --out become paths of the config."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path(config), help=f"YAML (default {config})")

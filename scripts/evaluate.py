@@ -14,7 +14,7 @@ from pathlib import Path
 from _common import arguments, main
 
 from ltrr.evaluate.beir import evaluate_systems
-from ltrr.evaluate.report import table, write_report
+from ltrr.evaluate.report import table, write_mean, write_report
 from ltrr.system import System, open_systems
 
 
@@ -54,7 +54,8 @@ def run() -> None:
         evaluate(systems[0], flags.split, flags.out, flags.baseline)
     else:
         reports = [evaluate(s, flags.split, flags.out / s.dataset.name, flags.baseline) for s in systems]
-        write_mean(flags.out, reports)
+        whole = write_mean(flags.out, Path(flags.data).name, reports)
+        print(f"mean of {len(reports)} sets:", {n: round(s["nDCG@10"], 4) for n, s in whole["systems"].items()})
     print(f"written: {flags.out}/results.json, table.md, per_query.parquet, runs/, plots/")
 
 

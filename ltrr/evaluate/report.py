@@ -179,6 +179,26 @@ def write_report(
     return json.loads(text)
 
 
+def write_mean(out: Path, name: str, reports: Sequence[Mapping[str, Any]]) -> dict:
+    """results.json of a collection: the mean over its sets of each system's figures (BEIR on CQADupStack)."""
+    names = [n for n in reports[0]["systems"] if all(n in report["systems"] for report in reports)]
+    systems = {
+        n: {key: sum(r["systems"][n][key] for r in reports) / len(reports) for key in reports[0]["systems"][n]}
+        for n in names
+    }
+    summary = {
+        "dataset": name,
+        "split": reports[0]["split"],
+        "num_queries": sum(report["num_queries"] for report in reports),
+        "num_docs": sum(report["num_docs"] for report in reports),
+        "systems": systems,
+        "sets": [report["dataset"] for report in reports],
+    }
+    with whole_file(out / "results.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
 def _baseline(results: Sequence[SystemResult], name: str) -> SystemResult:
     for system in results:
         if system.name == name:
