@@ -90,21 +90,29 @@ class SparseEngine:
     def search(
         self, vectors: Sequence[tuple[np.ndarray, np.ndarray]], k: int, where: Sequence[Where | None] | None = None
     ) -> Candidates:
-        """(Q, k) best points for Q pairs of (dimensions, values); an empty vector returns padding."""
-        requests, asked = [], []
-        for i, (terms, values) in enumerate(vectors):
-            if len(terms):
-                nearest = Query.Nearest(_sparse(terms, values), using=_VECTOR)
-                condition = _filter(where[i]) if where is not None else None
-                requests.append(QueryRequest(query=nearest, limit=k, filter=condition))
-                asked.append(i)
+        """(Q, k) best points for Q pairs of (dimensions, values); an empty vector returns padding.
+
+        The engine cuts ties at the k-th score anywhere; a query that has one is asked again, deeper, until all of the
+        tie is there and the lowest rows can be kept.
+        """
         docs = [np.empty(0, np.int32)] * len(vectors)
         scores = [np.empty(0, np.float32)] * len(vectors)
-        found = self._shard.query_batch(QueryBatchRequest(requests)) if requests else []
-        for i, points in zip(asked, found, strict=True):
-            docs[i] = np.fromiter((p.id for p in points), np.int32, len(points))
-            scores[i] = np.fromiter((p.score for p in points), np.float32, len(points))
+        asked, limit = [i for i, (terms, _) in enumerate(vectors) if len(terms)], k + 1
+        while asked:
+            requests = [_request(vectors[i], limit, where[i] if where is not None else None) for i in asked]
+            tied = []
+            for i, points in zip(asked, self._shard.query_batch(QueryBatchRequest(requests)), strict=True):
+                if len(points) == limit and points[-1].score == points[k - 1].score:
+                    tied.append(i)
+                    continue
+                docs[i] = np.fromiter((p.id for p in points), np.int32, len(points))
+                scores[i] = np.fromiter((p.score for p in points), np.float32, len(points))
+            asked, limit = tied, 4 * limit
         return Candidates.from_lists(docs, scores, k)
+
+
+def _request(vector: tuple[np.ndarray, np.ndarray], limit: int, where: Where | None) -> QueryRequest:
+    return QueryRequest(query=Query.Nearest(_sparse(*vector), using=_VECTOR), limit=limit, filter=_filter(where))
 
 
 def _sparse(terms: np.ndarray, values: np.ndarray) -> SparseVector:

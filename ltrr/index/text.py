@@ -19,7 +19,7 @@ from qdrant_edge import Bm25, Bm25Config, DisabledStemmer, StopwordsSet
 
 _HUGE = 1e9  # with k1 this large and b = 0 the engine's tf part is the term's count
 ANALYSERS = {
-    "english": Bm25Config(k=_HUGE, b=0.0, language="english"),  # Snowball stems, no stopwords
+    "english": Bm25Config(k=_HUGE, b=0.0, language="english", ascii_folding=True),  # Snowball stems, no stopwords
     "folded": Bm25Config(
         k=_HUGE, b=0.0, ascii_folding=True, stemmer=DisabledStemmer(), stopwords=StopwordsSet()
     ),  # every word as typed, without case and accents
@@ -106,17 +106,24 @@ class TextCoder:
         """Collection statistics from batches of documents, each document F strings, one a field."""
         num_docs, total = 0, np.zeros(len(fields))
         terms, df = np.empty(0, np.uint32), np.empty(0, np.int64)
+        pending: list[np.ndarray] = []  # counted when they outgrow what is known, so that the cost stays linear
+
+        def count() -> tuple[np.ndarray, np.ndarray]:
+            seen = np.concatenate([terms, *pending])
+            unique, inverse = np.unique(seen, return_inverse=True)
+            weights = np.concatenate([df, np.ones(len(seen) - len(terms), np.int64)])
+            return unique, np.bincount(inverse, weights, len(unique)).astype(np.int64)
+
         for batch in batches:
             num_docs += len(batch)
-            parts = [terms]
             for f, field in enumerate(fields):
                 counted = count_terms([texts[f] for texts in batch], field.analyser)
                 total[f] += counted.values.sum()
-                parts.append(_dimension(counted.terms, f))
-            seen = np.concatenate(parts)
-            weights = np.concatenate([df, np.ones(len(seen) - len(terms), np.int64)])
-            terms, inverse = np.unique(seen, return_inverse=True)
-            df = np.bincount(inverse, weights, len(terms)).astype(np.int64)
+                pending.append(_dimension(counted.terms, f))
+            if sum(map(len, pending)) > max(len(terms), 1_000_000):
+                terms, df = count()
+                pending = []
+        terms, df = count()
         return cls(fields, num_docs, total / max(num_docs, 1), terms, df)
 
     def documents(self, texts: Sequence[Sequence[str]], scale: np.ndarray | None = None) -> list[Sparse]:
@@ -133,7 +140,7 @@ class TextCoder:
         return out
 
     def query(self, text: str, boosts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """One query -> its dimensions (T,) and boost · idf (T,); terms that no document has are left out."""
+        """One query -> its dimensions (T,) and count · boost · idf (T,); terms that no document has are left out."""
         terms, values = [], []
         counted: dict[str, Sparse] = {}
         for f, field in enumerate(self.fields):
@@ -142,8 +149,8 @@ class TextCoder:
             if field.analyser not in counted:
                 counted[field.analyser] = count_terms([text], field.analyser)
             terms.append(_dimension(counted[field.analyser].terms, f))
-            values.append(np.full(len(terms[-1]), boosts[f]))
-        if not terms:
+            values.append(boosts[f] * counted[field.analyser].values)  # a word said twice counts twice
+        if not terms or not len(self.terms):
             return np.empty(0, np.uint32), np.empty(0, np.float32)
         flat = np.concatenate(terms)
         at = np.minimum(np.searchsorted(self.terms, flat), len(self.terms) - 1)
