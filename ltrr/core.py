@@ -106,7 +106,7 @@ class Page(NamedTuple):
     queries: Sequence[Query]
     features: np.ndarray  # (Q, F) context features the policy saw
     decision: Decision
-    shown: Candidates  # (Q, k)
+    shown: Candidates  # (Q, k or fewer)
     arms: tuple[str, ...]
     ranks: np.ndarray  # (Q, k, A) rank at which each arm returned the shown candidate, NaN = it did not
 

@@ -27,7 +27,7 @@ class Funnel:
         arms: name -> candidate generator, in the order that decisions and pools use.
         policy: decides each arm's depth and how many candidates are ranked.
         order: orders the union, of which the decision's `cut` best go on.
-        ranker: orders those for the page.
+        ranker: orders those for the page; None = they stay in fused order.
         features: queries -> (Q, F) for the policy.
     """
 
@@ -36,7 +36,7 @@ class Funnel:
         arms: Mapping[str, Arm],
         policy: Policy,
         order: Ranker,
-        ranker: Ranker,
+        ranker: Ranker | None = None,
         features: Callable[[Sequence[Query]], np.ndarray] = no_features,
     ):
         self.arms = dict(arms)
@@ -58,10 +58,11 @@ class Funnel:
 
         # 4) Their union in fused order, cut.
         pool = union(drawn)
-        pool = take(pool, self._order.rank(queries, pool).cut(decision.cut))
+        fused = self._order.rank(queries, pool).cut(decision.cut)
+        pool = take(pool, fused)
 
         # 5) Rank what is left, and show the best.
-        ranked = self._ranker.rank(queries, pool)
+        ranked = self._ranker.rank(queries, pool) if self._ranker else fused
         shown = Candidates(ranked.docs[:, :k], ranked.scores[:, :k])
         return self._page(queries, features, decision, take(pool, shown).ranks, shown)
 

@@ -19,29 +19,33 @@ WINDOW = 100  # ranks over which an arm's scores are scaled, so that drawing dee
 
 
 def union(arms: Mapping[str, Candidates]) -> Pool:
-    """Every document that any arm returned, once, with each arm's rank and score (rows ascending, pads last)."""
+    """Every document that any arm returned, once, with each arm's rank and score (rows ascending, pads last, K ≥ 1)."""
     names, drawn = tuple(arms), list(arms.values())
-    num_queries = len(drawn[0].docs)
     docs = np.concatenate([c.docs for c in drawn], axis=1)  # (Q, W)
-    ranks = np.concatenate([np.broadcast_to(np.arange(c.docs.shape[1]), c.docs.shape) for c in drawn], axis=1)
     scores = np.concatenate([c.scores for c in drawn], axis=1)
-    source = np.repeat(np.arange(len(drawn)), [c.docs.shape[1] for c in drawn])  # (W,)
-    query, column = np.nonzero(docs >= 0)
-    keys = query.astype(np.int64) << 32 | docs[query, column]
-    unique, place = np.unique(keys, return_inverse=True)
-    owner = unique >> 32
-    start = np.searchsorted(owner, np.arange(num_queries))
-    width = int(np.bincount(owner, minlength=num_queries).max(initial=0))
-    slot = np.arange(len(unique)) - start[owner]
+    widths = [c.docs.shape[1] for c in drawn]
+    rank, source = np.concatenate([np.arange(w) for w in widths]), np.repeat(np.arange(len(drawn)), widths)  # (W,)
+    # 1) Sort row << 32 | column within each query, so that equal rows are neighbours; the pad is the largest row.
+    keys = docs.astype(np.uint32).astype(np.uint64) << np.uint64(32) | np.arange(docs.shape[1], dtype=np.uint64)
+    keys.sort(axis=1)
+    column, row = (keys & np.uint64(0xFFFFFFFF)).astype(np.int32), (keys >> np.uint64(32)).astype(np.uint32)
+    # 2) Number the different rows of each query.
+    real, first = row < np.uint32(0xFFFFFFFF), np.ones(row.shape, bool)
+    first[:, 1:] = row[:, 1:] != row[:, :-1]
+    slot = np.cumsum(first, axis=1, dtype=np.int32) - 1  # (Q, W)
+    shape = (len(docs), int((first & real).sum(axis=1).max(initial=1)))  # K ≥ 1: scaling needs a column
+    # 3) Put each arm's rank and score where its row is.
+    query, at = np.nonzero(real)
+    place, column = slot[query, at], column[query, at]
     pool = Pool(
         names,
-        np.full((num_queries, width), -1, np.int32),
-        np.full((num_queries, width, len(names)), np.nan, np.float32),
-        np.full((num_queries, width, len(names)), np.nan, np.float32),
+        np.full(shape, -1, np.int32),
+        np.full((*shape, len(names)), np.nan, np.float32),
+        np.full((*shape, len(names)), np.nan, np.float32),
     )
-    pool.docs[owner, slot] = unique & 0xFFFFFFFF
-    pool.ranks[query, slot[place], source[column]] = ranks[query, column]
-    pool.scores[query, slot[place], source[column]] = scores[query, column]
+    pool.docs[query, place] = row[query, at]
+    pool.ranks[query, place, source[column]] = rank[column]
+    pool.scores[query, place, source[column]] = scores[query, column]
     return pool
 
 
