@@ -21,7 +21,7 @@ from ltrr.data.beir import Corpus, Document, field_number, field_values
 from ltrr.fuse import fit_listwise
 from ltrr.index import manifest
 from ltrr.index.qdrant import Batch, SparseEngine
-from ltrr.index.text import TextCoder, TextField, describe, merge
+from ltrr.index.text import ANALYSERS, TextCoder, TextField, describe, merge
 
 _BM25 = ((1.2, 0.75), (0.9, 0.4))  # (k1, b) tried: Robertson's and Anserini's defaults
 _STRENGTHS = (0.0, 0.1, 0.25, 0.5, 1.0)
@@ -59,8 +59,9 @@ class Lexical:
     def build(self, corpus: Corpus, root: Path) -> None:
         """Writes the index under `root`, atomically."""
         fields = self.text_fields(corpus)
-        coder = TextCoder.fit(fields, (field_texts(batch, fields) for batch in documents_of(corpus)))
+        self._field_weights(fields)  # a wrong name must not wait for the build
         scale = self._multiplier(corpus)
+        coder = TextCoder.fit(fields, (field_texts(batch, fields) for batch in documents_of(corpus)))
 
         def batches() -> Iterator[Batch]:
             start = 0
@@ -85,12 +86,7 @@ class Lexical:
         )
         self._coder = TextCoder.load(folder / "terms.npz", fields)
         self._engine = SparseEngine.open(folder / "engine", root, sealed.counts["documents"])
-        boosts = self._boosts if self._boosts is not None else {_default_field(fields): 1.0}
-        unknown = set(boosts) - {f.name for f in fields}
-        if unknown:
-            names = ", ".join(f.name for f in fields)
-            raise ValueError(f"boosts name unknown field {sorted(unknown)[0]!r}; the fields are: {names}")
-        self._weights = np.array([float(boosts.get(f.name, 0.0)) for f in fields])
+        self._weights = self._field_weights(fields)
         return self
 
     def search(self, queries: Sequence[Query], k: int) -> Candidates:
@@ -168,9 +164,21 @@ class Lexical:
                 if source not in ("title", "text", *corpus.fields):
                     known = {"title", "text", *corpus.fields}
                     raise ValueError(f"fields.{name}.sources: no field {source!r}; this corpus has {sorted(known)}")
-            rest: dict[str, Any] = {"k1": self._k1, "b": self._b} | {k: v for k, v in arguments.items() if k != "sources"}
+            if (analyser := arguments.get("analyser", "english")) not in ANALYSERS:
+                raise ValueError(f"fields.{name}.analyser: no analyser {analyser!r}; there are {', '.join(ANALYSERS)}")
+            rest: dict[str, Any] = {"k1": self._k1, "b": self._b} | {
+                k: v for k, v in arguments.items() if k != "sources"
+            }
             out.append(TextField(name, sources, **rest))
         return tuple(out)
+
+    def _field_weights(self, fields: Sequence[TextField]) -> np.ndarray:
+        """(F,) boosts; ValueError names an unknown field."""
+        boosts = self._boosts if self._boosts is not None else {_default_field(fields): 1.0}
+        names = [f.name for f in fields]
+        if unknown := set(boosts) - set(names):
+            raise ValueError(f"boosts name unknown field {min(unknown)!r}; the fields are: {', '.join(names)}")
+        return np.array([float(boosts.get(name, 0.0)) for name in names])
 
     def _config(self, fields: Sequence[TextField]) -> dict[str, Any]:
         strength = self._strength if self._prior else 0.0

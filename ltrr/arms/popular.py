@@ -41,8 +41,9 @@ class Popular:
                 known = [f for f, kind in corpus.fields.items() if kind == "keyword"]
                 raise ValueError(f"arms.popular.by: {name!r} is no keyword field; this corpus has {known}")
         score = log_prior(number_column(corpus, field)) if field else np.zeros(0)
-        order = np.lexsort((np.arange(len(score)), -score)).astype(np.int32)
-        arrays = {"order": order, "score": score[order].astype(np.float32)}
+        score = score.astype(np.float32)  # before it is sorted: what float32 makes equal goes by row
+        order = np.argsort(-score, kind="stable").astype(np.int32)
+        arrays = {"order": order, "score": score[order]}
         for name in self._by:
             rows, values = [], []
             for row, document in enumerate(corpus):

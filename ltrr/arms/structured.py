@@ -30,7 +30,8 @@ from ltrr.index.qdrant import Batch, SparseEngine, Where
 from ltrr.index.text import Sparse, TextCoder, TextField, describe, merge
 from ltrr.metrics import evaluate, to_run
 
-_RELATED = 0.3  # what a document related to the named one scores, as a share of the best
+_RELATED = 0.3  # what the document most related to the named one gains, as a share of the best score
+_NAMED = 0.5  # share of the query's information that a title must have to name a document
 _TUNING = 300  # queries that tuning looks at
 _GRID: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("title_boost", (0.5, 0.25, 1.0, 2.0)),
@@ -188,35 +189,31 @@ class Structured:
         merged = _weighted_sum(found, owner, weights, len(queries), k)
         return self._with_related(queries, merged, k)
 
-    def related(self, row: int) -> list[tuple[str, str, float]]:
-        """(field, value, weight) that relate other documents to this one: its selective values, rarer = more."""
+    def related_by(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Values that relate other documents to this one and their weights: its own, the rarer the more."""
         tags, weights = self._tags.row(row)
         df = self.vocabulary.df[tags]
-        near = (df >= 2) & (df <= _SELECTIVE)
-        return [
-            (self.vocabulary.fields[self.vocabulary.owner[t]], self.vocabulary.values[t], float(w / np.log1p(n)))
-            for t, w, n in zip(tags[near], weights[near], df[near], strict=True)
-        ]
+        near = (df >= 2) & (df <= self.vocabulary.num_docs / 4)
+        return tags[near], (weights[near] * np.log(self.vocabulary.num_docs / df[near])).astype(np.float32)
+
+    def _named(self, query: Query, found: np.ndarray) -> int | None:
+        """The first of the three best documents whose title stands in the query and is most of it."""
+        asked = set(normalise(query.text))
+        for row in found[:3].tolist():
+            title = set(normalise(self._corpus[row].title)) if row >= 0 else set()
+            if title and title <= asked and self.vocabulary.share(title, asked) >= _NAMED:
+                return row
+        return None
 
     def _with_related(self, queries: Sequence[Query], found: Candidates, k: int) -> Candidates:
-        """Adds what shares selective values with a best result whose title is the query."""
-        vectors, asked, top = [], [], []
-        for i, query in enumerate(queries):
-            wanted = normalise(query.text)
-            named = [row for row in found.docs[i, :3] if row >= 0 and normalise(self._corpus[int(row)].title) == wanted]
-            if named:
-                tags, weights = self._tags.row(int(named[0]))
-                df = self.vocabulary.df[tags]
-                near = (df >= 2) & (df <= _SELECTIVE)
-                if near.any():
-                    vectors.append((tags[near], (weights[near] / np.log1p(df[near])).astype(np.float32)))
-                    asked.append(i)
-                    top.append(found.scores[i, 0])
-        if not asked:
+        """Adds what shares values with a best result that the query names: an artist's songs, a director's films."""
+        named = [(i, row) for i, query in enumerate(queries) if (row := self._named(query, found.docs[i])) is not None]
+        if not named:
             return found
-        more = self._engine.search(vectors, k)
+        asked = np.array([i for i, _ in named])
+        more = self._engine.search([self.related_by(row) for _, row in named], k)
         best = np.maximum(more.scores[:, :1], 1e-9)
-        scaled = np.where(more.docs >= 0, more.scores / best * _RELATED * np.array(top)[:, None], -np.inf)
+        scaled = np.where(more.docs >= 0, more.scores / best * _RELATED * found.scores[asked, :1], -np.inf)
         both = Candidates(
             np.concatenate([found.docs, more.docs]), np.concatenate([found.scores, scaled.astype(np.float32)])
         )

@@ -70,7 +70,8 @@ class Tagger:
             features = idf.transform(_counts([sample[i] for i in at]))
             labels = MultiLabelBinarizer(classes=common).fit_transform([set(own[i]) & set(common) for i in at])
             held = np.arange(len(at)) % 10 == 0
-            learner = SGDClassifier(loss="log_loss", alpha=1e-5, max_iter=20, random_state=seed)
+            epochs: dict[str, Any] = {"max_iter": 20, "tol": None}  # exactly 20 epochs; the stubs know no None
+            learner = SGDClassifier(loss="log_loss", alpha=1e-5, random_state=seed, **epochs)
             many: Any = OneVsRestClassifier(learner).fit(features[~held], labels[~held])
             weights = np.stack([e.coef_[0] for e in many.estimators_], 1).astype(np.float32)
             bias = np.array([e.intercept_[0] for e in many.estimators_], np.float32)

@@ -25,6 +25,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
 _WORD = re.compile(r"\w+")
+_POSSESSIVE = re.compile(r"['’]s\b")
 _DECADE = re.compile(r"(1[0-9]|20)?([0-9])0s")
 _LONGEST = 24  # tokens of a query that are looked at
 _PARTIAL = 400  # values a single token may stand for
@@ -52,10 +53,15 @@ class Interpretation(NamedTuple):
     likelihood: float  # they sum to 1 over the interpretations of a query
 
 
-def normalise(text: str) -> list[str]:
-    """Words without case, accents, possessives and plural s, so that `Songs` finds the type `song`."""
+def split_words(text: str) -> list[str]:
+    """Words without case, accents and possessives."""
     folded = "".join(c for c in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(c))
-    return [_singular(word) for word in _WORD.findall(folded.replace("'s ", " ").replace("’s ", " "))]
+    return _WORD.findall(_POSSESSIVE.sub("", folded))
+
+
+def normalise(text: str) -> list[str]:
+    """`split_words` without the plural s, so that `Songs` finds the type `song`."""
+    return [_singular(word) for word in split_words(text)]
 
 
 def _singular(word: str) -> str:
@@ -135,6 +141,10 @@ class Vocabulary:
             return cls(text["fields"], text["values"], a["owner"], a["df"], text["words"], a["word_df"], a["named"],
                        text["num_docs"], ranges)  # fmt: skip
 
+    def share(self, part: set[str], whole: set[str]) -> float:
+        """Information of some words as a share of that of all, 0..1."""
+        return sum(map(self._information, part)) / max(sum(map(self._information, whole)), 1e-9)
+
     # -- one query, in steps
 
     def interpret(
@@ -148,12 +158,11 @@ class Vocabulary:
             text_evidence: evidence of a word read as plain text, as a share of its idf, 0..1.
             temperature: nats; larger = more even likelihoods.
         """
-        raw = [w for w in _WORD.findall(text.lower())][:_LONGEST]
-        tokens = normalise(" ".join(raw))[:_LONGEST]
+        raw = split_words(text)[:_LONGEST]
         # 1) spelling: each token and how sure we are of it
-        spelt = [self._spell(token) for token in tokens]
+        spelt = [self._spell(_singular(word)) for word in raw]
         # 2) what each span can mean
-        readings = self._value_readings(spelt) + (self._number_readings(raw, spelt) if len(raw) == len(tokens) else [])
+        readings = self._value_readings(spelt) + self._number_readings(raw, spelt)
         # 3) sets of readings that do not overlap
         plain = [text_evidence * self._information(word) for word, _ in spelt]
         chosen = _combine(readings, plain, most)
@@ -169,7 +178,7 @@ class Vocabulary:
         for p, picked in kept:
             used = {position for reading in picked for position in reading.positions}
             rest = [
-                word if sure < 1 or i >= len(raw) else raw[i]  # as typed where it was known: analysers stem themselves
+                word if sure < 1 else raw[i]  # as typed where it was known: analysers stem themselves
                 for i, (word, sure) in enumerate(spelt)
                 if i not in used
             ]
@@ -231,7 +240,7 @@ class Vocabulary:
             order = np.lexsort((ids[members], -fit))[:32]
             order = order[fit[order] >= 0.5 * fit[order[0]]]
             best = float(fit[order[0]])
-            if best < (0.4 if len(positions) == 1 else 0.3):
+            if float(said[members][order[0]]) < (0.4 if len(positions) == 1 else 0.3):
                 continue
             evidence = best * float((info * sure)[list(positions)].sum())
             chosen = ids[members][order]
