@@ -27,7 +27,7 @@ def load_config(path: Path, overrides: Sequence[str], known: Mapping[str, set[st
     """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(f"config {path}: no such file; the ones that come with ltrr are in configs/") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"config {path}: not YAML: {error}") from None
@@ -36,7 +36,7 @@ def load_config(path: Path, overrides: Sequence[str], known: Mapping[str, set[st
     if len(overrides) % 2 or any(not key.startswith("--") for key in overrides[::2]):
         raise ConfigError(f"overrides come in pairs `--key.key value`, got: {' '.join(overrides)}")
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
-        parts, place = key[2:].replace("-", "_").split("."), config
+        parts, place = key[2:].split("."), config
         for part in parts[:-1]:
             if place.get(part) is None:
                 place[part] = {}
@@ -49,8 +49,10 @@ def load_config(path: Path, overrides: Sequence[str], known: Mapping[str, set[st
             raise ConfigError(f"{key}: {value!r} is not YAML") from None
     for top, below in config.items():
         check_known(f"config {path}", top, known)
-        for name in below or () if isinstance(below, dict) else ():
-            if (names := known[top]) is not None:
+        if (names := known[top]) is not None:
+            if not isinstance(below, dict | None):
+                raise ConfigError(f"config {path}: {top} is {below!r}, must be a mapping of {', '.join(sorted(names))}")
+            for name in below or ():
                 check_known(f"config {path}: {top}", name, names)
     return config
 
@@ -59,7 +61,7 @@ def check_known(where: str, name: str, known: Sequence[str] | Mapping | set[str]
     """ConfigError where `name` is not one of `known`, with the nearest one."""
     if name not in known:
         near = difflib.get_close_matches(str(name), [str(k) for k in known], 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ConfigError(f"{where}: unknown key {name!r}{hint} Known: {', '.join(sorted(map(str, known)))}")
 
 

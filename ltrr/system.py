@@ -247,15 +247,14 @@ class System:
     # -- the whole
 
     def funnel(self) -> Funnel:
-        """Arms, a fixed decision, and fusion as order and ranker."""
+        """Arms and a fixed decision; the fused order is the ranking."""
         policy = self.settings.get("policy") or {}
         names = self.usable()
         depths = policy.get("depths") or dict.fromkeys(self.fusion_arms, _DEPTH)
         for name in depths:
             check_known("policy.depths", name, self.specs)
         on = {name: depth for name, depth in depths.items() if name in names}
-        order = self.order()
-        return Funnel({n: self.arm(n) for n in names}, FixedPolicy(names, on, policy.get("cut", 100)), order, order)
+        return Funnel({n: self.arm(n) for n in names}, FixedPolicy(names, on, policy.get("cut", 100)), self.order())
 
 
 class _Only:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -21,7 +22,7 @@ def arguments(
         extra(parser)
     flags, overrides = parser.parse_known_args()
     if flags.data:
-        overrides += ["--data.path", flags.data]
+        overrides += ["--data.path", json.dumps(flags.data)]  # a string, even where it looks like a number
     return flags, overrides
 
 

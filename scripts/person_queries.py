@@ -1,6 +1,6 @@
 """Compares systems on the queries that name a person and not a title: where structure should win over words.
 
-python scripts/person_queries.py --data FOLDER --results DIR_OF_EVALUATE [--split test] [--people actors director characters]
+python scripts/person_queries.py --data FOLDER --results DIR_OF_EVALUATE [--people actors director characters]
 
 A query counts when a person or character of a positive shares at least two of its words (stopwords apart) or has all of
 their name in it, and no positive's title shares any. Reads per_query.parquet of scripts/evaluate.py on the same split,

@@ -1,7 +1,7 @@
 """The funnel behind HTTP: POST /search, GET /healthz, OpenAPI at /docs.
 
-Knows the funnel, the corpus's ids and titles, and JSON; a request chooses a query, a length and a context, never a class,
-a model or a path.
+Knows the funnel, the corpus's ids and titles, and JSON; a request chooses a query, a length and a context, never a
+class, a model or a path.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class SearchContext(BaseModel):
     """Who asks, where and when; all of it optional."""
 
     model_config = ConfigDict(extra="forbid")
-    customer: str | None = Field(None, max_length=200)
-    locale: str | None = Field(None, max_length=35, description="for example en-GB")
-    time: datetime | None = Field(None, description="ISO 8601")
-    device: str | None = Field(None, max_length=100)
+    customer: str | None = Field(default=None, max_length=200)
+    locale: str | None = Field(default=None, max_length=35, description="for example en-GB")
+    time: datetime | None = Field(default=None, description="ISO 8601")
+    device: str | None = Field(default=None, max_length=100)
     attributes: dict[str, str] = Field(default_factory=dict, max_length=50)
 
 
@@ -33,7 +33,7 @@ class SearchRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     query: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
-    k: int = Field(10, ge=1, description="results wanted")
+    k: int = Field(default=10, ge=1, description="results wanted")
     context: SearchContext = SearchContext()
 
 
