@@ -5,6 +5,7 @@ python scripts/quickstart.py [--data FOLDER|ZIP|HUBNAME]
 
 from __future__ import annotations
 
+import json
 import resource
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from _common import arguments, main
 from evaluate import evaluate
 
 from ltrr.data.catalogue import write_catalogue
+from ltrr.metrics import whole_file
 from ltrr.system import open_systems
 
 _CATALOGUE = Path("runs/quickstart/data")
@@ -35,7 +37,10 @@ def run() -> None:
         out = flags.out if len(systems) == 1 else flags.out / system.dataset.name
         evaluate(system, "test", out, "lexical")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{time.perf_counter() - start:.0f} s, peak memory {peak:.1f} GiB. Written: {flags.out}/")
+    cost = {"seconds": round(time.perf_counter() - start, 1), "peak_gib": round(peak, 2)}
+    with whole_file(flags.out / "cost.json") as temporary:
+        temporary.write_text(json.dumps(cost) + "\n", encoding="utf-8")
+    print(f"{cost['seconds']:.0f} s, peak memory {cost['peak_gib']:.1f} GiB. Written: {flags.out}/")
     print(f"Look at {flags.out}/plots/quality.png, and try next:")
     data = f" --data {flags.data}" if flags.data else ""
     config = f" --config {flags.config}" if flags.data else ""
