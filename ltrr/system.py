@@ -88,6 +88,7 @@ class System:
         fingerprint = self.corpus.fingerprint[:12]
         self.folder = Path(settings.get("cache") or "runs/cache") / f"{dataset.name}-{fingerprint}"
         self.arm = cache(self._open)  # name -> opened arm
+        self._in_use: dict[str, Any] = {}  # what was tuned, as its files say
 
     # -- arms
 
@@ -127,15 +128,26 @@ class System:
             self.build(name)
             return arm.open(self.corpus, root)
 
-    def _make(self, name: str) -> tuple[Any, Path]:
-        """An arm that is not opened yet, with tuned arguments where the config leaves them free, and its folder."""
+    def _plan(self, name: str) -> tuple[type, dict[str, Any], Path]:
+        """An arm's class, its arguments (tuned ones where the config leaves them free) and its index folder."""
         check_known("arms", name, self.specs)
         spec = dict(self.specs[name])
         cls = find_class(f"arms.{name}", spec.pop("class"))
         if hasattr(cls, "tune") and spec.pop("tune", True):
             spec = self._tuned(name, cls, spec) | spec
-        where, key = f"arms.{name}", _key(name, cls.__qualname__, spec)
-        return construct(where, cls, self._inject(where, cls, spec)), self.folder / "index" / f"{name}-{key}"
+        return cls, spec, self.folder / "index" / f"{name}-{_key(name, cls.__qualname__, _revision(cls), spec)}"
+
+    def _make(self, name: str) -> tuple[Any, Path]:
+        """An arm that is not opened yet, and its index folder."""
+        cls, spec, root = self._plan(name)
+        where = f"arms.{name}"
+        return construct(where, cls, self._inject(where, cls, spec)), root
+
+    def _identity(self, name: str) -> list[str]:
+        """What an opened arm's scores depend on: class, arguments and the build in use (which vouches for a model)."""
+        root = self._plan(name)[2]
+        current = root / "CURRENT"
+        return [root.name, current.read_text() if current.exists() else ""]
 
     def _inject(self, where: str, cls: type, spec: Mapping[str, Any]) -> dict[str, Any]:
         """Gives a constructor the encoder (from `model`, `encoder`) or the corpus, where it asks for one."""
@@ -188,7 +200,7 @@ class System:
         def fit() -> dict[str, Any]:
             return construct(f"arms.{name}", cls, spec).tune(self.corpus, judged.queries, judged.qrels)
 
-        return self._cached(name, (cls.__qualname__, spec, _judged_key(judged)), fit, judged.name)
+        return self._cached(name, (cls.__qualname__, _revision(cls), spec, _judged_key(judged)), fit, judged.name)
 
     @cached_property
     def fusion_arms(self) -> list[str]:
@@ -217,8 +229,10 @@ class System:
             fitted, _ = ConvexFusion.fit(pool, self.grades(judged, pool), self.fusion_arms)
             return {"weights": fitted.weights, "norm": fitted.norm}
 
-        specs = {name: self.specs[name] for name in self.fusion_arms}
-        found = self._cached("convex", (specs, _judged_key(judged)), fit, judged.name)
+        for name in self.fusion_arms:
+            self.arm(name)  # built and opened
+        identities = [self._identity(name) for name in self.fusion_arms]
+        found = self._cached("convex", (identities, _judged_key(judged)), fit, judged.name)
         return ConvexFusion(found["weights"], found["norm"])
 
     def grades(self, judged: Judged, pool: Pool) -> np.ndarray:
@@ -231,8 +245,8 @@ class System:
         return out
 
     def tuned(self) -> dict[str, Any]:
-        """Everything that was tuned for this data set so far: name -> parameters and the queries they come from."""
-        return {p.stem.rsplit("-", 1)[0]: json.loads(p.read_text()) for p in sorted((self.folder / "tuned").glob("*"))}
+        """Everything tuned that is in use: name -> {"on": the queries it comes from, "parameters"}."""
+        return dict(sorted(self._in_use.items()))
 
     def _cached(self, name: str, depends: tuple, fit: Callable[[], dict[str, Any]], queries: str) -> dict[str, Any]:
         path = self.folder / "tuned" / f"{name}-{_key(self.corpus.fingerprint, depends)}.json"
@@ -242,7 +256,8 @@ class System:
             part = path.with_suffix(f".{uuid.uuid4().hex}.part")
             part.write_text(text, encoding="utf-8")
             os.replace(part, path)
-        return json.loads(path.read_text(encoding="utf-8"))["parameters"]
+        self._in_use[name] = json.loads(path.read_text(encoding="utf-8"))
+        return self._in_use[name]["parameters"]
 
     # -- the whole
 
@@ -271,6 +286,11 @@ class _Only:
 
 def _needs_fields(path: str) -> bool:
     return bool(getattr(find_class("arms", path), "needs_fields", False))
+
+
+def _revision(cls: type) -> int:
+    """A class bumps its `revision` when what it builds or tunes changes, so that older caches are not used."""
+    return getattr(cls, "revision", 1)
 
 
 def _half(text: str) -> bool:

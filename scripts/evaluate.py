@@ -9,17 +9,38 @@ such as CQADupStack gets a folder for each of its sets, and the mean over the se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from _common import arguments, main
 
+from ltrr.data.beir import open_dataset
 from ltrr.evaluate.beir import evaluate_systems
-from ltrr.evaluate.report import table, write_mean, write_report
+from ltrr.evaluate.report import SystemResult, table, write_mean, write_report
+from ltrr.metrics import whole_file
 from ltrr.system import System, open_systems
 
 
-def evaluate(system: System, split: str, out: Path, baseline: str) -> dict:
-    """Table, runs and plots of one data set."""
+def table_by(source: str, field: str, results: Sequence[SystemResult]) -> str:
+    """nDCG@10 / R@100 of every system by a field of the queries' metadata, which is read here for analysis only."""
+    group = {q.id: q.context.attributes.get(field, "") for q in open_dataset(source, query_fields=[field]).queries}
+    ids = results[0].per_query.query_ids
+    names = sorted({group[i] for i in ids})
+    lines = [
+        f"| {field} | queries | {' | '.join(r.name for r in results)} |",
+        "| --- |" + " ---: |" * (1 + len(results)),
+    ]
+    for name in names:
+        at = [row for row, i in enumerate(ids) if group[i] == name]
+        cells = [
+            f"{r.per_query.of('nDCG@10')[at].mean():.3f} / {r.per_query.of('R@100')[at].mean():.3f}" for r in results
+        ]
+        lines.append(f"| {name} | {len(at)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def evaluate(system: System, split: str, out: Path, baseline: str, by: str | None = None) -> dict:
+    """Table, runs and plots of one data set; a table by a field of the queries' metadata where asked for."""
     queries, qrels = system.dataset.split(split)
     arms = {name: system.arm(name) for name in system.usable()}
     fusions = {"rrf": system.order("rrf"), "convex": system.order("convex")} if len(system.fusion_arms) > 1 else {}
@@ -36,6 +57,11 @@ def evaluate(system: System, split: str, out: Path, baseline: str) -> dict:
     )
     print(f"\n{system.dataset.name}, {split}: {len(queries):,} queries, {len(system.corpus):,} documents")
     print(table(results, baseline))
+    if by:
+        groups = table_by(system.settings["data"]["path"], by, results)
+        with whole_file(out / f"by_{by}.md") as temporary:
+            temporary.write_text(groups, encoding="utf-8")
+        print(f"nDCG@10 / R@100 by {by}\n{groups}")
     return report
 
 
@@ -46,12 +72,13 @@ def run() -> None:
         "runs/evaluate",
         lambda parser: (
             parser.add_argument("--split", default="test"),
+            parser.add_argument("--by", help="also by this field of the queries' metadata, for example intent"),
             parser.add_argument("--baseline", default="lexical", help="system that p-values compare with"),
         ),
     )
     systems = open_systems(flags.config, overrides, hold_out=flags.split)
     if len(systems) == 1:
-        evaluate(systems[0], flags.split, flags.out, flags.baseline)
+        evaluate(systems[0], flags.split, flags.out, flags.baseline, flags.by)
     else:
         reports = [evaluate(s, flags.split, flags.out / s.dataset.name, flags.baseline) for s in systems]
         whole = write_mean(flags.out, Path(flags.data).name, reports)

@@ -35,7 +35,7 @@ def run() -> None:
             system.build(name, report=lambda line: print("  ", line))
         print("3) Retrieval arms and their fusions on the test queries")
         out = flags.out if len(systems) == 1 else flags.out / system.dataset.name
-        evaluate(system, "test", out, "lexical")
+        evaluate(system, "test", out, "lexical", None if flags.data else "intent")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     cost = {"seconds": round(time.perf_counter() - start, 1), "peak_gib": round(peak, 2)}
     with whole_file(flags.out / "cost.json") as temporary:

@@ -30,7 +30,12 @@ def script(name: str, *arguments: object, check: bool = True) -> subprocess.Comp
 
 def test_evaluate_writes_the_contract(music, fast_config, tmp_path):
     out = tmp_path / "out"
-    script("scripts/evaluate.py", "--config", fast_config, "--data", music, "--split", "test", "--out", out)
+    flags = ("--config", fast_config, "--data", music, "--split", "test", "--out", out, "--by", "intent")
+    script("scripts/evaluate.py", *flags)
+    assert [line.split(" | ")[0] for line in (out / "by_intent.md").read_text().splitlines()[2:]] == [
+        "| attribute",
+        "| direct",
+    ]
     results = json.loads((out / "results.json").read_text())
     assert (results["dataset"], results["split"], results["num_docs"], results["num_queries"]) == (
         "tiny",

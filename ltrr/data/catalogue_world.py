@@ -1,8 +1,8 @@
 """The embedded music world: its words, and the latent truth of every entity.
 
 Knows what each entity is (kind, genres, moods, topic, decade, language, plays, quality, relations); knows nothing about
-names, texts, customers, queries or files. Weights are whole percents, so that sums and
-intersections are exact on every machine. Legend: N entities, G genres, M moods, T topics, B rows of a batch.
+names, texts, customers, queries or files. Weights are whole percents, so that sums and intersections are exact on every
+machine. Legend: N entities, G genres, M moods, T topics, B rows of a batch.
 """
 
 from __future__ import annotations
