@@ -1,4 +1,4 @@
-"""Writes docs/results.md from what the commands in it have written, so that no figure is typed by hand.
+"""Writes docs/results.md and the table of README.md from what the commands in it wrote: no figure is typed by hand.
 
 python scripts/results.py [--runs runs] [--out docs/results.md]
 """
@@ -13,6 +13,7 @@ from _common import main
 
 from ltrr.metrics import whole_file
 
+_README = Path(__file__).parent.parent / "README.md"
 _PARTS = [
     ("SciFact (BEIR), test", "scifact", "scripts/evaluate.py --data ../shared/data/scifact --out runs/scifact"),
     ("MSRD movies, test (by group)", "msrd", "scripts/evaluate.py --data ../shared/data/msrd-movies --out runs/msrd"),
@@ -56,6 +57,8 @@ def run() -> None:
         "speed": speed["figures"],
         "quickstart cost": json.loads((flags.runs / "quickstart" / "cost.json").read_text()),
     }
+    goals = ["| what | measured | goal |", "| --- | ---: | --- |"]
+    goals += [f"| {what} | {find(figures):.4g} | {sign} {goal} |" for what, find, sign, goal in _GOALS]
     lines = [
         "# Results",
         "",
@@ -65,11 +68,8 @@ def run() -> None:
         "",
         "## Goals",
         "",
-        "| what | measured | goal |",
-        "| --- | ---: | --- |",
+        *goals,
     ]
-    for what, find, sign, goal in _GOALS:
-        lines.append(f"| {what} | {find(figures):.4g} | {sign} {goal} |")
     for title, name, command in _PARTS:
         lines += ["", f"## {title}", "", f"`python {command}`", "", table(flags.runs / name)]
         lines += [
@@ -100,7 +100,11 @@ def run() -> None:
         lines.append(f"| {name} | {', '.join(f'{key} {value:.3g}' for key, value in row.items())} |")
     with whole_file(flags.out) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"written: {flags.out}")
+    before, rest = _README.read_text(encoding="utf-8").split("<!-- results -->")
+    text = "\n".join([f"{before}<!-- results -->", *goals, "<!-- /results -->"]) + rest.split("<!-- /results -->")[1]
+    with whole_file(_README) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(f"written: {flags.out}, {_README}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from tqdm import tqdm
 
 from ltrr.core import Candidates, Qrels, Query
 from ltrr.data.beir import Corpus, Document, field_number, field_values
@@ -61,11 +62,11 @@ class Lexical:
         fields = self.text_fields(corpus)
         self._field_weights(fields)  # a wrong name must not wait for the build
         scale = self._multiplier(corpus)
-        coder = TextCoder.fit(fields, (field_texts(batch, fields) for batch in documents_of(corpus)))
+        coder = TextCoder.fit(fields, (field_texts(batch, fields) for batch in documents_of(corpus, "lexical: terms")))
 
         def batches() -> Iterator[Batch]:
             start = 0
-            for batch in documents_of(corpus):
+            for batch in documents_of(corpus, "lexical: index"):
                 rows = range(start, start + len(batch))
                 yield Batch(rows, merge(coder.documents(field_texts(batch, fields), scale[start : rows.stop])))
                 start = rows.stop
@@ -111,7 +112,7 @@ class Lexical:
         rows = np.union1d(wanted, sample)
         place = {int(row): i for i, row in enumerate(rows)}
         fields = self.text_fields(corpus)
-        coder = TextCoder.fit(fields, (field_texts(batch, fields) for batch in documents_of(corpus)))
+        coder = TextCoder.fit(fields, (field_texts(batch, fields) for batch in documents_of(corpus, "lexical: terms")))
         texts = field_texts([corpus[int(row)] for row in rows], fields)
         priors = {None: np.zeros(len(rows))} | {
             name: self._prior_of(corpus, name)[rows] for name in self._priors(corpus)
@@ -233,9 +234,10 @@ def field_texts(documents: Sequence[Document], fields: Sequence[TextField]) -> l
     return [tuple(" ".join(source_text(d, s) for s in field.sources) for field in fields) for d in documents]
 
 
-def documents_of(corpus: Corpus, size: int = 1000) -> Iterator[list[Document]]:
-    """The corpus in row order, `size` documents at a time."""
-    documents = iter(corpus)
+def documents_of(corpus: Corpus, what: str, size: int = 1000) -> Iterator[list[Document]]:
+    """The corpus in row order, `size` documents at a time; large ones with a progress bar named `what`."""
+    quiet = len(corpus) < 50_000
+    documents = iter(tqdm(corpus, what, len(corpus), unit="document", disable=quiet, mininterval=1))
     while batch := list(islice(documents, size)):
         yield batch
 

@@ -78,7 +78,9 @@ class Structured:
         """Writes the index under `root`, atomically."""
         keywords, numbers = self._keywords(corpus), self._numbers(corpus)
         fields = _text_fields(keywords)
-        coder = TextCoder.fit(fields, (field_texts(batch, fields) for batch in documents_of(corpus)))
+        coder = TextCoder.fit(
+            fields, (field_texts(batch, fields) for batch in documents_of(corpus, "structured: terms"))
+        )
         tagger = Tagger.fit(corpus, keywords) if self._tag_missing else Tagger.none()
         vocabulary = Vocabulary.fit(
             ((d.title, d.text, {f: [v for v, _ in field_values(d, f)] for f in keywords}) for d in corpus), numbers
@@ -90,7 +92,7 @@ class Structured:
 
         def batches() -> Iterator[Batch]:
             start = 0
-            for batch in documents_of(corpus):
+            for batch in documents_of(corpus, "structured: index"):
                 rows = range(start, start + len(batch))
                 predicted = tagger.tag(batch)
                 weighted = [_weighted_tags(d, keywords, tags, names, p) for d, p in zip(batch, predicted, strict=True)]

@@ -74,6 +74,7 @@ class Vocabulary:
     def __init__(
         self, fields: Sequence[str], values: Sequence[str], owner: np.ndarray, df: np.ndarray, words: Sequence[str],
         word_df: np.ndarray, named: np.ndarray, num_docs: int, ranges: dict[str, tuple[float, float, float]],
+        pairs: np.ndarray,
     ):  # fmt: skip
         self.fields, self.values = list(fields), list(values)
         self.owner, self.df = owner, df  # (V,) field number, documents having the value
@@ -82,14 +83,10 @@ class Vocabulary:
         self.idf = np.log1p((num_docs - word_df + 0.5) / (word_df + 0.5))  # (T,)
         self._word = {word: i for i, word in enumerate(self.words)}
         self._names = [word for word, is_name in zip(self.words, named, strict=True) if is_name]
-        pairs = [
-            (self._word[w], v) for v, value in enumerate(self.values) for w in set(normalise(value)) if w in self._word
-        ]
-        pair = np.array(pairs, np.int64).reshape(-1, 2)
-        pair = pair[np.lexsort((-df[pair[:, 1]], pair[:, 0]))]  # the most common values of a word first
-        self._ptr = np.searchsorted(pair[:, 0], np.arange(len(self.words) + 1))
-        self._posting = pair[:, 1]
-        self._mass = np.bincount(pair[:, 1], self.idf[pair[:, 0]], len(self.values))  # (V,) information of a value
+        self._pairs = pairs  # (P, 2) word and value, by word, the most common values of a word first
+        self._ptr = np.searchsorted(pairs[:, 0], np.arange(len(self.words) + 1))
+        self._posting = pairs[:, 1]
+        self._mass = np.bincount(pairs[:, 1], self.idf[pairs[:, 0]], len(self.values))  # (V,) information of a value
         self._correct = lru_cache(10_000)(self._correct_uncached)
 
     @classmethod
@@ -109,16 +106,22 @@ class Vocabulary:
         keys, words = sorted(value_df), sorted(word_df)
         fields = sorted({field for field, _ in keys})
         ranges = {name: _range(column) for name, column in numbers.items() if not np.isnan(column).all()}
+        at, number = ({key: i for i, key in enumerate(several)} for several in (words, fields))
+        df = np.array([value_df[key] for key in keys], np.int64)
+        pairs = np.array(
+            [(at[word], v) for v, (_, value) in enumerate(keys) for word in set(normalise(value))], np.int64
+        ).reshape(-1, 2)
         return cls(
             fields,
             [value for _, value in keys],
-            np.array([fields.index(field) for field, _ in keys], np.int32),
-            np.array([value_df[key] for key in keys], np.int64),
+            np.array([number[field] for field, _ in keys], np.int32),
+            df,
             words,
             np.array([word_df[word] for word in words], np.int64),
             np.array([word in names for word in words], bool),
             num_docs,
             ranges,
+            pairs[np.lexsort((-df[pairs[:, 1]], pairs[:, 0]))],
         )
 
     def tags(self) -> dict[tuple[str, str], int]:
@@ -130,7 +133,14 @@ class Vocabulary:
         """vocabulary.json and vocabulary.npz."""
         text = {"fields": self.fields, "values": self.values, "words": self.words, "ranges": self.ranges}
         (folder / "vocabulary.json").write_text(json.dumps(text | {"num_docs": self.num_docs}), encoding="utf-8")
-        np.savez(folder / "vocabulary.npz", owner=self.owner, df=self.df, word_df=self.word_df, named=self.named)
+        np.savez(
+            folder / "vocabulary.npz",
+            owner=self.owner,
+            df=self.df,
+            word_df=self.word_df,
+            named=self.named,
+            pairs=self._pairs,
+        )
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -139,7 +149,7 @@ class Vocabulary:
         with np.load(folder / "vocabulary.npz", allow_pickle=False) as a:
             ranges = {name: tuple(bounds) for name, bounds in text["ranges"].items()}
             return cls(text["fields"], text["values"], a["owner"], a["df"], text["words"], a["word_df"], a["named"],
-                       text["num_docs"], ranges)  # fmt: skip
+                       text["num_docs"], ranges, a["pairs"])  # fmt: skip
 
     def share(self, part: set[str], whole: set[str]) -> float:
         """Information of some words as a share of that of all, 0..1."""
