@@ -10,9 +10,12 @@ import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
+
+INJECTED = ("encoder", "corpus")  # arguments that come from the system, not from a config
 
 
 class ConfigError(ValueError):
@@ -65,11 +68,24 @@ def check_known(where: str, name: str, known: Sequence[str] | Mapping | set[str]
         raise ConfigError(f"{where}: unknown key {name!r}{hint} Known: {', '.join(sorted(map(str, known)))}")
 
 
+def check_value(where: str, value: Any, hint: Any) -> Any:
+    """The value as the type asks for it; ConfigError names the key and what is wrong with it."""
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        below = "".join(f".{part}" for part in first["loc"] if isinstance(part, str) and part in str(value))
+        raise ConfigError(f"{where}{below}: {first['msg']}, got {str(value)[:200]!r}") from None
+
+
 def find_class(where: str, path: str) -> type:
     """The class at `package.module.Class`."""
     module, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        cls = getattr(importlib.import_module(module), name)
+        if not inspect.isclass(cls):
+            raise AttributeError(f"{name} is no class")
+        return cls
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{where}.class: cannot import {path!r} ({error}); write package.module.Class") from None
 
@@ -77,9 +93,13 @@ def find_class(where: str, path: str) -> type:
 def construct(where: str, cls: type, arguments: Mapping[str, Any]) -> Any:
     """cls(**arguments); the signature is the schema, ConfigError names an argument that it does not have or lacks."""
     parameters = inspect.signature(cls).parameters
-    for name in arguments:
+    hints = get_type_hints(cls.__init__ if inspect.isclass(cls) else cls)
+    checked = dict(arguments)
+    for name, value in arguments.items():
         check_known(where, name, parameters)
+        if name in hints and name not in INJECTED:
+            checked[name] = check_value(f"{where}.{name}", value, hints[name])
     try:
-        return cls(**arguments)
+        return cls(**checked)
     except TypeError as error:
         raise ConfigError(f"{where}: {error}") from None

@@ -59,6 +59,10 @@ class Candidates(NamedTuple):
             out.scores[filled] = np.concatenate(scores)
         return cls(*top_k(out.docs, out.scores, k))
 
+    def first(self, k: int) -> Self:
+        """The first k of every query, (Q, k or fewer)."""
+        return type(self)(self.docs[:, :k], self.scores[:, :k])
+
     def cut(self, depths: np.ndarray) -> Self:
         """The first `depths[q]` candidates of each query, (Q, max depth); a smaller K stays as it is."""
         width = min(int(depths.max(initial=0)), self.docs.shape[1])

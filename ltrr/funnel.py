@@ -63,7 +63,7 @@ class Funnel:
 
         # 5) Rank what is left, and show the best.
         ranked = self._ranker.rank(queries, pool) if self._ranker else fused
-        shown = Candidates(ranked.docs[:, :k], ranked.scores[:, :k])
+        shown = ranked.first(k)
         return self._page(queries, features, decision, take(pool, shown).ranks, shown)
 
     @staticmethod

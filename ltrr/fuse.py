@@ -7,6 +7,7 @@ are baselines of whatever is learned later. Legend: Q queries, K candidates of t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy.optimize import minimize
 from ltrr.core import Candidates, Pool, Query, top_k
 
 Norm = Literal["minmax", "zscore"]
+MISSING = 1e-4  # how far below the window's lowest value a candidate lies that an arm did not return
 WINDOW = 100  # ranks over which an arm's scores are scaled, so that drawing deeper does not change the scale
 
 
@@ -70,24 +72,44 @@ def scale(pool: Pool, norm: Norm) -> np.ndarray:
     """Scores of each arm made comparable over its first WINDOW ranks, (Q, K, A), never NaN.
 
     minmax: best 1, last of the window 0; zscore: (s − mean) / deviation over the window (Bruch et al. 2023 compare
-    them). Deeper candidates go on below on the same scale. One that an arm did not return gets that arm's lowest value,
-    but no more than 0 (minmax) or the window's lowest (zscore); an arm that returned nothing is 0 everywhere.
+    them); a window of equal scores is 1. Deeper candidates follow below the window's lowest in their order, all
+    within MISSING, and a candidate that the arm did not return lies MISSING below it: however deep an arm is drawn,
+    values of the window and of what is missing stay the same. An arm that returned nothing is 0 everywhere.
     """
-    inside = np.where(pool.ranks < WINDOW, pool.scores, np.nan)  # (Q, K, A)
-    silent = np.isnan(inside).all(axis=1, keepdims=True)  # (Q, 1, A)
-    inside = np.where(silent, 0.0, inside)
+    returned, inside = ~np.isnan(pool.scores), pool.ranks < WINDOW  # (Q, K, A)
+    silent = ~returned.any(axis=1, keepdims=True)  # (Q, 1, A)
+    low = np.where(inside, pool.scores, np.inf).min(axis=1, keepdims=True)
+    high = np.where(inside, pool.scores, -np.inf).max(axis=1, keepdims=True)
+    flat = silent | (high - low <= 1e-6 * np.maximum(np.abs(high), np.abs(low)))
     if norm == "minmax":
-        low, high = np.nanmin(inside, axis=1, keepdims=True), np.nanmax(inside, axis=1, keepdims=True)
-        flat = high - low < 1e-9
-        scaled = np.where(flat, 1.0, (pool.scores - low) / np.where(flat, 1.0, high - low))
-        scaled = np.where(np.isnan(pool.scores), np.nan, scaled)
-        floor = 0.0
+        centre, width = low, high - low
     else:
-        deviation = np.nanstd(inside, axis=1, keepdims=True)
-        scaled = (pool.scores - np.nanmean(inside, axis=1, keepdims=True)) / np.where(deviation < 1e-9, 1.0, deviation)
-        floor = np.inf
-    lowest = np.nanmin(np.where(silent, 0.0, scaled), axis=1, keepdims=True)
-    return np.where(silent, 0.0, np.where(np.isnan(scaled), np.minimum(lowest, floor), scaled))
+        count = np.maximum(inside.sum(axis=1, keepdims=True), 1)
+        centre = np.where(inside, pool.scores, 0.0).sum(axis=1, keepdims=True) / count
+        squares = np.where(inside, (pool.scores - np.where(silent, 0.0, centre)) ** 2, 0.0)
+        width = np.sqrt(squares.sum(axis=1, keepdims=True) / count)
+    centre, low, width = (np.where(flat, fill, x) for x, fill in ((centre, 0.0), (low, 0.0), (width, 1.0)))
+    floor = np.where(flat, 0.0, (low - centre) / width)
+    scaled = np.where(flat, 1.0, (pool.scores - centre) / width)
+    below = np.maximum(floor - np.where(flat, -pool.ranks, scaled), 0.0)  # how far a deeper candidate lies below
+    deeper = floor - MISSING * below / (1.0 + below)
+    return np.where(silent, 0.0, np.where(inside, scaled, np.where(returned, deeper, floor - MISSING)))
+
+
+def weighted_sum(found: Candidates, owner: np.ndarray, weights: np.ndarray, num_queries: int, k: int) -> Candidates:
+    """Lists (I, k) -> (Q, k): a document's score is the weighted sum over the lists of its query."""
+    line, column = np.nonzero((found.docs >= 0) & (weights > 0)[:, None])
+    keys = owner[line].astype(np.int64) << 32 | found.docs[line, column]
+    unique, inverse = np.unique(keys, return_inverse=True)
+    scores = np.bincount(inverse, weights[line] * found.scores[line, column], len(unique))
+    cuts = np.searchsorted(unique >> 32, np.arange(num_queries + 1))
+    docs = (unique & 0xFFFFFFFF).astype(np.int32)
+    pieces = [slice(a, b) for a, b in pairwise(cuts)]
+    return Candidates.from_lists([docs[p] for p in pieces], [scores[p].astype(np.float32) for p in pieces], k)
+
+
+class NothingToFit(ValueError):
+    """No query has a relevant candidate."""
 
 
 def fit_listwise(
@@ -107,7 +129,7 @@ def fit_listwise(
     useful = (grades * mask).sum(axis=1) > 0
     features, grades, mask = features[useful], (grades * mask)[useful], mask[useful]
     if not len(features):
-        raise ValueError("no query has a relevant candidate: weights cannot be fitted; give them in the config")
+        raise NothingToFit("no query has a relevant candidate: weights cannot be fitted; give them in the config")
     target = grades / grades.sum(axis=1, keepdims=True)
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:

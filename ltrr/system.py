@@ -14,32 +14,45 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ltrr.config import ConfigError, check_known, construct, find_class, load_config
+from ltrr.config import ConfigError, check_known, check_value, construct, find_class, load_config
 from ltrr.core import Arm, Candidates, Pool, Qrels, Query, Ranker
 from ltrr.data.beir import Corpus, Dataset, open_collection
 from ltrr.funnel import Funnel
-from ltrr.fuse import ConvexFusion, ReciprocalRankFusion, union
+from ltrr.fuse import ConvexFusion, NothingToFit, ReciprocalRankFusion, union
 from ltrr.index.manifest import IndexMissing, IndexRefused
+from ltrr.metrics import whole_file
 from ltrr.policy.baselines import FixedPolicy
 
-KEYS: dict[str, set[str] | None] = {
-    "data": {"path", "fields", "query_fields", "qrels"},
-    "cache": None,
-    "arms": None,
-    "tune": {"splits"},
-    "fusion": {"method", "arms", "weights", "norm", "k"},
-    "policy": {"depths", "cut"},
-    "serve": {"host", "port", "max_k"},
+SCHEMA: dict[str, Any] = {  # what a config may hold; an arm's keys are its constructor's arguments
+    "data.path": str | None,
+    "data.fields": dict[str, str] | None,
+    "data.query_fields": list[str],
+    "data.qrels": str,
+    "cache": str,
+    "arms": dict[str, dict[str, Any]],
+    "tune.splits": list[str],
+    "fusion.method": Literal["rrf", "convex"],
+    "fusion.arms": list[str] | None,
+    "fusion.weights": dict[str, float] | None,
+    "fusion.norm": Literal["minmax", "zscore"] | None,
+    "fusion.k": float,
+    "policy.depths": dict[str, int] | None,
+    "policy.cut": int,
+    "serve.host": str,
+    "serve.port": int,
+    "serve.max_k": int,
+}
+KEYS: dict[str, set[str] | None] = {  # section -> its keys, None = anything
+    key.split(".")[0]: {k.split(".")[1] for k in SCHEMA if k.startswith(f"{key.split('.')[0]}.")} or None
+    for key in SCHEMA
 }
 _DEPTH = 100  # candidates of each arm on which fusion weights are fitted
 _MANY = 300  # dev queries from which dev alone serves for fusion weights
@@ -56,6 +69,11 @@ class Judged(NamedTuple):
 def open_systems(config: Path, overrides: Sequence[str], *, hold_out: str = "test") -> list[System]:
     """The systems of a config, one a data set (several for a collection such as CQADupStack)."""
     settings = load_config(config, overrides, KEYS)
+    for key, hint in SCHEMA.items():
+        section, _, name = key.partition(".")
+        place = settings if not name else settings.get(section) or {}
+        if (name or section) in place:
+            place[name or section] = check_value(f"config {config}: {key}", place[name or section], hint)
     data = settings.get("data") or {}
     if not data.get("path"):
         raise ConfigError(f"config {config}: data.path is not set; give --data FOLDER, ZIP or HUBNAME")
@@ -82,9 +100,11 @@ class System:
         for name, spec in self.specs.items():
             if "class" not in spec:
                 raise ConfigError(f"arms.{name}: has no `class`; write `class: ltrr.arms.lexical.Lexical` or your own")
-        method = (settings.get("fusion") or {}).get("method", "convex")
-        if method not in ("rrf", "convex"):
-            raise ConfigError(f"fusion.method: {method!r} is neither 'rrf' nor 'convex'")
+        for split in (settings.get("tune") or {}).get("splits", ()):
+            check_known("tune.splits", split, {"train", "dev", "test", *dataset.splits})
+        named = (settings.get("fusion") or {}).get("arms") or ()
+        if len(set(named)) < len(named):
+            raise ConfigError(f"fusion.arms: {', '.join(named)} names an arm twice")
         fingerprint = self.corpus.fingerprint[:12]
         self.folder = Path(settings.get("cache") or "runs/cache") / f"{dataset.name}-{fingerprint}"
         self.arm = cache(self._open)  # name -> opened arm
@@ -135,7 +155,14 @@ class System:
         cls = find_class(f"arms.{name}", spec.pop("class"))
         if hasattr(cls, "tune") and spec.pop("tune", True):
             spec = self._tuned(name, cls, spec) | spec
-        return cls, spec, self.folder / "index" / f"{name}-{_key(name, cls.__qualname__, _revision(cls), spec)}"
+        return cls, spec, self.folder / "index" / f"{name}-{_key(name, *self._basis(cls), spec)}"
+
+    def _basis(self, cls: type) -> tuple:
+        """What every cached file of an arm depends on beside its arguments.
+
+        A class bumps its `revision` when what it builds or tunes changes, so that older caches are not used.
+        """
+        return cls.__module__, cls.__qualname__, getattr(cls, "revision", 1), sorted(self.corpus.fields.items())
 
     def _make(self, name: str) -> tuple[Any, Path]:
         """An arm that is not opened yet, and its index folder."""
@@ -198,9 +225,11 @@ class System:
             return {}
 
         def fit() -> dict[str, Any]:
-            return construct(f"arms.{name}", cls, spec).tune(self.corpus, judged.queries, judged.qrels)
+            where = f"arms.{name}"
+            arm = construct(where, cls, self._inject(where, cls, spec))
+            return arm.tune(self.corpus, judged.queries, judged.qrels, given=set(spec))
 
-        return self._cached(name, (cls.__qualname__, _revision(cls), spec, _judged_key(judged)), fit, judged.name)
+        return self._cached(name, (self._basis(cls), spec, _judged_key(judged)), fit, judged.name)
 
     @cached_property
     def fusion_arms(self) -> list[str]:
@@ -226,7 +255,10 @@ class System:
 
         def fit() -> dict[str, Any]:
             pool = union({name: self.arm(name).search(judged.queries, _DEPTH) for name in self.fusion_arms})
-            fitted, _ = ConvexFusion.fit(pool, self.grades(judged, pool), self.fusion_arms)
+            try:
+                fitted, _ = ConvexFusion.fit(pool, self.grades(judged, pool), self.fusion_arms)
+            except NothingToFit:
+                return {"weights": dict.fromkeys(self.fusion_arms, 1 / len(self.fusion_arms)), "norm": "minmax"}
             return {"weights": fitted.weights, "norm": fitted.norm}
 
         for name in self.fusion_arms:
@@ -251,12 +283,13 @@ class System:
     def _cached(self, name: str, depends: tuple, fit: Callable[[], dict[str, Any]], queries: str) -> dict[str, Any]:
         path = self.folder / "tuned" / f"{name}-{_key(self.corpus.fingerprint, depends)}.json"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"on": queries, "parameters": fit()}, indent=1)
-            part = path.with_suffix(f".{uuid.uuid4().hex}.part")
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, path)
-        self._in_use[name] = json.loads(path.read_text(encoding="utf-8"))
+            with whole_file(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        try:
+            self._in_use[name] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{path}: damaged ({error}); delete it, and it is fitted again") from None
         return self._in_use[name]["parameters"]
 
     # -- the whole
@@ -286,11 +319,6 @@ class _Only:
 
 def _needs_fields(path: str) -> bool:
     return bool(getattr(find_class("arms", path), "needs_fields", False))
-
-
-def _revision(cls: type) -> int:
-    """A class bumps its `revision` when what it builds or tunes changes, so that older caches are not used."""
-    return getattr(cls, "revision", 1)
 
 
 def _half(text: str) -> bool:

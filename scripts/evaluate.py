@@ -14,6 +14,7 @@ from pathlib import Path
 
 from _common import arguments, main
 
+from ltrr.config import ConfigError
 from ltrr.data.beir import open_dataset
 from ltrr.evaluate.beir import evaluate_systems
 from ltrr.evaluate.report import SystemResult, table, write_mean, write_report
@@ -42,6 +43,9 @@ def table_by(source: str, field: str, results: Sequence[SystemResult]) -> str:
 def evaluate(system: System, split: str, out: Path, baseline: str, by: str | None = None) -> dict:
     """Table, runs and plots of one data set; a table by a field of the queries' metadata where asked for."""
     queries, qrels = system.dataset.split(split)
+    known = [*system.usable(), *(("rrf", "convex") if len(system.fusion_arms) > 1 else ())]
+    if baseline not in known:
+        raise ConfigError(f"--baseline: no system {baseline!r}; there will be {', '.join(known)}")
     arms = {name: system.arm(name) for name in system.usable()}
     fusions = {"rrf": system.order("rrf"), "convex": system.order("convex")} if len(system.fusion_arms) > 1 else {}
     results, runs = evaluate_systems(arms, fusions, system.fusion_arms, queries, qrels, system.corpus.ids)

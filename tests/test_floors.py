@@ -26,7 +26,10 @@ FLOORS: dict[str, set[str]] = {
 }
 EXCEPTIONS = {"models.bandit": {"policy"}, "data.rounds": {"feedback"}}  # module -> floors beside its floor's
 ANYTHING = {"system"}  # the composition root
-ONLY = {"core": {"numpy"}, "config": {"yaml"}}  # floor -> third-party packages, where the rest is the standard library
+ONLY = {
+    "core": {"numpy"},
+    "config": {"yaml", "pydantic"},
+}  # floor -> third-party packages, where the rest is the standard library
 TORCH = {"torch", "pytorch_lightning", "transformers", "sentence_transformers"}  # each takes torch along
 PICKLE = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 

@@ -9,6 +9,7 @@ from scipy.optimize import approx_fprime, minimize
 
 from ltrr.core import Candidates, Pool, Query
 from ltrr.fuse import (
+    MISSING,
     WINDOW,
     ConvexFusion,
     Norm,
@@ -135,10 +136,10 @@ def test_reciprocal_rank_fusion_prefers_what_two_arms_agree_on() -> None:
 def test_minmax_by_hand() -> None:
     pool = one_query(a=[(1, 10.0), (2, 6.0), (3, 2.0)], b=[(2, -1.0), (9, -3.0)])
     scaled = by_doc(pool, scale(pool, "minmax"))
-    np.testing.assert_allclose(scaled[1], [1, 0])
+    np.testing.assert_allclose(scaled[1], [1, -MISSING], rtol=1e-5)  # b did not return it
     np.testing.assert_allclose(scaled[2], [0.5, 1])
-    np.testing.assert_allclose(scaled[3], [0, 0])
-    np.testing.assert_allclose(scaled[9], [0, 0])  # a did not return it
+    np.testing.assert_allclose(scaled[3], [0, -MISSING], rtol=1e-5)
+    np.testing.assert_allclose(scaled[9], [-MISSING, 0], rtol=1e-5)
 
 
 def test_zscore_by_hand() -> None:
@@ -147,8 +148,9 @@ def test_zscore_by_hand() -> None:
     scaled = by_doc(pool, scale(pool, "zscore"))
     expected = (values - values.mean()) / values.std()
     np.testing.assert_allclose([scaled[i][0] for i in range(3)], expected, atol=1e-6)
-    assert scaled[9][0] == pytest.approx(expected.min())  # not returned: as good as the arm's last
-    assert scaled[9][1] == scaled[0][1] == 0.0  # one score says nothing
+    assert scaled[9][0] == pytest.approx(expected.min() - MISSING)  # not returned: just below the arm's last
+    assert scaled[9][1] == 1.0  # an arm's only answer stands above what it did not return
+    assert scaled[0][1] == pytest.approx(-MISSING)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -170,7 +172,7 @@ def test_drawing_deeper_does_not_change_the_scale(norm: Norm) -> None:
         np.testing.assert_allclose(at_300[doc], at_100[doc], rtol=1e-6)
     deeper = [at_300[doc][0] for doc, _ in pairs]
     assert deeper == sorted(deeper, reverse=True)  # and what comes after goes on below
-    assert deeper[-1] < deeper[WINDOW - 1]
+    assert deeper[WINDOW - 1] - MISSING < deeper[-1] < deeper[WINDOW - 1]  # so that what is missing is always last
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -194,8 +196,23 @@ def test_scale_is_never_nan_and_silent_arms_say_nothing(norm: Norm) -> None:
 def test_equal_scores_do_not_divide_by_zero(norm: Norm, score: float) -> None:
     pool = one_query(a=[(1, score), (2, score)], b=[(3, 1.0), (4, 0.0)])
     scaled = by_doc(pool, scale(pool, norm))
-    assert scaled[1][0] == scaled[2][0] == (1.0 if norm == "minmax" else 0.0)
-    assert scaled[3][0] == scaled[4][0] == 0.0  # a did not return them
+    assert scaled[1][0] == scaled[2][0] == 1.0
+    assert scaled[3][0] == scaled[4][0] == pytest.approx(-MISSING)  # a did not return them
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_first_ten_do_not_depend_on_how_deep_arms_are_drawn(norm: Norm) -> None:
+    """Weights fitted at depth 100 are used at depth 1,000, and a service draws 100: the page must be the same."""
+    rng = np.random.default_rng(3)
+    deep = {}
+    for name in "ab":
+        docs = np.stack([rng.permutation(5000)[:1000] for _ in range(20)]).astype(np.int32)
+        deep[name] = Candidates(docs, -np.sort(-rng.gamma(1.0, size=(20, 1000)), axis=1).astype(np.float32))
+    fusion = ConvexFusion({"a": 0.6, "b": 0.4}, norm)
+    shallow = {name: found.first(100) for name, found in deep.items()}
+    queries = [Query(str(i), "") for i in range(20)]
+    at_100, at_1000 = (fusion.rank(queries, union(drawn)).docs[:, :10] for drawn in (shallow, deep))
+    np.testing.assert_array_equal(at_100, at_1000)
 
 
 # Fitted weights

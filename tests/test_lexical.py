@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from test_text import slow_bm25, tokens_of
 
-from ltrr.arms.lexical import Lexical, log_prior, prior_fields, year_like
+from ltrr.arms.fields import log_prior, prior_fields, year_like
+from ltrr.arms.lexical import Lexical
 from ltrr.core import Arm, Candidates, Qrels, Query
 from ltrr.data.beir import Corpus, Document
 from ltrr.index.manifest import IndexMissing, IndexRefused
@@ -216,15 +217,21 @@ def test_tune_finds_the_field_and_the_prior_that_tell(tmp_path: Path) -> None:
 
 def test_tune_keeps_what_was_given_and_is_repeatable() -> None:
     corpus, queries, qrels = judged_corpus()
-    arm = Lexical(prior="decoy", k1=2.0, b=0.1)
-    tuned = arm.tune(corpus, queries, qrels)
-    assert (tuned["k1"], tuned["b"]) == (2.0, 0.1)
-    assert tuned["prior"] in ("decoy", None)  # never the one that was not asked for
-    assert arm.tune(corpus, queries, qrels) == tuned
+    arm = Lexical(prior="decoy", k1=2.0, b=0.1, boosts={"title_english": 1.0})
+    given = {"prior", "k1", "b", "boosts"}
+    tuned = arm.tune(corpus, queries, qrels, given=given)
+    assert (tuned["k1"], tuned["b"], tuned["prior"]) == (2.0, 0.1, "decoy")
+    assert "boosts" not in tuned  # the given ones stay, and strength is chosen for them
+    assert arm.tune(corpus, queries, qrels, given=given) == tuned
 
 
-def test_tune_refuses_queries_without_a_positive() -> None:
+def test_no_prior_can_be_asked_for() -> None:
+    """`prior: null` in a config means none, although a prior would help."""
+    corpus, queries, qrels = judged_corpus()
+    assert Lexical(prior=None).tune(corpus, queries, qrels, given={"prior"})["prior"] is None
+
+
+def test_tune_has_nothing_to_say_without_a_positive() -> None:
     corpus, queries, qrels = judged_corpus()
     nothing: Qrels = {q: dict.fromkeys(grades, 0) for q, grades in qrels.items()}
-    with pytest.raises(ValueError, match="give `boosts` in the config"):
-        Lexical().tune(corpus, queries, nothing)
+    assert Lexical().tune(corpus, queries, nothing) == {}

@@ -9,17 +9,16 @@ Legend: Q queries, K candidates, F fields, N documents.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from tqdm import tqdm
 
+from ltrr.arms.fields import documents_of, field_texts, log_prior, number_column, prior_fields, year_like
 from ltrr.core import Candidates, Qrels, Query
-from ltrr.data.beir import Corpus, Document, field_number, field_values
-from ltrr.fuse import fit_listwise
+from ltrr.data.beir import Corpus
+from ltrr.fuse import NothingToFit, fit_listwise
 from ltrr.index import manifest
 from ltrr.index.qdrant import Batch, SparseEngine
 from ltrr.index.text import ANALYSERS, TextCoder, TextField, describe, merge
@@ -96,17 +95,20 @@ class Lexical:
 
     # -- choosing boosts, k1, b and the prior from judged queries
 
-    def tune(self, corpus: Corpus, queries: Sequence[Query], qrels: Qrels, seed: int = 0) -> dict[str, Any]:
+    def tune(
+        self, corpus: Corpus, queries: Sequence[Query], qrels: Qrels, given: Collection[str] = (), seed: int = 0
+    ) -> dict[str, Any]:
         """Constructor arguments that minimise the listwise loss over the best 100 of each query.
 
-        At most 2,000 queries and 200,000 documents (judged ones always) are used. Everything the constructor was given
-        stays as it is. Compared at equal candidates: (k1, b), the prior's field and strength; boosts by `fit_listwise`.
+        At most 2,000 queries and 200,000 documents (judged ones always) are used. Arguments named in `given` stay as
+        they are. Compared at equal candidates: (k1, b), the prior's field and strength; boosts by `fit_listwise`.
+        Nothing ({}) where no query has a positive among its candidates.
         """
         rng = np.random.default_rng(seed)
         judged = [q for q in queries if any(g > 0 for g in qrels[q.id].values())]
         judged = [judged[i] for i in rng.permutation(len(judged))[:2000]]
         if not judged:
-            raise ValueError("no query with a positive to tune boosts on; give `boosts` in the config instead")
+            return {}
         wanted = corpus.rows([d for q in judged for d in qrels[q.id]])
         sample = rng.choice(len(corpus), 200_000, replace=False) if len(corpus) > 200_000 else np.arange(len(corpus))
         rows = np.union1d(wanted, sample)
@@ -114,13 +116,16 @@ class Lexical:
         fields = self.text_fields(corpus)
         coder = TextCoder.fit(fields, (field_texts(batch, fields) for batch in documents_of(corpus, "lexical: terms")))
         texts = field_texts([corpus[int(row)] for row in rows], fields)
-        priors = {None: np.zeros(len(rows))} | {
-            name: self._prior_of(corpus, name)[rows] for name in self._priors(corpus)
-        }
+        names = [self._prior] if "prior" in given else [None, *self._priors(corpus)]
+        priors = {name: self._prior_of(corpus, name)[rows] if name else np.zeros(len(rows)) for name in names}
+        strengths = (self._strength,) if "prior_strength" in given else _STRENGTHS[1:]
+        shapes = ((self._k1, self._b),) if {"k1", "b", "fields"} & set(given) else _BM25
+        fixed = self._field_weights(fields)[:, None] if "boosts" in given else None  # (F, 1)
         docs: np.ndarray | None = None
         best: tuple[float, dict[str, Any]] = (np.inf, {})
-        for k1, b in _BM25 if (self._k1, self._b) == _BM25[0] and self._fields is None else ((self._k1, self._b),):
-            coder.fields = tuple(dataclasses.replace(f, k1=k1, b=b) for f in coder.fields)
+        for k1, b in shapes:
+            if len(shapes) > 1:
+                coder.fields = tuple(dataclasses.replace(f, k1=k1, b=b) for f in coder.fields)
             scores = coder.field_scores([q.text for q in judged], coder.documents(texts))  # F of (Q, N)
             if docs is None:
                 docs, mask = _best(sum(scores[1:], scores[0]), 100)
@@ -131,13 +136,20 @@ class Lexical:
                         gains[place[corpus.row(doc)]] = max(grade, 0)
                     grades[i] = gains[docs[i]]
             features = np.stack([_gather(s, docs) for s in scores], axis=2)  # (Q, K, F)
+            if fixed is not None:
+                features = features @ fixed  # (Q, K, 1): only the scale of the loss is fitted
             for name, prior in priors.items():
-                for strength in _STRENGTHS[1:] if name else (0.0,):
+                for strength in strengths if name else (0.0,):
                     scaled = features * (1 + strength * prior[docs])[:, :, None]
-                    weights, loss = fit_listwise(scaled, grades, mask)
+                    try:
+                        weights, loss = fit_listwise(scaled, grades, mask)
+                    except NothingToFit:
+                        return {}
                     if loss < best[0]:
-                        boosts = {f.name: round(float(w), 4) for f, w in zip(fields, weights, strict=True)}
-                        chosen = {"boosts": boosts, "k1": k1, "b": b, "prior": name, "prior_strength": strength}
+                        chosen = {"k1": k1, "b": b, "prior": name, "prior_strength": strength}
+                        if fixed is None:
+                            pairs = zip(fields, weights, strict=True)
+                            chosen["boosts"] = {f.name: round(float(w), 4) for f, w in pairs}
                         best = (loss, chosen)
         return best[1]
 
@@ -200,56 +212,6 @@ class Lexical:
         if field not in (known := prior_fields(corpus)):
             raise ValueError(f"prior: {field!r} is no number field for a prior; this corpus has {known or 'none'}")
         return log_prior(number_column(corpus, field))
-
-
-def log_prior(values: np.ndarray) -> np.ndarray:
-    """log(1 + v) / log(1 + largest v) in [0, 1]; unknown (NaN) and negative values are 0."""
-    logs = np.log1p(np.maximum(np.nan_to_num(values), 0.0))
-    return logs / max(float(logs.max(initial=0.0)), 1e-9)
-
-
-def year_like(corpus: Corpus, field: str) -> bool:
-    """Whether a number field holds years: ≥ 95 % of the first 1,000 known values are integers in 1000..2100."""
-    if corpus.fields[field] != "number":
-        return False
-    values = np.array([field_number(corpus[row], field) for row in range(min(1000, len(corpus)))])
-    values = values[~np.isnan(values) & (values != 0)]
-    return len(values) > 0 and bool(np.mean((values % 1 == 0) & (values >= 1000) & (values <= 2100)) >= 0.95)
-
-
-def source_text(document: Document, source: str) -> str:
-    """Title, text, or a metadata field's values as one string."""
-    if source == "title":
-        return document.title
-    if source == "text":
-        return document.text
-    value = document.metadata.get(source)
-    if isinstance(value, int | float):
-        return str(int(value)) if value == int(value) else str(value)
-    return " ".join(name for name, _ in field_values(document, source))
-
-
-def field_texts(documents: Sequence[Document], fields: Sequence[TextField]) -> list[tuple[str, ...]]:
-    """B documents -> B tuples of F strings."""
-    return [tuple(" ".join(source_text(d, s) for s in field.sources) for field in fields) for d in documents]
-
-
-def documents_of(corpus: Corpus, what: str, size: int = 1000) -> Iterator[list[Document]]:
-    """The corpus in row order, `size` documents at a time; large ones with a progress bar named `what`."""
-    quiet = len(corpus) < 50_000
-    documents = iter(tqdm(corpus, what, len(corpus), unit="document", disable=quiet, mininterval=1))
-    while batch := list(islice(documents, size)):
-        yield batch
-
-
-def number_column(corpus: Corpus, field: str) -> np.ndarray:
-    """A number or date field of every document, (N,) float64, NaN = unknown."""
-    return np.fromiter((field_number(d, field) for d in corpus), np.float64, len(corpus))
-
-
-def prior_fields(corpus: Corpus) -> list[str]:
-    """Number fields that can say how popular or good a document is: all but years."""
-    return [f for f, kind in corpus.fields.items() if kind == "number" and not year_like(corpus, f)]
 
 
 def _default_field(fields: Sequence[TextField]) -> str:

@@ -12,7 +12,7 @@ from typing import Self
 
 import numpy as np
 
-from ltrr.arms.lexical import log_prior, number_column, prior_fields
+from ltrr.arms.fields import log_prior, number_column, prior_fields
 from ltrr.core import Candidates, Query
 from ltrr.data.beir import Corpus, field_values
 from ltrr.index import manifest

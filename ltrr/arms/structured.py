@@ -12,24 +12,34 @@ Legend: Q queries, K candidates, N documents, V values, I interpretations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
 
-from ltrr.arms.lexical import documents_of, field_texts, log_prior, number_column, prior_fields, year_like
+from ltrr.arms.fields import (
+    documents_of,
+    field_texts,
+    log_prior,
+    number_column,
+    prior_fields,
+    telling_prior,
+    year_like,
+    years,
+)
 from ltrr.arms.tagging import Tagger
 from ltrr.arms.understanding import Interpretation, Reading, Vocabulary, normalise
 from ltrr.core import Candidates, Qrels, Query
 from ltrr.data.beir import Corpus, Document, field_values
+from ltrr.fuse import weighted_sum
 from ltrr.index import manifest
 from ltrr.index.qdrant import Batch, SparseEngine, Where
 from ltrr.index.text import Sparse, TextCoder, TextField, describe, merge
 from ltrr.metrics import evaluate, to_run
 
+_DEPTH = 200  # candidates of an interpretation, at least
 _RELATED = 0.3  # what the document most related to the named one gains, as a share of the best score
 _NAMED = 0.5  # share of the query's information that a title must have to name a document
 _TUNING = 300  # queries that tuning looks at
@@ -71,6 +81,8 @@ class Structured:
         tag_missing: bool = True,
     ):
         self._fields, self._prior, self._strength = fields, prior, prior_strength
+        if temperature <= 0:
+            raise ValueError(f"arms.structured.temperature: {temperature} is not above 0")
         self._boosts = np.array([title_boost, text_boost])
         self._text_evidence, self._temperature, self._tag_missing = text_evidence, temperature, tag_missing
 
@@ -125,14 +137,19 @@ class Structured:
             return counts | {"tagged": tagger.num_tagged}
 
         manifest.build(
-            root, kind="structured", corpus=corpus.fingerprint, model=None, config=self._config(fields), write=write
+            root,
+            kind="structured",
+            corpus=corpus.fingerprint,
+            model=None,
+            config=self._config(corpus, fields),
+            write=write,
         )
 
     def open(self, corpus: Corpus, root: Path) -> Self:
         """Opens what `build` wrote; IndexRefused where it is damaged or of another corpus or config."""
         fields = _text_fields(self._keywords(corpus))
         folder, sealed = manifest.open_index(
-            root, kind="structured", corpus=corpus.fingerprint, config=self._config(fields)
+            root, kind="structured", corpus=corpus.fingerprint, config=self._config(corpus, fields)
         )
         self._corpus = corpus
         self._coder = TextCoder.load(folder / "terms.npz", fields)
@@ -142,17 +159,22 @@ class Structured:
         self._engine = SparseEngine.open(folder / "engine", root, sealed.counts["documents"])
         return self
 
-    def tune(self, corpus: Corpus, queries: Sequence[Query], qrels: Qrels, seed: int = 0) -> dict[str, Any]:
+    def tune(
+        self, corpus: Corpus, queries: Sequence[Query], qrels: Qrels, given: Collection[str] = (), seed: int = 0
+    ) -> dict[str, Any]:
         """Constructor arguments by nDCG@10 of at most 300 judged queries: the prior, then one argument after another.
 
         The prior is the number field of which positives have most, by mean percentile; none where that is below 60 %.
+        Arguments named in `given` stay as they are.
         """
         judged = [q for q in queries if any(grade > 0 for grade in qrels[q.id].values())]
         judged = [judged[i] for i in np.random.default_rng(seed).permutation(len(judged))[:_TUNING]]
         if not judged:
             return {}
-        prior = self._prior or _telling_prior(corpus, [qrels[q.id] for q in judged])
+        prior = self._prior if "prior" in given else telling_prior(corpus, [qrels[q.id] for q in judged])
         best: dict[str, Any] = {"prior": prior}
+        current = {"title_boost": self._boosts[0], "text_boost": self._boosts[1], "text_evidence": self._text_evidence}
+        current["temperature"] = self._temperature
         with TemporaryDirectory() as folder:
             arm = Structured(
                 fields=self._fields, prior=prior, prior_strength=self._strength, tag_missing=self._tag_missing
@@ -161,15 +183,14 @@ class Structured:
             arm.open(corpus, Path(folder))
             score = -1.0
             for name, values in _GRID:
-                for value in values:
-                    trial = best | {name: value}
-                    arm._boosts = np.array([trial.get("title_boost", 0.5), trial.get("text_boost", 0.5)])
-                    arm._text_evidence = trial.get("text_evidence", 0.5)
-                    arm._temperature = trial.get("temperature", 2.0)
+                for value in values if name not in given else ():
+                    trial = current | best | {name: value}
+                    arm._boosts = np.array([trial["title_boost"], trial["text_boost"]])
+                    arm._text_evidence, arm._temperature = trial["text_evidence"], trial["temperature"]
                     run = to_run([q.id for q in judged], arm.search(judged, 10), corpus.ids)
                     found = evaluate(run, {q.id: qrels[q.id] for q in judged}, ("nDCG@10",)).mean()["nDCG@10"]
                     if found > score:
-                        score, best = found, trial
+                        score, best = found, best | {name: value}
         return best
 
     def interpret(self, text: str) -> list[Interpretation]:
@@ -180,16 +201,17 @@ class Structured:
         """(Q, k) documents by Σ likelihood · score over the interpretations, then what is related to the named one."""
         understood = [self.interpret(q.text) for q in queries]
         flat = [(i, one) for i, several in enumerate(understood) for one in several]
+        depth = max(k, _DEPTH)  # a document may be low in one interpretation and high in the sum
         found = self._engine.search(
-            [self._vector(one) for _, one in flat], k, [_where(one.readings) for _, one in flat]
+            [self._vector(one) for _, one in flat], depth, [_where(one.readings) for _, one in flat]
         )  # (I, k)
         owner = np.array([i for i, _ in flat], np.int64)
         weights = np.array([one.likelihood for _, one in flat])
         alive = (found.docs >= 0).any(axis=1)  # an interpretation that nothing satisfies was none
         weights = np.where(alive, weights, 0.0)
         weights /= np.maximum(np.bincount(owner, weights, len(queries)), 1e-9)[owner]
-        merged = _weighted_sum(found, owner, weights, len(queries), k)
-        return self._with_related(queries, merged, k)
+        merged = weighted_sum(found, owner, weights, len(queries), depth)
+        return self._with_related(queries, merged, depth).first(k)
 
     def related_by(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Values that relate other documents to this one and their weights: its own, the rarer the more."""
@@ -220,7 +242,7 @@ class Structured:
             np.concatenate([found.docs, more.docs]), np.concatenate([found.scores, scaled.astype(np.float32)])
         )
         owner = np.concatenate([np.arange(len(queries)), asked])
-        return _weighted_sum(both, owner, np.ones(len(owner)), len(queries), k)
+        return weighted_sum(both, owner, np.ones(len(owner)), len(queries), k)
 
     def _vector(self, one: Interpretation) -> tuple[np.ndarray, np.ndarray]:
         """Dimensions and weights of an interpretation: its values, then the words left over."""
@@ -247,7 +269,7 @@ class Structured:
         out = {f: number_column(corpus, f) for f in corpus.fields if year_like(corpus, f)}
         for field, kind in corpus.fields.items():
             if kind == "date":
-                out[field] = np.floor(number_column(corpus, field) / 365.2425 + 1970)
+                out[field] = years(number_column(corpus, field))
         return out
 
     def _prior_column(self, corpus: Corpus) -> np.ndarray:
@@ -257,13 +279,14 @@ class Structured:
             raise ValueError(f"arms.structured.prior: {self._prior!r} is none of {prior_fields(corpus)}")
         return log_prior(number_column(corpus, self._prior))
 
-    def _config(self, fields: Sequence[TextField]) -> dict[str, Any]:
+    def _config(self, corpus: Corpus, fields: Sequence[TextField]) -> dict[str, Any]:
         strength = self._strength if self._prior else 0.0
         return {
             "fields": describe(fields),
             "prior": self._prior,
             "prior_strength": strength,
             "tag_missing": self._tag_missing,
+            "numbers": sorted(f for f, kind in corpus.fields.items() if kind == "date" or year_like(corpus, f)),
         }
 
 
@@ -289,16 +312,6 @@ def _text_fields(keywords: Sequence[str]) -> tuple[TextField, ...]:
     )
 
 
-def _telling_prior(corpus: Corpus, qrels: Sequence[Mapping[str, int]]) -> str | None:
-    rows = corpus.rows([doc for grades in qrels for doc, grade in grades.items() if grade > 0])
-    shares = {}
-    for field in prior_fields(corpus):
-        column = np.nan_to_num(number_column(corpus, field))
-        shares[field] = float((np.searchsorted(np.sort(column), column[rows]) / len(column)).mean())
-    best = max(shares, key=lambda name: shares[name], default=None)
-    return best if best is not None and shares[best] >= 0.6 else None
-
-
 def _selective_names(vocabulary: Vocabulary) -> dict[str, list[int]]:
     """Normalised selective values -> their ids: a document titled so is what others name (a song's artist)."""
     out: dict[str, list[int]] = {}
@@ -320,8 +333,10 @@ def _weighted_tags(
     for tag in names.get(" ".join(normalise(document.title)), ()):
         out[tag] = 1.0
     for field in keywords:
-        for value, weight in field_values(document, field):
-            out[tags[field, value]] = float(weight)
+        given = [(value, weight) for value, weight in field_values(document, field) if weight > 0]
+        most = max([1.0, *(weight for _, weight in given)])  # counts become shares of the largest
+        for value, weight in given:
+            out[tags[field, value]] = weight / most
     return out
 
 
@@ -330,15 +345,3 @@ def _where(readings: Sequence[Reading]) -> Where:
         tuple(reading.tags for reading in readings if not reading.span),
         tuple((reading.field, *reading.span) for reading in readings if reading.span),
     )
-
-
-def _weighted_sum(found: Candidates, owner: np.ndarray, weights: np.ndarray, num_queries: int, k: int) -> Candidates:
-    """Lists (I, k) -> (Q, k): a document's score is the weighted sum over the lists of its query."""
-    line, column = np.nonzero((found.docs >= 0) & (weights > 0)[:, None])
-    keys = owner[line].astype(np.int64) << 32 | found.docs[line, column]
-    unique, inverse = np.unique(keys, return_inverse=True)
-    scores = np.bincount(inverse, weights[line] * found.scores[line, column], len(unique))
-    cuts = np.searchsorted(unique >> 32, np.arange(num_queries + 1))
-    docs = (unique & 0xFFFFFFFF).astype(np.int32)
-    pieces = [slice(a, b) for a, b in pairwise(cuts)]
-    return Candidates.from_lists([docs[p] for p in pieces], [scores[p].astype(np.float32) for p in pieces], k)

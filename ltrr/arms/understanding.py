@@ -27,7 +27,7 @@ from rapidfuzz.distance import OSA
 _WORD = re.compile(r"\w+")
 _POSSESSIVE = re.compile(r"['’]s\b")
 _DECADE = re.compile(r"(1[0-9]|20)?([0-9])0s")
-_LONGEST = 24  # tokens of a query that are looked at
+_LONGEST = 24  # words of a query that are understood; later ones are plain text
 _PARTIAL = 400  # values a single token may stand for
 _FLOOR = 0.05  # likelihood that the query is plain text
 _RECENT = frozenset(["new", "newest", "latest", "recent"])
@@ -168,7 +168,8 @@ class Vocabulary:
             text_evidence: evidence of a word read as plain text, as a share of its idf, 0..1.
             temperature: nats; larger = more even likelihoods.
         """
-        raw = split_words(text)[:_LONGEST]
+        raw = split_words(text)
+        raw, tail = raw[:_LONGEST], raw[_LONGEST:]
         # 1) spelling: each token and how sure we are of it
         spelt = [self._spell(_singular(word)) for word in raw]
         # 2) what each span can mean
@@ -192,7 +193,7 @@ class Vocabulary:
                 for i, (word, sure) in enumerate(spelt)
                 if i not in used
             ]
-            out.append(Interpretation(picked, " ".join(rest), float(p / total)))
+            out.append(Interpretation(picked, " ".join(rest + tail), float(p / total)))
         return sorted(out, key=lambda one: -one.likelihood)
 
     def _spell(self, token: str) -> tuple[str, float]:
@@ -270,7 +271,7 @@ class Vocabulary:
 
     def _number_readings(self, raw: Sequence[str], spelt: Sequence[tuple[str, float]]) -> list[Reading]:
         """Years, decades, `before 1990`, `since 2010` and `new` for fields that hold years or dates."""
-        readings = []
+        found: dict[tuple, Reading] = {}
         for name, (low, high, recent) in self.ranges.items():
             for i, word in enumerate(raw):
                 span, positions = None, (i,)
@@ -291,8 +292,8 @@ class Vocabulary:
                     label = f"{span[0]:.0f}" if span[0] == span[1] else f"{span[0]:.0f}–{span[1]:.0f}"
                     strength = 0.6 if word in _RECENT else 1.0
                     evidence = strength * max(self._information(spelt[i][0]), 3.0)
-                    readings.append(Reading(positions, name, label, (), (), span, evidence))
-        return readings
+                    found.setdefault((positions, label), Reading(positions, name, label, (), (), span, evidence))
+        return list(found.values())  # a year that two fields hold is one reading, of the first
 
 
 def _same_name(readings: Sequence[Reading]) -> list[Reading]:

@@ -31,11 +31,13 @@ def evaluate_systems(
 ) -> tuple[list[SystemResult], dict[str, Run]]:
     """Scores every arm alone and every fusion of the arms named in `fused`.
 
-    Milliseconds a query are wall time in batches of 256, one search thread; a fusion's include its arms'.
+    Milliseconds a query are wall time in batches of 256, 1,001 candidates deep; a fusion's include its arms'. What one
+    query alone costs is in scripts/benchmark.py.
     """
     runs: dict[str, Run] = {name: {} for name in (*arms, *fusions)}
     seconds = dict.fromkeys(runs, 0.0)
-    next(iter(arms.values())).search(queries[:1], 10)  # the first call of a process pays for lazy imports
+    for arm in arms.values():
+        arm.search(queries[:1], 10)  # the first call pays for lazy imports and thread pools
     for start in tqdm(range(0, len(queries), _BATCH), "evaluate", unit="batch", disable=len(queries) < 2 * _BATCH):
         batch = queries[start : start + _BATCH]
         ids = [q.id for q in batch]

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import FastAPI, HTTPException
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from ltrr.core import Context, Query
 from ltrr.funnel import Funnel
@@ -25,7 +25,9 @@ class SearchContext(BaseModel):
     locale: str | None = Field(default=None, max_length=35, description="for example en-GB")
     time: datetime | None = Field(default=None, description="ISO 8601")
     device: str | None = Field(default=None, max_length=100)
-    attributes: dict[str, str] = Field(default_factory=dict, max_length=50)
+    attributes: dict[str, Annotated[str, StringConstraints(max_length=1000)]] = Field(
+        default_factory=dict, max_length=50
+    )
 
 
 class SearchRequest(BaseModel):
@@ -34,6 +36,17 @@ class SearchRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     query: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
     k: int = Field(default=10, ge=1, description="results wanted")
+
+    @field_validator("query")
+    @classmethod
+    def is_text(cls, query: str) -> str:
+        """Half a surrogate pair is no text."""
+        try:
+            query.encode()
+        except UnicodeEncodeError:
+            raise ValueError("not valid Unicode") from None
+        return query
+
     context: SearchContext = SearchContext()
 
 
