@@ -54,6 +54,7 @@ def test_search_answers_the_contract(client):
         ({"query": ""}, "query"),
         ({"query": "   "}, "query"),
         ({"query": "x" * 1001}, "query"),
+        ({"query": "x", "context": {"attributes": {"a": "y" * 2000}}}, "attributes"),
         ({"query": "x", "k": 0}, "k"),
         ({"query": "x", "k": 21}, "k"),
         ({"query": "x", "k": "many"}, "k"),
@@ -71,6 +72,11 @@ def test_bad_requests_name_the_field(client, body, field):
 @pytest.mark.parametrize("text", ["?", "夜の歌", "a\x00b", "' OR 1=1 --", "🎵🎵", "love " * 150])
 def test_odd_queries_are_answered(client, text):
     assert client.post("/search", json={"query": text}).status_code == 200
+
+
+def test_half_a_surrogate_pair_is_refused(client):
+    answer = client.post("/search", content=b'{"query": "\\ud800"}', headers={"content-type": "application/json"})
+    assert answer.status_code == 422
 
 
 def test_health_and_openapi(client):

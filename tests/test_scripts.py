@@ -123,6 +123,14 @@ BAD = {
     "unknown query field": (["--data.query_fields", "[mood]"], "mood"),
     "unknown baseline": (["--baseline", "bm25"], "bm25"),
     "odd override": (["--arms.lexical.k1"], "--arms.lexical.k1"),
+    "wrong type": (["--arms.lexical.k1", "abc"], "arms.lexical.k1"),
+    "text for a list": (["--fusion.arms", "lexical"], "fusion.arms"),
+    "unknown norm": (["--fusion.norm", "max"], "fusion.norm"),
+    "unknown tuning split": (["--tune.splits", "[trian]"], "trian"),
+    "an arm twice": (["--fusion.arms", "[lexical, lexical]"], "twice"),
+    "no mapping": (["--arms.lexical", "3"], "arms"),
+    "out of range": (["--arms.structured.temperature", "0"], "temperature"),
+    "cache is a file": (["--cache", "{tmp}/fast.yaml"], "fast.yaml"),
     "not YAML": (["--arms.lexical.boosts", "{{"], "boosts"),
 }
 BROKEN = {

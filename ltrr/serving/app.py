@@ -10,8 +10,10 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import FastAPI, HTTPException
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from ltrr.core import Context, Query
 from ltrr.funnel import Funnel
@@ -36,17 +38,6 @@ class SearchRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     query: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
     k: int = Field(default=10, ge=1, description="results wanted")
-
-    @field_validator("query")
-    @classmethod
-    def is_text(cls, query: str) -> str:
-        """Half a surrogate pair is no text."""
-        try:
-            query.encode()
-        except UnicodeEncodeError:
-            raise ValueError("not valid Unicode") from None
-        return query
-
     context: SearchContext = SearchContext()
 
 
@@ -80,6 +71,12 @@ def create_app(
 ) -> FastAPI:
     """The application. `describe(row)` gives a document's id and title; `max_k` bounds a page."""
     app = FastAPI(title="ltrr", description="Learning to rank and retrieve")
+
+    @app.exception_handler(RequestValidationError)
+    def refuse(request: Request, problem: RequestValidationError) -> JSONResponse:
+        """As FastAPI does, without echoing the input, which need not even be text (half a surrogate pair)."""
+        errors = [{key: error[key] for key in ("type", "loc", "msg")} for error in problem.errors()]
+        return JSONResponse({"detail": errors}, 422)
 
     @app.post("/search")
     def search(request: SearchRequest) -> SearchResponse:
