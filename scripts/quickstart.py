@@ -17,7 +17,7 @@ from ltrr.data.catalogue import write_catalogue
 from ltrr.metrics import whole_file
 from ltrr.system import open_systems
 
-_CATALOGUE = Path("runs/quickstart/data")
+_CATALOGUE = Path("runs/quickstart/catalogue")
 
 
 def run() -> None:
