@@ -15,6 +15,7 @@ from ltrr.data.catalogue_world import (
     ARTIST,
     DECADES,
     GENRES,
+    LEXICON,
     MOODS,
     PLAYLIST,
     PODCAST,
@@ -26,57 +27,20 @@ from ltrr.data.catalogue_world import (
 )
 
 CHUNK = 20_000  # rows named, described and written at a time
-_ADJECTIVES = str.split(
-    "Crazy Blue Sweet Lost Last First Golden Silver Hollow Little Secret Electric Paper Endless Burning Crystal Lonely "
-    "Velvet Distant Restless Northern Faded Open Tiny Perfect Strange Sudden Honest Second Western Silent Bitter Quiet "
-    "Crimson Borrowed Early Foolish Simple Hidden Narrow Hungry Clever Wooden Marble Scarlet Humble Crooked Frozen "
-    "Patient Reckless Spoken Tangled Polite Modern Rusty Smoky Salty Double"
-)
-_THINGS = str.split(
-    "Mirror Telegram Saddle Copper Needle Harbor Candle Ladder Compass Violin Pepper Ticket Feather Anchor Carnival "
-    "Meadow Satellite Suitcase Bridge Lantern Harvest Island Wagon Whisper Shadow Ribbon Canyon Bottle Circus Desert "
-    "Elevator Emerald Engine Fountain Ghost Hammer Jacket Jungle Kettle Labyrinth Magnolia Notebook Orchid Parade "
-    "Puzzle Razor Sapphire Scarecrow Signal Sparrow Statue Tambourine Tower Tunnel Valley Whistle Zeppelin Avalanche "
-    "Maple Echo Pilot Basket"
-)
-_AFTER = str.split(
-    "Again Tonight Away Story Blues Song Anthem Waltz Machine Letter Season Calling Fever Avenue Serenade Radio"
-)
-_BEFORE = str.split("My|Your|This|No|One More|Every|All the|Never|Only|Our|Another|Bring Me", "|")
-_LINKS = str.split("in the|of|under|without|and|after the|for the|like", "|")
-_FOREIGN_ADJECTIVES = [  # by language
-    adjectives.split()
-    for adjectives in (
-        "Eterno Perdido Azul Lejano Secreto Amargo Rojo Libre Salvaje Breve",
-        "Perdu Bleu Lointain Doux Secret Amer Rouge Sauvage Bref Profond",
-        "Verloren Blau Fern Allein Geheim Bitter Rot Wild Leise Ewig",
-        "Perdido Azul Distante Eterno Secreto Amargo Vermelho Livre Breve Fundo",
-        "Borta Blå Evig Ensam Hemlig Bitter Röd Vild Stilla Djup",
-        "Perduto Blu Lontano Eterno Segreto Amaro Rosso Libero Breve Profondo",
-    )
-]
-_GIVEN = str.split(
-    "Taylor June Marcus Elena Noémie José Björn Søren Anaïs Renée Jörg Mónica João Åsa Zoë Íñigo Clara Dario Freya "
-    "Ines Jasper Kira Leon Mira Nils Olive Petra Quentin Rafael Selma Tobias Una Viktor Willa Xenia Yannick Zara Abel "
-    "Cyrus Delia Emil Fiona Gideon Hazel Ivo Jolene Kasper Lottie Milo Nadia Otis Paloma Rufus Sabine Thea Ulrich Vera "
-    "Ximena Yara Zeno Amaury Birgit Chloé Desirée Esteban Florian Giselle Håkan Hugo Bianca Gwen"
-)
-_SURNAME_STARTS = str.split(
-    "Har Wen Kel Bran Thorn Al Mer Lis Dor Fen Gal Hol Is Jor Lar Mar Nor Os Pel Quil Ros Sel Tam Ul Ver Wil Yar Zan "
-    "Ash Bel"
-)
+_ADJECTIVES = LEXICON["adjectives"]
+_THINGS = LEXICON["things"]
+_AFTER = LEXICON["after"]
+_BEFORE = LEXICON["before"]
+_LINKS = LEXICON["links"]
+_FOREIGN_ADJECTIVES = LEXICON["foreign_adjectives"]  # by language
+_GIVEN = LEXICON["given"]
+_SURNAME_STARTS = LEXICON["surname_starts"]
+_SURNAME_ENDS = LEXICON["surname_ends"]
+_BANDS = LEXICON["bands"]
+_MIXES = LEXICON["mixes"]
+_TEMPLATES = LEXICON["templates"]  # `sound` names the genre half of the time; one starts with a slot or a capital
+_TAILS = LEXICON["tails"]
 _SURNAME_MIDDLES = ("", "", "", "", "an", "er", "ol", "in")
-_SURNAME_ENDS = str.split(
-    "den row by ström ez eira ard etti wick field more quist ova ander mont ville ani gard lund stein bach ão ás ette "
-    "ier ham dale croft"
-)
-_BANDS = str.split(
-    "Lanterns Harbors Foxgloves Tailors Sparrows Cartographers Orchards Magnets Pilgrims Gazettes Umbrellas Ferrymen "
-    "Beekeepers Turnstiles Almanacs Otters Weathervanes Cellars Marigolds Typists Lighthouses Pendulums Thimbles "
-    "Ottomans Canneries Barometers Dahlias Stokers Hinges Postmen Gables Brambles Curators Looms Pylons Quarries "
-    "Acrobats Kilns Wardens Larks"
-)
-_MIXES = str.split("Mix|Essentials|Favourites|Sessions|Hits|Deep Cuts|All Day|Collection", "|")
 _TITLES = (
     *2 * ("{word}",),
     *4 * ("{adjective} {word}",),
@@ -122,49 +86,6 @@ _SOUNDS = {name: g[1].split("|") for name, g in GENRES.items()}
 _MOOD_WORDS = {name: said.split("|") for name, (said, _) in MOODS.items()}
 _TOPIC_TEXTS = [t[3].split("|") for t in TOPICS.values()]
 _DECADE_TEXTS = "sixties", "seventies", "eighties", "nineties", "two-thousands", "twenty-tens", "twenty-twenties"
-_TEMPLATES = {  # `sound` names the genre half of the time; a template starts with a slot or a capital
-    "song": (
-        "{mood} from start to end: {sound}, and words about {topic}. Recorded in {year}.",
-        "{artist} sings about {topic} over {sound}. The tone is {mood}.",
-        "{sound}, {mood} throughout. It came out in {year} and deals with {topic}.",
-        "Lyrics on {topic}, carried by {sound}; {mood} and {mood2}.",
-        "{topic}: that is what the writer had in mind here. {sound}, {mood}, {year}.",
-        "Taken from {source}. {mood} delivery, {sound}, with verses that turn to {topic}.",
-    ),
-    "album": (
-        "{artist} recorded these tracks in {year}: {sound}, mostly {mood}, circling around {topic}.",
-        "Full-length record of {year}. {mood} pieces about {topic}, built on {sound}.",
-        "{sound}, by turns {mood} and {mood2}. Much of it concerns {topic}.",
-        "The {year} record that keeps coming back to {topic}. Expect {sound} and {mood} singing.",
-    ),
-    "artist": (
-        "Known for {sound}. Since the {decade} the output has been {mood}, often concerned with {topic}.",
-        "{mood} and {mood2} by temper, with {sound}; a first record came in {year}.",
-        "Act of the {decade}: {sound}, {mood} melodies, and a liking for {topic} as a subject.",
-        "Debuted in {year}. {sound}; the writing is {mood} and returns to {topic}.",
-    ),
-    "playlist": (
-        "Hand-picked {mood} tracks from the {decade}: {sound}. The thread is {topic}.",
-        "{sound}, gathered from the {decade}. Think {topic}; the temper is {mood}.",
-        "Selection around {topic}, {mood} and {mood2}, with {sound} of the {decade}.",
-    ),
-    "station": (
-        "Non-stop {sound}, {mood} in tone, mostly of the {decade}.",
-        "Endless {mood} stream: {sound}. Leans towards {topic} and the {decade}.",
-        "Streams the {decade} around the clock, {mood} and {mood2}. {sound}.",
-    ),
-    "podcast": (
-        "{host} discusses {topic}. {mood} episodes, every week since {year}.",
-        "Conversations on {topic} with {host}; {mood} in tone.",
-        "{mood} audio series, begun in {year}, on {topic}. Hosted by {host}.",
-    ),
-}
-_TAILS = (
-    "",
-    " It dwells on {topic2}.",
-    " Some hear {topic2} in it.",
-    " Listeners call it {mood2} and think of {topic2}.",
-)
 
 
 def _label(name: str) -> str:

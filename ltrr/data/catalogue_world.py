@@ -7,6 +7,8 @@ machine. Legend: N entities, G genres, M moods, T topics, B rows of a batch.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,108 +24,14 @@ QUERIES_FROM, LAST_DAY = (int(np.datetime64(d).astype(int)) for d in ("2025-01-0
 NUM_MEMBERS = 6  # songs named by a playlist
 PARTS = ("latent", "names", "texts", "customers", "history", "queries", "splits")  # a new part goes last
 
-# name: (genres it mixes with, how a description may put it). The first are the most common.
-GENRES: dict[str, tuple[str, str]] = {
-    "pop": ("rock,r&b,electronic", "bright hooks and big choruses|glossy melodies made for radio"),
-    "rock": ("pop,metal,blues", "loud guitars and pounding drums|amplified riffs and a raw vocal"),
-    "hip hop": ("r&b,soul,electronic", "rapped verses over heavy beats|rhymes, samples and turntables"),
-    "country": ("folk,pop,singer-songwriter", "steel guitar and front-porch twang|fiddles and honky-tonk piano"),
-    "r&b": ("soul,hip hop,pop", "velvet harmonies over a deep bass|smooth vocals and slow-jam grooves"),
-    "electronic": ("house,ambient,pop", "synthesizers and drum machines|pulsing sequencers and filtered noise"),
-    "latin": ("pop,reggae,jazz", "congas and bright brass|clave patterns and nylon strings"),
-    "indie": ("rock,folk,singer-songwriter", "jangling chords and shy vocals|lo-fi guitars from a bedroom studio"),
-    "folk": ("country,indie,singer-songwriter", "acoustic strings and plain storytelling|banjo and old ballads"),
-    "jazz": ("blues,soul,classical", "saxophone improvisation on a walking bass|swing and brushed drums"),
-    "love songs": ("pop,soul,r&b", "slow ballads with strings|candle-soft ballads and duets"),
-    "metal": ("rock,punk,classical", "distorted riffs and double-kick drumming|growls and blast beats"),
-    "blues": ("rock,jazz,soul", "bent notes on a slide guitar|twelve-bar shuffles and harmonica"),
-    "soul": ("r&b,gospel,blues", "horn sections and raw choir-trained voices|organ, horns and call-and-answer vocals"),
-    "house": ("electronic,disco,pop", "four-on-the-floor kick drums|looped piano stabs and a diva sample"),
-    "punk": ("rock,metal,indie", "three chords at full speed|shouted slogans through cheap amplifiers"),
-    "reggae": ("latin,hip hop,soul", "offbeat guitar and dub bass|one-drop drumming and echo"),
-    "singer-songwriter": ("folk,indie,pop", "one voice and one guitar|confessional lyrics at the piano"),
-    "classical": ("ambient,jazz,gospel", "a string quartet and a grand piano|orchestral movements"),
-    "disco": ("house,soul,pop", "octave bass lines and mirror-ball strings|wah-wah guitar and handclaps"),
-    "gospel": ("soul,r&b,blues", "a choir with claps and an organ|massed voices and tambourine"),
-    "ambient": ("electronic,classical,indie", "slow drones and soft pads|beatless washes of sound"),
-    "k-pop": ("pop,electronic,hip hop", "tightly drilled group vocals|candy-coloured production and rap breaks"),
-    "children's": ("folk,pop,classical", "sing-along choruses for little ones|nursery tunes with toy instruments"),
-}
-# name: (how a description may put it, how a query may). No description and no title uses the words of the latter that
+LEXICON = json.loads(Path(__file__).with_name("catalogue_lexicon.json").read_text(encoding="utf-8"))
+# name: [genres it mixes with, how a description may put it]; the first are the most common.
+GENRES: dict[str, list[str]] = LEXICON["genres"]
+# name: [how a description may put it, how a query may]. No description and no title uses the words of the latter that
 # matter: a test compares the vocabularies. The same holds for TOPICS.
-MOODS: dict[str, tuple[str, str]] = {
-    "happy": ("joyful|cheerful|beaming", "good vibes|when i feel great|a positive attitude"),
-    "sad": ("tearful|sorrowful|aching", "crying my eyes out|feeling depressed|when i am down"),
-    "calm": ("gentle|unhurried|peaceful", "stress relief|relaxing after work|chilling out"),
-    "energetic": ("driving|high-octane|explosive", "the gym|a hard workout|jogging"),
-    "romantic": ("tender|intimate|amorous", "a date with my girlfriend|valentines|hugging and cuddling"),
-    "party": ("rowdy|celebratory|boisterous", "a birthday bash|drinking with guests|the club"),
-    "nostalgic": ("wistful|bittersweet|sepia-toned", "throwback memories|remembering good times|reminiscing"),
-    "uplifting": ("hopeful|soaring|triumphant", "motivation|some inspiration|believing in myself"),
-    "dreamy": ("hazy|floating|shimmering", "spacing out|ethereal trippy vibes|a psychedelic trance"),
-    "dark": ("brooding|ominous|shadowy", "a creepy halloween|goth kids|something evil and scary"),
-    "angry": ("furious|snarling|bitter", "letting out rage|when i hate everyone|being mad"),
-    "sleepy": ("drowsy|hushed|slow-breathing", "bedtime|insomnia|taking a nap"),
-}  # fmt: skip
-# name: (title words, the first the most common; its noun in the other languages; moods; in a description; in a query).
-TOPICS: dict[str, tuple[str, str, str, str, str]] = {
-    "love": ("Love Heart Kiss Darling", "Amor Amour Liebe Amor Kärlek Amore", "romantic,happy",
-        "falling for someone|lasting devotion|two who never part", "having a crush|marriage|adoring my soulmate"),
-    "heartbreak": ("Goodbye Tears Broken Alone", "Adiós Adieu Abschied Adeus Farväl Addio", "sad,angry",
-        "an affair that ended|parting ways|a letter never answered", "my ex|a breakup|getting dumped and divorced"),
-    "night": ("Night Midnight Moon Stars", "Noche Nuit Nacht Noite Natt Notte", "dark,dreamy",
-        "the hours past sunset|walking under lamps|the small hours", "3am|the evening|when everyone is in bed"),
-    "home": ("Home House Window Garden", "Casa Maison Heimat Casa Hem Casa", "nostalgic,calm",
-        "the place one comes from|returning to the family", "feeling homesick|my childhood|where i was born"),
-    "road": ("Road Highway Miles Wheels", "Camino Route Straße Estrada Väg Strada", "energetic,uplifting",
-        "driving across open land|leaving town behind", "a car journey|travelling by truck|an automobile"),
-    "summer": ("Summer Sun Sunshine July", "Verano Été Sommer Verão Sommar Estate", "happy,party",
-        "long bright days|heat and ice cream|bare feet", "the beach|vacation at the pool|tropical weather"),
-    "dance": ("Dance Rhythm Floor Groove", "Baile Danse Tanz Dança Dans Ballo", "party,energetic",
-        "bodies in motion|moving one's feet|a crowd on the move", "choreography|ballrooms|salsa lessons"),
-    "rain": ("Rain Storm Thunder Clouds", "Lluvia Pluie Regen Chuva Regn Pioggia", "sad,calm",
-        "wet streets and grey skies|a sky about to burst|puddles", "gloomy drizzle|bad weather|a hurricane"),
-    "city": ("City Streets Neon Lights", "Ciudad Ville Stadt Cidade Stad Città", "energetic,dark",
-        "urban life|tower blocks and traffic|crowds", "downtown metropolis|manhattan|skyscrapers"),
-    "sea": ("Ocean Waves River Shore", "Mar Mer Meer Mar Hav Mare", "calm,dreamy",
-        "open water|tides and sails|salt and wind", "boats and sailors|fishing|surfing"),
-    "dream": ("Dream Dreams Sleep Lullaby", "Sueño Rêve Traum Sonho Dröm Sogno", "sleepy,dreamy",
-        "drifting off|visions behind closed lids|pillows and shadows", "nightmares|fantasies|imagination"),
-    "faith": ("Angel Prayer Heaven Grace", "Fe Prière Gebet Fé Bön Fede", "uplifting,calm",
-        "belief and worship|thanks to a higher power|kneeling and asking", "god and church|religion|jesus"),
-    "money": ("Money Gold Diamond Fortune", "Oro Or Gold Ouro Guld Oro", "party,angry",
-        "riches and ambition|making it big|wages and debts", "a millionaire|cash|poverty and wealth"),
-    "freedom": ("Free Wild Wings Horizon", "Libre Liberté Freiheit Livre Frihet Libertà", "uplifting,energetic",
-        "breaking every chain|going one's own way|no walls", "independence|liberation|escape"),
-    "youth": ("Young Child Forever Yesterday", "Niñez Jeunesse Jugend Infância Ungdom Giovane", "nostalgic,happy",
-        "growing up|being seventeen|a photograph from back then", "teenagers|college|adolescence"),
-    "winter": ("Winter Snow December Cold", "Invierno Hiver Winter Inverno Vinter Inverno", "calm,nostalgic",
-        "frost and short days|white fields|scarves and breath", "christmas|freezing weather|the holidays"),
-    "struggle": ("War Peace Fire Rise", "Guerra Guerre Krieg Guerra Krig Guerra", "angry,dark",
-        "conflict and resistance|marching side by side", "revolution|protest|soldiers"),
-    "friendship": ("Friends Together Brother Company", "Amigos Amis Freunde Amigos Vänner Amici", "happy,uplifting",
-        "companions who stand by each other|a circle of old comrades|loyalty", "my best buddy|besties|pals"),
-    "relationships": ("Love Heart Couples", "", "romantic,happy",
-        "how people find and keep a partner|living as two", "marriage advice|tinder and divorce|my girlfriend"),
-    "true crime": ("Case Trial Alibi", "", "dark,sad",
-        "unsolved killings and their detectives|courts and culprits", "serial killers|homicide|police investigation"),
-    "history": ("Empire Crown Archive", "", "nostalgic,calm",
-        "the past and its rulers|old courts and old maps", "ancient rome|medieval knights|the middle ages"),
-    "science": ("Atoms Cosmos Lab", "", "calm,uplifting",
-        "researchers and their discoveries|experiments and theories", "physics and biology|astronomy|scientists"),
-    "cooking": ("Kitchen Table Spice", "", "happy,calm",
-        "chefs and what they put on the plate|ovens and markets", "food and restaurants|baking bread|dinner ideas"),
-    "sport": ("Goal Season Stadium", "", "energetic,angry",
-        "matches, players and transfers|coaches and rivalries", "football|basketball|the olympics"),
-    "business": ("Founders Market Deal", "", "energetic,calm",
-        "companies and their owners|boardrooms and ledgers", "startups|investing and finance|entrepreneurs"),
-    "mindfulness": ("Breath Stillness Pause", "", "calm,sleepy",
-        "breathing exercises|quiet attention, sitting still", "meditation|yoga|anxiety"),
-    "books": ("Pages Shelf Chapter", "", "calm,dreamy",
-        "novels and the people who write them|fiction, old and new", "literature|authors and poetry|what to read"),
-    "comedy": ("Joke Laugh Fool", "", "happy,party",
-        "stand-up comics at a microphone|absurd chat between wits", "something funny|hilarious banter|humour"),
-}  # fmt: skip
+MOODS: dict[str, list[str]] = LEXICON["moods"]
+# name: [title words, the first the most common; its noun in the other languages; moods; in a description; in a query]
+TOPICS: dict[str, list[str]] = LEXICON["topics"]
 NUM_MUSIC_TOPICS = list(TOPICS).index("relationships")  # the others are talked about in podcasts only
 
 _genre_names = list(GENRES)
