@@ -49,7 +49,7 @@ _GRID: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("text_evidence", (0.5, 0.25, 0.75)),
     ("temperature", (2.0, 1.0, 4.0)),
 )
-_SELECTIVE = 200  # a value of at most so many documents relates them
+_SELECTIVE = 200  # a value of at most so many documents may be the name of an entity
 
 
 class Structured:
