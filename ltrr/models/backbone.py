@@ -17,6 +17,7 @@ from huggingface_hub import model_info
 from sentence_transformers import SentenceTransformer
 from torch import nn
 from tqdm import tqdm
+from transformers.utils import logging
 
 TOKENISED_AT_ONCE = 8192  # texts (C): sorting needs many, memory bounds them
 CPU_TOKENS = 4096  # 16,384 leave the caches and are half as fast; 1,024 gain 7 % on idle cores, lose 40 % on busy ones
@@ -115,6 +116,7 @@ class Backbone:
 def _load(model: str) -> SentenceTransformer:
     """The model on the CPU: from a folder or the local cache; only what is in neither is asked of the hub."""
     folder = str(get_model_path()) if model == "offline" else model
+    logging.disable_progress_bar()  # one bar for each of a hundred tensors is noise
     try:
         return SentenceTransformer(folder, device="cpu", local_files_only=True)
     except (OSError, ValueError) as error:
