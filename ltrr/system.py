@@ -64,6 +64,7 @@ class Judged(NamedTuple):
     queries: list[Query]
     qrels: Qrels
     name: str  # what they are, for reports
+    key: str  # hash of all of it, for caches
 
 
 def open_systems(config: Path, overrides: Sequence[str], *, hold_out: str = "test") -> list[System]:
@@ -108,6 +109,8 @@ class System:
         fingerprint = self.corpus.fingerprint[:12]
         self.folder = Path(settings.get("cache") or "runs/cache") / f"{dataset.name}-{fingerprint}"
         self.arm = cache(self._open)  # name -> opened arm
+        self._plan = cache(self._planned)  # name -> class, arguments, folder
+        self.tuning_queries = cache(self._tuning_queries)  # purpose -> Judged
         self._in_use: dict[str, Any] = {}  # what was tuned, as its files say
 
     # -- arms
@@ -148,7 +151,7 @@ class System:
             self.build(name)
             return arm.open(self.corpus, root)
 
-    def _plan(self, name: str) -> tuple[type, dict[str, Any], Path]:
+    def _planned(self, name: str) -> tuple[type, dict[str, Any], Path]:
         """An arm's class, its arguments (tuned ones where the config leaves them free) and its index folder."""
         check_known("arms", name, self.specs)
         spec = dict(self.specs[name])
@@ -191,7 +194,7 @@ class System:
 
     # -- what is tuned, and on which queries
 
-    def tuning_queries(self, purpose: str) -> Judged:
+    def _tuning_queries(self, purpose: str) -> Judged:
         """Judged queries for "arms" or "fusion", never of the held-out split and never the same for both.
 
         Arms are tuned on train. Fusion weights are fitted on dev where it has 300 queries, because they would trust an
@@ -217,7 +220,9 @@ class System:
         for split in known:
             qrels |= parts[split].qrels
         queries = [q for _, several in chosen for q in several]
-        return Judged(queries, {q.id: qrels[q.id] for q in queries}, " + ".join(n for n, q in chosen if q) or "nothing")
+        graded = {q.id: qrels[q.id] for q in queries}
+        key = _key(sorted((q.id, q.text, sorted(graded[q.id].items())) for q in queries))
+        return Judged(queries, graded, " + ".join(n for n, q in chosen if q) or "nothing", key)
 
     def _tuned(self, name: str, cls: type, spec: Mapping[str, Any]) -> dict[str, Any]:
         judged = self.tuning_queries("arms")
@@ -229,7 +234,7 @@ class System:
             arm = construct(where, cls, self._inject(where, cls, spec))
             return arm.tune(self.corpus, judged.queries, judged.qrels, given=set(spec))
 
-        return self._cached(name, (self._basis(cls), spec, _judged_key(judged)), fit, judged.name)
+        return self._cached(name, (self._basis(cls), spec, judged.key), fit, judged.name)
 
     @cached_property
     def fusion_arms(self) -> list[str]:
@@ -264,7 +269,7 @@ class System:
         for name in self.fusion_arms:
             self.arm(name)  # built and opened
         identities = [self._identity(name) for name in self.fusion_arms]
-        found = self._cached("convex", (identities, _judged_key(judged)), fit, judged.name)
+        found = self._cached("convex", (identities, judged.key), fit, judged.name)
         return ConvexFusion(found["weights"], found["norm"])
 
     def grades(self, judged: Judged, pool: Pool) -> np.ndarray:
@@ -324,10 +329,6 @@ def _needs_fields(path: str) -> bool:
 def _half(text: str) -> bool:
     """A coin by the text, so that equal texts fall on the same side."""
     return hashlib.sha256(text.strip().lower().encode()).digest()[0] % 2 == 1
-
-
-def _judged_key(judged: Judged) -> str:
-    return _key(sorted((q.id, q.text, sorted(judged.qrels[q.id].items())) for q in judged.queries))
 
 
 def _key(*parts: Any) -> str:
