@@ -85,6 +85,18 @@ def top_k(docs: np.ndarray, scores: np.ndarray, k: int) -> Candidates:
     return out
 
 
+class Sparse(NamedTuple):
+    """A batch of B sparse vectors: row i is terms[ptr[i]:ptr[i + 1]] with values likewise."""
+
+    ptr: np.ndarray  # (B + 1,) int64
+    terms: np.ndarray  # (T,) uint32
+    values: np.ndarray  # (T,) float32
+
+    def row(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Terms and values of row i."""
+        return self.terms[self.ptr[i] : self.ptr[i + 1]], self.values[self.ptr[i] : self.ptr[i + 1]]
+
+
 class Pool(NamedTuple):
     """The union of the arms' candidates and who returned what. A pad row (-1) is NaN in every arm."""
 
@@ -128,6 +140,36 @@ class Feedback:
     reward: float
 
 
+class Example(NamedTuple):
+    """One training query and its N documents."""
+
+    id: str  # query id; "title:<document id>" or "generated:<document id>:<n>" for pairs made here
+    query: str
+    documents: list[str]  # N texts, a positive first
+    rows: list[int]  # N corpus rows
+    grades: list[float]  # N, 0 = not relevant or not judged
+    teacher: list[float]  # N scores, NaN = none given
+    positives: frozenset[int]  # rows of all known positives of this query
+
+
+class DevSet(NamedTuple):
+    """What validation ranks: the one validation batch."""
+
+    ids: list[str]  # Q query ids
+    queries: list[str]  # Q texts
+    qrels: Qrels  # of documents below
+    doc_ids: list[str]  # N ids of a sampled corpus, in which all positives are
+    documents: list[str]  # N texts
+    candidates: list[np.ndarray]  # Q arrays of places in `documents`, for models that score pairs
+
+    def run(self, scores: Sequence[np.ndarray]) -> Run:
+        """Scores of every query's candidates as a Run."""
+        return {
+            query: {self.doc_ids[place]: float(s) for place, s in zip(places, row, strict=True)}
+            for query, places, row in zip(self.ids, self.candidates, scores, strict=True)
+        }
+
+
 @runtime_checkable
 class Arm(Protocol):
     """A candidate generator."""
@@ -144,6 +186,16 @@ class Encoder(Protocol):
 
     def encode(self, texts: Sequence[str], *, is_query: bool = False) -> np.ndarray:
         """(B, D) float32."""
+        ...
+
+
+class SparseEncoder(Protocol):
+    """Texts to non-negative weights of terms. `id` names the weights, so that an index can refuse another's."""
+
+    id: str
+
+    def encode(self, texts: Sequence[str], *, is_query: bool = False) -> Sparse:
+        """B rows; terms unique and ascending in a row."""
         ...
 
 

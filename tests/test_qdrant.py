@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from ltrr.core import Candidates
+from ltrr.core import Candidates, Sparse
 from ltrr.index.manifest import IndexRefused
 from ltrr.index.qdrant import Batch, SparseEngine, Where
-from ltrr.index.text import Sparse
 
 N, WIDTH = 400, 30
 RNG = np.random.default_rng(0)

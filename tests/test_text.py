@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ltrr.index.text import Sparse, TextCoder, TextField, count_terms, describe, merge
+from ltrr.core import Sparse
+from ltrr.index.text import TextCoder, TextField, count_terms, describe, merge
 
 WORDS = [
     "night",

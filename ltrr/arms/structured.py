@@ -31,12 +31,12 @@ from ltrr.arms.fields import (
 )
 from ltrr.arms.tagging import Tagger
 from ltrr.arms.understanding import Interpretation, Reading, Vocabulary, normalise
-from ltrr.core import Candidates, Qrels, Query
+from ltrr.core import Candidates, Qrels, Query, Sparse
 from ltrr.data.beir import Corpus, Document, field_values
 from ltrr.fuse import weighted_sum
 from ltrr.index import manifest
 from ltrr.index.qdrant import Batch, SparseEngine, Where
-from ltrr.index.text import Sparse, TextCoder, TextField, describe, merge
+from ltrr.index.text import TextCoder, TextField, describe, merge
 from ltrr.metrics import evaluate, to_run
 
 _DEPTH = 200  # candidates of an interpretation, at least

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ltrr.core import Context, Qrels, Query
-from ltrr.data.corpus import Corpus, Document, FieldKind, field_number, field_values, is_empty
+from ltrr.data.corpus import Corpus, Document, FieldKind, document_text, field_number, field_values, is_empty
 from ltrr.data.lines import DataError, encode_json, error_at, read_lines, read_records, shown, warn_counted
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Document",
     "FieldKind",
     "Split",
+    "document_text",
     "field_number",
     "field_values",
     "open_collection",

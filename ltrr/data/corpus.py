@@ -64,6 +64,12 @@ def field_number(document: Document, field: str) -> float:
     return float(value) if _is_number(value) else _days(value)
 
 
+def document_text(document: Document, fields: Sequence[str]) -> str:
+    """What models read of a document: title, text, and the values of these metadata fields, joined by spaces."""
+    values = [value for field in fields for value, _ in field_values(document, field)]
+    return " ".join(part for part in (document.title, document.text, *values) if part)
+
+
 def is_empty(value: object) -> bool:
     """Whether a metadata value says nothing."""
     return value is None or value in ("", [], {})
@@ -223,6 +229,13 @@ class Corpus:
                     f"fields: no document of {self.source} has a value in {field!r}; there are {known[:50]}"
                 )
         return self._declared
+
+    def word_fields(self, named: Sequence[str] | None = None) -> list[str]:
+        """The metadata fields that models read: the named ones, by default all of words; DataError for an unknown."""
+        for field in named or ():
+            if field not in self.fields:
+                raise DataError(f"text_fields: no field {field!r} in the corpus; there are {', '.join(self.fields)}")
+        return [f for f, kind in self.fields.items() if kind in ("text", "keyword")] if named is None else list(named)
 
     def __len__(self) -> int:
         return len(self.ids)

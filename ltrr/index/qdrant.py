@@ -30,9 +30,8 @@ from qdrant_edge import (
     UpdateOperation,
 )
 
-from ltrr.core import Candidates
+from ltrr.core import Candidates, Sparse
 from ltrr.index.manifest import IndexRefused, private_copy
-from ltrr.index.text import Sparse
 
 _VECTOR, _TAGS = "sparse", "tags"
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
 import numpy as np
 import scipy.sparse as sp
 from qdrant_edge import Bm25, Bm25Config, DisabledStemmer, StopwordsSet
+
+from ltrr.core import Sparse
 
 _HUGE = 1e9  # with k1 this large and b = 0 the engine's tf part is the term's count
 ANALYSERS = {
@@ -43,18 +45,6 @@ class TextField:
     analyser: Literal["english", "folded"] = "english"
     k1: float = 1.2
     b: float = 0.75
-
-
-class Sparse(NamedTuple):
-    """A batch of sparse vectors: row i is terms[ptr[i]:ptr[i + 1]] with values likewise."""
-
-    ptr: np.ndarray  # (B + 1,) int64
-    terms: np.ndarray  # (T,) uint32
-    values: np.ndarray  # (T,) float32
-
-    def row(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Terms and values of row i."""
-        return self.terms[self.ptr[i] : self.ptr[i + 1]], self.values[self.ptr[i] : self.ptr[i + 1]]
 
 
 def count_terms(texts: Sequence[str], analyser: str) -> Sparse:
