@@ -25,12 +25,13 @@ FLOORS: dict[str, set[str]] = {
     "serving": {"core", "funnel", "feedback"},
 }
 EXCEPTIONS = {"models.bandit": {"policy"}, "data.rounds": {"feedback"}}  # module -> floors beside its floor's
-ANYTHING = {"system"}  # the composition root
+ANYTHING = {"system", "tuning", "cli"}  # the composition roots: of search and of training
 ONLY = {
     "core": {"numpy"},
     "config": {"yaml", "pydantic"},
 }  # floor -> third-party packages, where the rest is the standard library
 TORCH = {"torch", "pytorch_lightning", "transformers", "sentence_transformers"}  # each takes torch along
+TRAINING = {"cli", "data.pairs"}  # Lightning's own, beside models
 PICKLE = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 
@@ -89,7 +90,7 @@ def test_imports_go_down_only(path: Path) -> None:
 @named
 def test_torch_stays_in_models(path: Path) -> None:
     tops = {name.split(".")[0] for name in imports_of(path.read_text())}
-    if module_of(path).split(".")[0] != "models":
+    if module_of(path).split(".")[0] != "models" and module_of(path) not in TRAINING:
         assert tops.isdisjoint(TORCH)
     if (floor := module_of(path)) in ONLY:
         assert tops - set(sys.stdlib_module_names) - {"ltrr"} <= ONLY[floor]
@@ -105,7 +106,7 @@ def test_nothing_is_unpickled(path: Path) -> None:
 def test_files_can_be_read_in_one_sitting() -> None:
     lines = {module_of(path): len(path.read_text().splitlines()) for path in MODULES}
     assert {module: num for module, num in lines.items() if num > 350} == {}
-    assert sum(lines.values()) <= 7000
+    assert sum(n for module, n in lines.items() if not module.startswith("data.catalogue")) <= 8000  # ARCHITECTURE.md
     assert lines["funnel"] <= 150
 
 

@@ -7,8 +7,9 @@ Legend: B texts, C texts tokenised at once, L tokens, D dimensions.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,42 +22,48 @@ from transformers.utils import logging
 
 TOKENISED_AT_ONCE = 8192  # texts (C): sorting needs many, memory bounds them
 CPU_TOKENS = 4096  # 16,384 leave the caches and are half as fast; 1,024 gain 7 % on idle cores, lose 40 % on busy ones
+_LENGTH = 256  # tokens, for models that name no length
 QUIET = 2000  # texts that need no progress bar
 
 
 def load_encoder(
     model: str = "offline",
     *,
-    max_length: int = 256,
-    query_prompt: str = "",
-    document_prompt: str = "",
+    max_length: int | None = None,
+    query_prompt: str | None = None,
+    document_prompt: str | None = None,
     batch_size: int = 64,
     device: str | None = None,
 ) -> Backbone:
     """A ready encoder: float32 on CPU, half precision on GPU.
 
     model: "offline" (all-MiniLM-L6-v2 from an installed package), a sentence-transformers folder, or a hub name.
-    max_length: tokens, 1 to what the model takes; longer texts are cut.
-    query_prompt, document_prompt: put before each text, as the model was trained, e.g. "query: ".
+    max_length: tokens, 1 to what the model takes; longer texts are cut; None = as the model was trained.
+    query_prompt, document_prompt: put before each text, e.g. "query: "; None = as the model was trained.
     batch_size: texts of max_length tokens a batch; shorter ones come in larger batches of as many tokens. The CPU
         takes no more than 4,096 tokens a batch.
     device: as torch names it; None = cuda where there is one.
 
     Raises ValueError for a model that is neither here nor reachable, and for a max_length that the model cannot take.
     """
-    network = _load(model)
+    network = load_network(model)
+    max_length = max_length if max_length is not None else network.max_seq_length or _LENGTH
     limit = getattr(getattr(network.transformers_model, "config", None), "max_position_embeddings", max_length)
     if not 1 <= max_length <= limit:
         raise ValueError(f"max_length: {max_length} tokens, but model {model!r} takes 1 to {limit}. Lower max_length.")
     network.max_seq_length = max_length
-    name = f"{Path(model).name}@{_sha256(network)}"
+    query_prompt, document_prompt = (
+        network.prompts.get(kind) or "" if given is None else given
+        for kind, given in (("query", query_prompt), ("document", document_prompt))
+    )
+    name = f"{Path(model).name}@{sha256_of(network)}"
     identity = f"{name};max_length={max_length};query_prompt={query_prompt!r};document_prompt={document_prompt!r}"
 
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if target.type == "cpu":
         network.float()
         if torch.backends.mkldnn.is_available():
-            _pack_linears(network)
+            pack_linears(network)
         budget = min(batch_size * max_length, CPU_TOKENS)
     else:  # float16 is seven times nearer to float32 than bfloat16 is; weights published as bfloat16 stay so
         network.to(target, torch.float16 if network.dtype == torch.float32 else network.dtype)
@@ -91,29 +98,37 @@ class Backbone:
     def _encode_chunk(self, texts: list[str], prompt: str, progress: tqdm) -> np.ndarray:
         # 1) Tokenise once, padded to the longest of the chunk.
         features = self._network.preprocess(texts, prompt=prompt or None)
-        lengths = features["attention_mask"].sum(dim=1)  # (C,)
-        order = torch.argsort(lengths, descending=True, stable=True)  # the largest batch first: memory fails early
-        left = self._network.tokenizer.padding_side == "left"
 
-        # 2) Encode batches of similar length, each cut to its own longest.
+        # 2) Encode batches of similar length, each cut to its own longest; the largest first: memory fails early.
         vectors = torch.empty((len(texts), self.dimension), device=self._network.device)
-        start = 0
-        while start < len(order):
-            longest = int(lengths[order[start]])
-            rows = order[start : start + max(1, self._token_budget // longest)]
-            columns = slice(-longest, None) if left else slice(longest)
-            batch = {
-                name: value[rows][:, columns].to(vectors.device) if isinstance(value, torch.Tensor) else value
-                for name, value in features.items()
-            }
-            embedded = self._network(batch)["sentence_embedding"].float()
+        for rows, batch in by_length(features, self._token_budget, self._network.tokenizer.padding_side):
+            moved = {k: v.to(vectors.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+            embedded = self._network(moved)["sentence_embedding"].float()
             vectors[rows.to(vectors.device)] = nn.functional.normalize(embedded, dim=1)
-            start += len(rows)
             progress.update(len(rows))
         return vectors.cpu().numpy()  # (C, D)
 
 
-def _load(model: str) -> SentenceTransformer:
+def by_length(
+    features: Mapping[str, Any], budget: int, padding_side: str
+) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
+    """Batches of tokenised texts (C, L) of similar length: their rows, and their tensors cut to their longest.
+
+    budget: tokens a batch, padding included. The longest come first.
+    """
+    lengths = features["attention_mask"].sum(dim=1)  # (C,)
+    order = torch.argsort(lengths, descending=True, stable=True)
+    longest_first = lengths[order].tolist()
+    start = 0
+    while start < len(order):
+        longest = longest_first[start]
+        rows = order[start : start + max(1, budget // longest)]
+        columns = slice(-longest, None) if padding_side == "left" else slice(longest)
+        yield rows, {k: v[rows][:, columns] if isinstance(v, torch.Tensor) else v for k, v in features.items()}
+        start += len(rows)
+
+
+def load_network(model: str) -> SentenceTransformer:
     """The model on the CPU: from a folder or the local cache; only what is in neither is asked of the hub."""
     folder = str(get_model_path()) if model == "offline" else model
     logging.disable_progress_bar()  # one bar for each of a hundred tensors is noise
@@ -135,7 +150,7 @@ def _load(model: str) -> SentenceTransformer:
     ) from None
 
 
-def _sha256(network: nn.Module) -> str:
+def sha256_of(network: nn.Module) -> str:
     """Of the parameters' shapes and bytes, whatever a library version calls them or how files hold them."""
     digests = [
         hashlib.sha256(repr(tuple(weight.shape)).encode() + _bytes(weight)).digest() for weight in network.parameters()
@@ -162,7 +177,7 @@ class _PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-def _pack_linears(network: nn.Module) -> None:
+def pack_linears(network: nn.Module) -> None:
     """Replaces the plain linear layers; subclasses, which do more, stay."""
     for module in list(network.modules()):
         for name, child in module.named_children():

@@ -1,0 +1,170 @@
+"""Habits that the four trainable models share: optimiser, checks, validation, throughput, run folders, exports.
+
+Knows Lightning and the metrics; knows nothing about any model. Legend: B queries of a batch, N documents of a query,
+M = B·N documents of the batch.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import WandbLogger
+from torch import Tensor, nn
+from transformers import get_linear_schedule_with_warmup
+
+from ltrr.core import DevSet, Run
+from ltrr.metrics import evaluate
+
+MEASURES = ("nDCG@10", "RR@10")
+_EXAMPLES = 20  # queries in the table of examples
+
+
+def finite(loss: Tensor, ids: Sequence[str]) -> Tensor:
+    """The loss; ValueError naming the batch where it is NaN or infinite, before it reaches the weights."""
+    if not torch.isfinite(loss):
+        shown = ", ".join(ids[:50]) + (" …" if len(ids) > 50 else "")
+        raise ValueError(
+            f"the loss is {loss.item()} on the batch of queries {shown}.\n"
+            "Look at these queries and their documents; lower model.lr, or set --trainer.precision 32-true."
+        )
+    return loss
+
+
+def check_teacher(module: LightningModule, distill: str | None) -> None:
+    """ValueError where a loss needs a teacher's scores and the data have none."""
+    if distill and not module.trainer.datamodule.has_teacher:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"model.distill: {distill} needs a teacher's scores: --data.teacher FILE, which scripts/mine.py --teacher "
+            "MODEL writes as teacher.trec"
+        )
+
+
+def adamw(module: nn.Module, lr: float, weight_decay: float, warmup: float, total_steps: int) -> dict[str, Any]:
+    """AdamW (Loshchilov & Hutter 2019) with linear warm-up and decay; no weight decay on biases and norms.
+
+    warmup: share of total_steps, 0 to 1.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=lr)
+    schedule = get_linear_schedule_with_warmup(optimizer, round(warmup * total_steps), total_steps)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def set_dropout(network: nn.Module, share: float) -> None:
+    """Sets every dropout. On CPUs attention with dropout has no fast path: zero trains twice as fast."""
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share
+        elif isinstance(getattr(module, "dropout", None), float):  # T5 and BART keep that of attention as a number
+            module.dropout = share  # type: ignore[assignment]
+
+
+def exclusions(rows: Tensor, positives: Sequence[frozenset[int]]) -> Tensor:
+    """(B, M) true where a document of the batch (M rows) is a known positive of the query, so no negative of it."""
+    known = np.zeros((len(positives), len(rows)), bool)
+    columns = rows.cpu().numpy()
+    for b, own in enumerate(positives):
+        known[b] = np.isin(columns, list(own))
+    return torch.from_numpy(known)
+
+
+def validate(module: LightningModule, run: Run, dev: DevSet) -> None:
+    """Logs val_nDCG@10 and val_RR@10 of a run on the dev set; with W&B also a table of examples."""
+    scores = evaluate(run, dev.qrels, MEASURES).mean()
+    for name, value in scores.items():
+        module.log(f"val_{name}", value, prog_bar=name == "nDCG@10", batch_size=1, sync_dist=True)
+    for logger in module.loggers:
+        if isinstance(logger, WandbLogger) and module.trainer.is_global_zero:
+            logger.log_table("examples", ["query", "rank", "document", "score", "grade"], _examples(run, dev))
+
+
+def _examples(run: Run, dev: DevSet) -> list[list[Any]]:
+    text = dict(zip(dev.doc_ids, dev.documents, strict=True))
+    rows = []
+    for query, asked in list(zip(dev.ids, dev.queries, strict=True))[:_EXAMPLES]:
+        best = sorted(run[query].items(), key=lambda item: -item[1])[:3]
+        rows += [
+            [asked, rank, text[doc][:200], score, dev.qrels[query].get(doc, 0)]
+            for rank, (doc, score) in enumerate(best, start=1)
+        ]
+    return rows
+
+
+class Throughput(Callback):
+    """Logs samples and tokens a second, padding excluded, over the steps since the last log."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._reset()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._reset()  # validation is not training
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._samples += len(batch["ids"])
+        self._tokens += int(batch["tokens"])
+        self._steps += 1
+        if self._steps == trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            seconds = (time.perf_counter() - self._start) / trainer.world_size
+            pl_module.log("samples/s", self._samples / seconds, prog_bar=True, batch_size=1)
+            pl_module.log("tokens/s", self._tokens / seconds, prog_bar=True, batch_size=1)
+            if trainer.is_global_zero and not sys.stdout.isatty():  # a log file gets lines, not a bar
+                print(f"step {trainer.global_step}/{trainer.estimated_stepping_batches}, {_shown(trainer)}", flush=True)
+            self._reset()
+
+    def _reset(self) -> None:
+        self._start, self._samples, self._tokens, self._steps = time.perf_counter(), 0, 0, 0
+
+
+def _shown(trainer: Trainer) -> str:
+    metrics = trainer.progress_bar_metrics
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float))
+
+
+class SeedSteps(Callback):
+    """Seeds dropout by the step, so that a resumed run draws what the unbroken one would have drawn."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        seed: int = trainer.datamodule.seed  # type: ignore[attr-defined]
+        torch.manual_seed((seed << 40) + trainer.global_step * trainer.world_size + trainer.global_rank)
+
+
+class Export(Callback):
+    """At the end of a fit: the best checkpoint, or the last state, as a folder that the libraries open."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        if best and Path(best).exists():
+            state = torch.load(best, map_location=pl_module.device, weights_only=True)["state_dict"]
+            pl_module.load_state_dict(state)
+        if trainer.is_global_zero:
+            write_export(pl_module, self._folder, trainer.datamodule.trained_on())  # type: ignore[attr-defined]
+        trainer.strategy.barrier("export")
+
+
+def write_export(module: Any, folder: Path, trained_on: Mapping[str, Any]) -> None:
+    """Calls `module.export` on a new folder that takes the name at once, and notes what the model was trained on."""
+    temporary = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    module.export(temporary)
+    (temporary / "ltrr.json").write_text(json.dumps(trained_on, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
