@@ -11,6 +11,8 @@ from ltrr.arms.fields import log_prior, prior_fields, year_like
 from ltrr.arms.lexical import Lexical
 from ltrr.core import Arm, Candidates, Qrels, Query
 from ltrr.data.beir import Corpus, Document
+from ltrr.data.expansions import Expansion, ExpansionWriter
+from ltrr.data.lines import DataError
 from ltrr.index.manifest import IndexMissing, IndexRefused
 
 WORDS = [
@@ -235,3 +237,83 @@ def test_tune_has_nothing_to_say_without_a_positive() -> None:
     corpus, queries, qrels = judged_corpus()
     nothing: Qrels = {q: dict.fromkeys(grades, 0) for q, grades in qrels.items()}
     assert Lexical().tune(corpus, queries, nothing) == {}
+
+
+def expansions_of(folder: Path, corpus: Corpus, queries: list[list[str]]) -> str:
+    """A folder as scripts/expand.py writes it."""
+    writer = ExpansionWriter(folder, corpus, model="by hand", settings={}, shard=32)
+    for rows in writer.missing():
+        writer.write(rows, [[Expansion(q, -1.0, 2) for q in queries[row]] for row in rows])
+    writer.finish()
+    return str(folder)
+
+
+def generated(seed: int = 5) -> list[list[str]]:
+    rng = np.random.default_rng(seed)
+    return [[" ".join(rng.choice(WORDS, 3)) for _ in range(rng.integers(0, 4))] for _ in range(len(CORPUS))]
+
+
+def test_generated_queries_are_one_more_field(plain: Lexical, tmp_path: Path) -> None:
+    queries = generated()
+    folder = expansions_of(tmp_path / "queries", CORPUS, queries)
+    names = [f.name for f in Lexical(expansion=folder).text_fields(CORPUS)]
+    assert names == [f.name for f in Lexical().text_fields(CORPUS)] + ["expansion_english", "expansion_folded"]
+    unweighted = opened(tmp_path / "unweighted", expansion=folder)
+    np.testing.assert_allclose(by_row(unweighted.search(QUERIES, 60)), by_row(plain.search(QUERIES, 60)), rtol=1e-6)
+
+    boosts = {"all_english": 1.0, "expansion_english": 0.5}
+    found = by_row(opened(tmp_path / "weighted", expansion=folder, boosts=boosts).search(QUERIES, 60))
+    texts = tokens_of([" ".join(several) for several in queries], "english")
+    for i, query in enumerate(QUERIES):
+        more = slow_bm25(tokens_of([query.text], "english")[0], texts, 1.2, 0.75) if query.text else np.zeros(60)
+        expected = by_row(plain.search([query], 60))[0] + 0.5 * np.array(more)
+        np.testing.assert_allclose(found[i], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_own_field_may_join_text_and_generated_queries(tmp_path: Path) -> None:
+    """As docT5query does: the queries are appended to the text."""
+    queries = generated()
+    folder = expansions_of(tmp_path / "queries", CORPUS, queries)
+    arm = opened(tmp_path / "index", expansion=folder, fields={"both": {"sources": ["text", "expansion"]}})
+    texts = tokens_of([f"{d.text} {' '.join(q)}" for d, q in zip(CORPUS, queries, strict=True)], "english")
+    expected = slow_bm25(tokens_of(["love"], "english")[0], texts, 1.2, 0.75)
+    np.testing.assert_allclose(by_row(arm.search(QUERIES, 60))[0], expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="no field 'expansion'"):
+        Lexical(fields={"both": {"sources": ["text", "expansion"]}}).build(CORPUS, tmp_path)
+
+
+def test_an_index_knows_which_queries_it_was_built_with(tmp_path: Path) -> None:
+    one = expansions_of(tmp_path / "one", CORPUS, generated(5))
+    same = expansions_of(tmp_path / "same", CORPUS, generated(5))
+    other = expansions_of(tmp_path / "other", CORPUS, generated(6))
+    opened(tmp_path / "index", expansion=one)
+    Lexical(expansion=same).open(CORPUS, tmp_path / "index")  # where they lie is not what they are
+    with pytest.raises(IndexRefused, match="config expansion"):
+        Lexical(expansion=other).open(CORPUS, tmp_path / "index")
+    with pytest.raises(IndexRefused, match="config expansion"):
+        Lexical().open(CORPUS, tmp_path / "index")
+    keys = [Lexical.content({"expansion": folder, "k1": 0.9}) for folder in (one, same, other)]
+    assert keys[0] == keys[1] != keys[2]
+    assert Lexical.content({"k1": 0.9}) == Lexical.content({"expansion": None}) == []  # older caches stay
+    with pytest.raises(DataError, match="corpus: made with"):
+        opened(tmp_path / "wrong", Corpus.from_documents(documents(1)), expansion=one)
+    with pytest.raises(DataError, match=r"no manifest\.json"):
+        opened(tmp_path / "wrong", expansion=str(tmp_path / "nowhere"))
+
+
+def test_tune_weighs_generated_queries_by_what_they_are_worth(tmp_path: Path) -> None:
+    corpus, queries, qrels = judged_corpus()
+    told = [[""] for _ in range(len(corpus))]
+    for grades in qrels.values():  # queries that tell the relevant documents, which nothing else does without a prior
+        for doc, grade in grades.items():
+            if grade:
+                told[corpus.row(doc)] = [corpus[corpus.row(doc)].title.split()[0]]
+    noise = [[f"word{n % 40}"] for n in range(len(corpus))]
+    shares = []
+    for name, texts in (("told", told), ("noise", noise)):
+        arm = Lexical(expansion=expansions_of(tmp_path / name, corpus, texts), prior=None)
+        boosts = arm.tune(corpus, queries, qrels, given={"prior"})["boosts"]
+        shares.append(boosts["expansion_english"] + boosts["expansion_folded"])
+        shares[-1] /= sum(boosts.values())
+    assert shares[0] > 0.5
+    assert shares[1] < 0.1

@@ -7,6 +7,7 @@ Legend: B documents of a batch, F text fields, N documents.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -48,11 +49,20 @@ def field_texts(documents: Sequence[Document], fields: Sequence[TextField]) -> l
     return [tuple(" ".join(source_text(d, s) for s in field.sources) for field in fields) for d in documents]
 
 
-def documents_of(corpus: Corpus, what: str, size: int = 1000) -> Iterator[list[Document]]:
+def expanded(document: Document, row: int, expansions: Sequence[Sequence[str]] | None) -> Document:
+    """The document with the queries generated for its row as one more source, `expansion`."""
+    if expansions is None:
+        return document
+    return replace(document, metadata={**document.metadata, "expansion": " ".join(expansions[row])})
+
+
+def documents_of(
+    corpus: Corpus, what: str, size: int = 1000, *, expansions: Sequence[Sequence[str]] | None = None
+) -> Iterator[list[Document]]:
     """The corpus in row order, `size` documents at a time; large ones with a progress bar named `what`."""
     quiet = len(corpus) < 50_000
-    documents = iter(tqdm(corpus, what, len(corpus), unit="document", disable=quiet, mininterval=1))
-    while batch := list(islice(documents, size)):
+    documents = enumerate(tqdm(corpus, what, len(corpus), unit="document", disable=quiet, mininterval=1))
+    while batch := [expanded(document, row, expansions) for row, document in islice(documents, size)]:
         yield batch
 
 

@@ -15,9 +15,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from ltrr.arms.fields import documents_of, field_texts, log_prior, number_column, prior_fields, year_like
+from ltrr.arms.fields import documents_of, expanded, field_texts, log_prior, number_column, prior_fields, year_like
 from ltrr.core import Candidates, Qrels, Query
 from ltrr.data.beir import Corpus
+from ltrr.data.expansions import Expansions, expansion_id, read_expansions
 from ltrr.fuse import NothingToFit, fit_listwise
 from ltrr.index import manifest
 from ltrr.index.qdrant import Batch, SparseEngine
@@ -38,6 +39,9 @@ class Lexical:
         b: BM25's length normalisation where a field gives none.
         prior: numeric metadata field for the popularity prior, or null.
         prior_strength: ≥ 0, how much a document of the largest prior gains (.25 = 25 %).
+        expansion: folder of generated queries (scripts/expand.py), or null. They are one more source, `expansion`, and
+            by default two more fields, expansion_english and expansion_folded, without weight until boosts are given or
+            tuned (doc2query: Nogueira & Lin 2019).
     """
 
     def __init__(
@@ -49,10 +53,17 @@ class Lexical:
         b: float = 0.75,
         prior: str | None = None,
         prior_strength: float = 0.25,
+        expansion: str | None = None,
     ):
         self._fields, self._boosts = fields, boosts
         self._k1, self._b = k1, b
         self._prior, self._strength = prior, prior_strength
+        self._expansion = expansion
+
+    @staticmethod
+    def content(arguments: Mapping[str, Any]) -> list[str]:
+        """Checksums of the files that these constructor arguments name, for the keys of caches."""
+        return [expansion_id(folder)] if (folder := arguments.get("expansion")) else []
 
     # -- life: build once, open, search
 
@@ -61,11 +72,13 @@ class Lexical:
         fields = self.text_fields(corpus)
         self._field_weights(fields)  # a wrong name must not wait for the build
         scale = self._multiplier(corpus)
-        coder = TextCoder.fit(fields, (field_texts(batch, fields) for batch in documents_of(corpus, "lexical: terms")))
+        expansions = self._expansions(corpus)
+        terms = documents_of(corpus, "lexical: terms", expansions=expansions)
+        coder = TextCoder.fit(fields, (field_texts(batch, fields) for batch in terms))
 
         def batches() -> Iterator[Batch]:
             start = 0
-            for batch in documents_of(corpus, "lexical: index"):
+            for batch in documents_of(corpus, "lexical: index", expansions=expansions):
                 rows = range(start, start + len(batch))
                 yield Batch(rows, merge(coder.documents(field_texts(batch, fields), scale[start : rows.stop])))
                 start = rows.stop
@@ -114,8 +127,10 @@ class Lexical:
         rows = np.union1d(wanted, sample)
         place = {int(row): i for i, row in enumerate(rows)}
         fields = self.text_fields(corpus)
-        coder = TextCoder.fit(fields, (field_texts(batch, fields) for batch in documents_of(corpus, "lexical: terms")))
-        texts = field_texts([corpus[int(row)] for row in rows], fields)
+        expansions = self._expansions(corpus)
+        terms = documents_of(corpus, "lexical: terms", expansions=expansions)
+        coder = TextCoder.fit(fields, (field_texts(batch, fields) for batch in terms))
+        texts = field_texts([expanded(corpus[row], row, expansions) for row in rows.tolist()], fields)
         names = [self._prior] if "prior" in given else [None, *self._priors(corpus)]
         priors = {name: self._prior_of(corpus, name)[rows] if name else np.zeros(len(rows)) for name in names}
         strengths = (self._strength,) if "prior_strength" in given else _STRENGTHS[1:]
@@ -160,12 +175,15 @@ class Lexical:
         if self._fields is None:
             words = [f for f, kind in corpus.fields.items() if kind in ("text", "keyword") or year_like(corpus, f)]
             parts = {"title": ("title",), "all": ("title", "text", *words)}
+            if self._expansion is not None:
+                parts["expansion"] = ("expansion",)
             return tuple(
                 TextField(f"{name}_{analyser}", sources, analyser, self._k1, self._b)
                 for name, sources in parts.items()
                 for analyser in ("english", "folded")
             )
         out = []
+        there = {"title", "text", *corpus.fields, *(() if self._expansion is None else ("expansion",))}
         for name, arguments in self._fields.items():
             known = {f.name for f in dataclasses.fields(TextField)} - {"name"}
             if unknown := set(arguments) - known:
@@ -174,9 +192,8 @@ class Lexical:
                 )
             sources = tuple(arguments.get("sources", (name,)))
             for source in sources:
-                if source not in ("title", "text", *corpus.fields):
-                    known = {"title", "text", *corpus.fields}
-                    raise ValueError(f"fields.{name}.sources: no field {source!r}; this corpus has {sorted(known)}")
+                if source not in there:
+                    raise ValueError(f"fields.{name}.sources: no field {source!r}; this corpus has {sorted(there)}")
             if (analyser := arguments.get("analyser", "english")) not in ANALYSERS:
                 raise ValueError(f"fields.{name}.analyser: no analyser {analyser!r}; there are {', '.join(ANALYSERS)}")
             rest: dict[str, Any] = {"k1": self._k1, "b": self._b} | {
@@ -195,7 +212,11 @@ class Lexical:
 
     def _config(self, fields: Sequence[TextField]) -> dict[str, Any]:
         strength = self._strength if self._prior else 0.0
-        return {"fields": describe(fields), "prior": self._prior, "prior_strength": strength}
+        out = {"fields": describe(fields), "prior": self._prior, "prior_strength": strength}
+        return out | ({"expansion": expansion_id(self._expansion)} if self._expansion is not None else {})
+
+    def _expansions(self, corpus: Corpus) -> Expansions | None:
+        return None if self._expansion is None else read_expansions(self._expansion, corpus)
 
     def _priors(self, corpus: Corpus) -> list[str]:
         if self._prior:
