@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-INJECTED = ("encoder", "corpus")  # arguments that come from the system, not from a config
+INJECTED = ("encoder", "sparse_encoder", "scorer", "corpus", "order")  # arguments from the system, not from a config
 
 
 class ConfigError(ValueError):

@@ -8,16 +8,36 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from ltrr.core import Arm, Candidates, Decision, Page, Policy, Query, Ranker
+from ltrr.core import Arm, Candidates, Decision, Page, Policy, Pool, Query, Ranker
 from ltrr.fuse import take, union
+
+FUSED = "fused"  # the pool that is ranked says so of the fused order, as of an arm: its last column
 
 
 def no_features(queries: Sequence[Query]) -> np.ndarray:
     """(Q, 0), for policies that look at nothing."""
     return np.zeros((len(queries), 0), np.float32)
+
+
+class Drawn(NamedTuple):
+    """What retrieval brought, before the ranker."""
+
+    features: np.ndarray  # (Q, F)
+    decision: Decision
+    pool: Pool  # the cut of the union in fused order; arms and FUSED
+    fused: Candidates  # (Q, K) the same candidates with their fused scores
+
+
+class FusedOrder:
+    """A Ranker of what was drawn: the order it has. Fusing a cut pool again would scale its scores differently."""
+
+    def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
+        """(Q, K) all of the pool."""
+        return Candidates(pool.docs, np.where(pool.docs >= 0, pool.scores[:, :, -1], -np.inf))
 
 
 class Funnel:
@@ -45,6 +65,11 @@ class Funnel:
 
     def search(self, queries: Sequence[Query], k: int) -> Page:
         """The page of each query, k candidates deep. `queries` must not be empty."""
+        drawn = self.draw(queries)
+        return self._page(queries, drawn, self.rank(queries, drawn).first(k))
+
+    def draw(self, queries: Sequence[Query]) -> Drawn:
+        """The candidates that are ranked, in fused order."""
         # 1) What is known before retrieval.
         features = self._features(queries)  # (Q, F)
 
@@ -52,22 +77,21 @@ class Funnel:
         decision = self.policy.decide(features)
 
         # 3) Ask the arms that are on, only for the queries for which they are.
-        drawn = {
-            name: self._draw(arm, queries, decision.depths[:, a]) for a, (name, arm) in enumerate(self.arms.items())
+        found = {
+            name: self._ask(arm, queries, decision.depths[:, a]) for a, (name, arm) in enumerate(self.arms.items())
         }
 
         # 4) Their union in fused order, cut.
-        pool = union(drawn)
+        pool = union(found)
         fused = self._order.rank(queries, pool).cut(decision.cut)
-        pool = take(pool, fused)
+        return Drawn(features, decision, _with_order(take(pool, fused), fused), fused)
 
-        # 5) Rank what is left, and show the best.
-        ranked = self._ranker.rank(queries, pool) if self._ranker else fused
-        shown = ranked.first(k)
-        return self._page(queries, features, decision, take(pool, shown).ranks, shown)
+    def rank(self, queries: Sequence[Query], drawn: Drawn) -> Candidates:
+        """5) What was drawn in the ranker's order, (Q, K); its first candidates are the page."""
+        return self._ranker.rank(queries, drawn.pool) if self._ranker else drawn.fused
 
     @staticmethod
-    def _draw(arm: Arm, queries: Sequence[Query], depths: np.ndarray) -> Candidates:
+    def _ask(arm: Arm, queries: Sequence[Query], depths: np.ndarray) -> Candidates:
         """One arm's candidates, (Q, deepest); rows of queries for which it is off are padding."""
         deepest = int(depths.max())
         on = np.flatnonzero(depths)
@@ -77,8 +101,15 @@ class Funnel:
             out.docs[on], out.scores[on] = found
         return out
 
-    def _page(
-        self, queries: Sequence[Query], features: np.ndarray, decision: Decision, ranks: np.ndarray, shown: Candidates
-    ) -> Page:
+    def _page(self, queries: Sequence[Query], drawn: Drawn, shown: Candidates) -> Page:
         impressions = [str(uuid.uuid4()) for _ in queries]
-        return Page(impressions, queries, features, decision, shown, tuple(self.arms), ranks)
+        ranks = take(drawn.pool, shown).ranks[:, :, :-1]  # arms alone
+        return Page(impressions, queries, drawn.features, drawn.decision, shown, tuple(self.arms), ranks)
+
+
+def _with_order(pool: Pool, fused: Candidates) -> Pool:
+    real = pool.docs >= 0
+    ranks = np.where(real, np.arange(pool.docs.shape[1], dtype=np.float32), np.nan)[:, :, None]
+    scores = np.where(real, fused.scores, np.nan)[:, :, None]
+    joined = [np.concatenate(pair, axis=2) for pair in ((pool.ranks, ranks), (pool.scores, scores))]
+    return Pool((*pool.arms, FUSED), pool.docs, *joined)

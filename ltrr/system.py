@@ -3,33 +3,32 @@
 Knows which parts exist and where their files are kept; knows nothing about how any of them works. Everything built or
 tuned is cached under `<cache>/<data set>-<fingerprint>/`, keyed by all that it depends on.
 
-    index/<arm>-<key>/    what the arm's `build` writes (index/manifest.py)
-    tuned/<what>-<key>.json
+    index/<arm>-<key>/        what the arm's `build` writes (index/manifest.py)
+    tuned/<what>-<key>.json   what was fitted (tuning.py)
 
 Legend: Q queries, K candidates.
 """
 
 from __future__ import annotations
 
-import hashlib
+import importlib
 import inspect
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from ltrr.config import ConfigError, check_known, check_value, construct, find_class, load_config
-from ltrr.core import Arm, Candidates, Pool, Qrels, Query, Ranker
+from ltrr.core import Arm, Candidates, Pool, Query, Ranker
 from ltrr.data.beir import Corpus, Dataset, open_collection
-from ltrr.funnel import Funnel
+from ltrr.funnel import Funnel, FusedOrder
 from ltrr.fuse import ConvexFusion, NothingToFit, ReciprocalRankFusion, union
 from ltrr.index.manifest import IndexMissing, IndexRefused
-from ltrr.metrics import whole_file
 from ltrr.policy.baselines import FixedPolicy
+from ltrr.tuning import Judged, Tuning, key_of, some, trained_on
 
 SCHEMA: dict[str, Any] = {  # what a config may hold; an arm's keys are its constructor's arguments
     "data.path": str | None,
@@ -46,6 +45,7 @@ SCHEMA: dict[str, Any] = {  # what a config may hold; an arm's keys are its cons
     "fusion.k": float,
     "policy.depths": dict[str, int] | None,
     "policy.cut": int,
+    "ranker": dict[str, Any] | None,  # as an arm
     "serve.host": str,
     "serve.port": int,
     "serve.max_k": int,
@@ -54,17 +54,13 @@ KEYS: dict[str, set[str] | None] = {  # section -> its keys, None = anything
     key.split(".")[0]: {k.split(".")[1] for k in SCHEMA if k.startswith(f"{key.split('.')[0]}.")} or None
     for key in SCHEMA
 }
+LOADERS = {  # constructor's argument -> what makes it from the keys `model` and `encoder` (the other arguments)
+    "encoder": "ltrr.models.backbone.load_encoder",
+    "sparse_encoder": "ltrr.models.splade.load_sparse_encoder",
+    "scorer": "ltrr.models.cross_encoder.load_cross_encoder",
+}
 _DEPTH = 100  # candidates of each arm on which fusion weights are fitted
-_MANY = 300  # dev queries from which dev alone serves for fusion weights
-
-
-class Judged(NamedTuple):
-    """Queries to tune on."""
-
-    queries: list[Query]
-    qrels: Qrels
-    name: str  # what they are, for reports
-    key: str  # hash of all of it, for caches
+_RANKED = 300  # queries on which the ranker's weight is fitted: one number, and every pair of query and document costs
 
 
 def open_systems(config: Path, overrides: Sequence[str], *, hold_out: str = "test") -> list[System]:
@@ -94,14 +90,20 @@ class System:
         self.dataset = dataset
         self.corpus: Corpus = dataset.corpus
         self.settings = settings
-        self.hold_out = hold_out
         self.specs: dict[str, dict[str, Any]] = {n: dict(s or {}) for n, s in (settings.get("arms") or {}).items()}
         if not self.specs:
             raise ConfigError("arms: the config names no arm; see configs/funnel.yaml")
-        for name, spec in self.specs.items():
+        self._ranker_spec = dict(settings.get("ranker") or {})
+        self._parts = {f"arms.{n}": s for n, s in self.specs.items()}
+        self._parts |= {"ranker": self._ranker_spec} if self._ranker_spec else {}
+        for where, spec in self._parts.items():
             if "class" not in spec:
-                raise ConfigError(f"arms.{name}: has no `class`; write `class: ltrr.arms.lexical.Lexical` or your own")
-        for split in (settings.get("tune") or {}).get("splits", ()):
+                raise ConfigError(f"{where}: has no `class`; write `class: ltrr.arms.lexical.Lexical` or your own")
+            known = inspect.signature(find_class(where, spec["class"])).parameters
+            for key in spec:  # here, because a part that waits for its model is not constructed
+                check_known(where, key, {"class", "tune", "model", "encoder", *known})
+        tune = (settings.get("tune") or {}).get("splits", ["train", "dev"]) or []
+        for split in tune:
             check_known("tune.splits", split, {"train", "dev", "test", *dataset.splits})
         named = (settings.get("fusion") or {}).get("arms") or ()
         if len(set(named)) < len(named):
@@ -110,8 +112,8 @@ class System:
         self.folder = Path(settings.get("cache") or "runs/cache") / f"{dataset.name}-{fingerprint}"
         self.arm = cache(self._open)  # name -> opened arm
         self._plan = cache(self._planned)  # name -> class, arguments, folder
-        self.tuning_queries = cache(self._tuning_queries)  # purpose -> Judged
-        self._in_use: dict[str, Any] = {}  # what was tuned, as its files say
+        trained = self.trained_on(self._parts)
+        self.tuning = Tuning(dataset, self.folder / "tuned", splits=tune, hold_out=hold_out, trained=trained)
 
     # -- arms
 
@@ -121,8 +123,14 @@ class System:
         return bool(self.corpus.fields)
 
     def usable(self) -> list[str]:
-        """Arms that can say something about this corpus: those that need metadata only where there is some."""
-        return [n for n, s in self.specs.items() if self.has_fields or not _needs_fields(s["class"])]
+        """Arms that are there (`model: null` is not) and can say something: those about metadata need some."""
+        there = [n for n, s in self.specs.items() if not _is_absent(s)]
+        return [n for n in there if self.has_fields or not _needs_fields(self.specs[n]["class"])]
+
+    def trained_on(self, parts: Iterable[str]) -> list[str]:
+        """Splits of this data set on whose queries the models were trained that these parts ("arms.NAME") name."""
+        told = [trained_on(v) for part in parts for v in self._parts[part].values() if isinstance(v, str)]
+        return sorted({s for one in told if one and one["data"] == self.corpus.fingerprint for s in one["splits"]})
 
     def build(self, name: str, *, report: Callable[[str], None] = print, rebuild: bool = False) -> None:
         """Builds an arm's index where it is missing or refused."""
@@ -155,17 +163,22 @@ class System:
         """An arm's class, its arguments (tuned ones where the config leaves them free) and its index folder."""
         check_known("arms", name, self.specs)
         spec = dict(self.specs[name])
+        if _is_absent(spec):
+            raise ConfigError(f"arms.{name}.model is null, so there is no such arm; give --arms.{name}.model FOLDER")
         cls = find_class(f"arms.{name}", spec.pop("class"))
         if hasattr(cls, "tune") and spec.pop("tune", True):
             spec = self._tuned(name, cls, spec) | spec
-        return cls, spec, self.folder / "index" / f"{name}-{_key(name, *self._basis(cls), spec)}"
+        return cls, spec, self.folder / "index" / f"{name}-{key_of(name, *self._basis(cls, spec), spec)}"
 
-    def _basis(self, cls: type) -> tuple:
-        """What every cached file of an arm depends on beside its arguments.
+    def _basis(self, cls: type, spec: Mapping[str, Any]) -> tuple:
+        """What every cached file of a part depends on beside its arguments.
 
-        A class bumps its `revision` when what it builds or tunes changes, so that older caches are not used.
+        A class bumps its `revision` when what it builds or tunes changes, so that older caches are not used, and its
+        `content(arguments)` are checksums of what lies behind them.
         """
-        return cls.__module__, cls.__qualname__, getattr(cls, "revision", 1), sorted(self.corpus.fields.items())
+        content = cls.content(spec) if hasattr(cls, "content") else ()
+        revision = getattr(cls, "revision", 1)
+        return cls.__module__, cls.__qualname__, revision, sorted(self.corpus.fields.items()), *content
 
     def _make(self, name: str) -> tuple[Any, Path]:
         """An arm that is not opened yet, and its index folder."""
@@ -173,59 +186,30 @@ class System:
         where = f"arms.{name}"
         return construct(where, cls, self._inject(where, cls, spec)), root
 
-    def _identity(self, name: str) -> list[str]:
+    def identity(self, name: str) -> list[str]:
         """What an opened arm's scores depend on: class, arguments and the build in use (which vouches for a model)."""
         root = self._plan(name)[2]
         current = root / "CURRENT"
         return [root.name, current.read_text() if current.exists() else ""]
 
     def _inject(self, where: str, cls: type, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """Gives a constructor the encoder (from `model`, `encoder`) or the corpus, where it asks for one."""
+        """Gives a constructor its model (from `model`, `encoder`) or the corpus, where it asks for one."""
         arguments = dict(spec)
         parameters = inspect.signature(cls).parameters
-        if "encoder" in parameters:
-            from ltrr.models.backbone import load_encoder  # torch takes seconds to import: only for arms that encode
-
-            options = {"model": arguments.pop("model", "offline"), **(arguments.pop("encoder", None) or {})}
-            arguments["encoder"] = construct(f"{where}.encoder", load_encoder, options)  # type: ignore[arg-type]
+        for parameter in LOADERS.keys() & parameters.keys():
+            options = {"model": arguments.pop("model")} if "model" in arguments else {}
+            options |= arguments.pop("encoder", None) or {}
+            module, _, name = LOADERS[parameter].rpartition(".")
+            loader = getattr(importlib.import_module(module), name)  # torch takes seconds: only for who has a model
+            arguments[parameter] = construct(f"{where}.encoder", loader, options)
         if "corpus" in parameters:
             arguments["corpus"] = self.corpus
         return arguments
 
     # -- what is tuned, and on which queries
 
-    def _tuning_queries(self, purpose: str) -> Judged:
-        """Judged queries for "arms" or "fusion", never of the held-out split and never the same for both.
-
-        Arms are tuned on train. Fusion weights are fitted on dev where it has 300 queries, because they would trust an
-        arm too much on the queries that it was tuned on; otherwise train is halved, and dev goes to fusion.
-        """
-        splits = (self.settings.get("tune") or {}).get("splits", ["train", "dev"]) or []
-        known = [s for s in splits if s in self.dataset.splits and s != self.hold_out]
-        parts = {s: self.dataset.split(s) for s in known}
-        dev = parts.get("dev")
-        own_dev = dev is not None and len(dev.queries) >= _MANY
-        chosen: list[tuple[str, list[Query]]] = []
-        for split, part in parts.items():
-            if split == "dev":
-                if purpose == "fusion":
-                    chosen.append(("dev", part.queries))
-            elif own_dev:
-                if purpose == "arms":
-                    chosen.append((split, part.queries))
-            else:
-                half = [q for q in part.queries if _half(q.text) == (purpose == "fusion")]
-                chosen.append((f"half of {split}", half))
-        qrels: Qrels = {}
-        for split in known:
-            qrels |= parts[split].qrels
-        queries = [q for _, several in chosen for q in several]
-        graded = {q.id: qrels[q.id] for q in queries}
-        key = _key(sorted((q.id, q.text, sorted(graded[q.id].items())) for q in queries))
-        return Judged(queries, graded, " + ".join(n for n, q in chosen if q) or "nothing", key)
-
     def _tuned(self, name: str, cls: type, spec: Mapping[str, Any]) -> dict[str, Any]:
-        judged = self.tuning_queries("arms")
+        judged = self.tuning.judged("fusion" if self.trained_on([f"arms.{name}"]) else "arms")
         if not judged.queries or set(inspect.signature(cls).parameters) <= set(spec):
             return {}
 
@@ -234,7 +218,7 @@ class System:
             arm = construct(where, cls, self._inject(where, cls, spec))
             return arm.tune(self.corpus, judged.queries, judged.qrels, given=set(spec))
 
-        return self._cached(name, (self._basis(cls), spec, judged.key), fit, judged.name)
+        return self.tuning.fitted(name, (self._basis(cls, spec), spec, judged.key), fit, judged.name)
 
     @cached_property
     def fusion_arms(self) -> list[str]:
@@ -242,7 +226,10 @@ class System:
         named = (self.settings.get("fusion") or {}).get("arms")
         for name in named or ():
             check_known("fusion.arms", name, self.specs)
-        return [n for n in (named or self.specs) if n in self.usable() and (named or n != "popular")]
+        fused = [n for n in (named or self.specs) if n in self.usable() and (named or n != "popular")]
+        if not fused:
+            raise ConfigError("fusion.arms: no arm is left to fuse; those with `model: null` are not there")
+        return fused
 
     def order(self, method: str | None = None) -> Ranker:
         """The fused order: `rrf`, or `convex` with the config's weights, fitted ones, or equal ones without queries."""
@@ -254,7 +241,7 @@ class System:
             for name in fusion["weights"]:
                 check_known("fusion.weights", name, self.specs)
             return ConvexFusion(fusion["weights"], fusion.get("norm") or "minmax")
-        judged = self.tuning_queries("fusion")
+        judged = self.tuning.judged("fusion")
         if not judged.queries:
             return ConvexFusion(dict.fromkeys(self.fusion_arms, 1 / len(self.fusion_arms)))
 
@@ -268,8 +255,8 @@ class System:
 
         for name in self.fusion_arms:
             self.arm(name)  # built and opened
-        identities = [self._identity(name) for name in self.fusion_arms]
-        found = self._cached("convex", (identities, judged.key), fit, judged.name)
+        identities = [self.identity(name) for name in self.fusion_arms]
+        found = self.tuning.fitted("convex", (identities, judged.key), fit, judged.name)
         return ConvexFusion(found["weights"], found["norm"])
 
     def grades(self, judged: Judged, pool: Pool) -> np.ndarray:
@@ -283,31 +270,61 @@ class System:
 
     def tuned(self) -> dict[str, Any]:
         """Everything tuned that is in use: name -> {"on": the queries it comes from, "parameters"}."""
-        return dict(sorted(self._in_use.items()))
-
-    def _cached(self, name: str, depends: tuple, fit: Callable[[], dict[str, Any]], queries: str) -> dict[str, Any]:
-        path = self.folder / "tuned" / f"{name}-{_key(self.corpus.fingerprint, depends)}.json"
-        if not path.exists():
-            text = json.dumps({"on": queries, "parameters": fit()}, indent=1)
-            with whole_file(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        try:
-            self._in_use[name] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"{path}: damaged ({error}); delete it, and it is fitted again") from None
-        return self._in_use[name]["parameters"]
+        return dict(sorted(self.tuning.in_use.items()))
 
     # -- the whole
 
     def funnel(self) -> Funnel:
-        """Arms and a fixed decision; the fused order is the ranking."""
-        policy = self.settings.get("policy") or {}
-        names = self.usable()
-        depths = policy.get("depths") or dict.fromkeys(self.fusion_arms, _DEPTH)
+        """Arms, a fixed decision, the fused order, and the ranker where the config has one."""
+        return self._funnel(self._ranker)
+
+    def _funnel(self, ranker: Ranker | None) -> Funnel:
+        policy = FixedPolicy(self.usable(), self.depths, self.cut)
+        return Funnel({name: self.arm(name) for name in self.usable()}, policy, self.order(), ranker)
+
+    @property
+    def has_ranker(self) -> bool:
+        """Whether the config has a ranker that is there: `model: null` is none."""
+        return bool(self._ranker_spec) and not _is_absent(self._ranker_spec)
+
+    @cached_property
+    def depths(self) -> dict[str, int]:
+        """How many candidates the funnel draws of each arm, 0 = off."""
+        depths = (self.settings.get("policy") or {}).get("depths") or dict.fromkeys(self.fusion_arms, _DEPTH)
         for name in depths:
             check_known("policy.depths", name, self.specs)
-        on = {name: depth for name, depth in depths.items() if name in names}
-        return Funnel({n: self.arm(n) for n in names}, FixedPolicy(names, on, policy.get("cut", 100)), self.order())
+        return {name: depth for name, depth in depths.items() if name in self.usable()}
+
+    @property
+    def cut(self) -> int:
+        """How many candidates of the union the funnel ranks."""
+        return (self.settings.get("policy") or {}).get("cut", 100)
+
+    @cached_property
+    def _ranker(self) -> Ranker | None:
+        """The config's ranker; what it leaves free is fitted on what the funnel draws for the queries of fusion."""
+        if not self.has_ranker:
+            return None
+        spec = {key: value for key, value in self._ranker_spec.items() if value is not None}
+        cls = find_class("ranker", spec.pop("class"))
+        arguments = self._inject("ranker", cls, spec)
+        if "order" in inspect.signature(cls).parameters:
+            arguments["order"] = FusedOrder()
+        judged = self.tuning.judged("fusion")
+        queries = some([q for q in judged.queries if any(judged.qrels[q.id].values())], _RANKED)
+        if hasattr(cls, "tune") and "weight" not in spec and queries:
+            funnel = self._funnel(None)  # its arms are built and opened
+
+            def fit() -> dict[str, Any]:
+                pool = funnel.draw(queries).pool
+                return construct("ranker", cls, arguments).tune(queries, pool, judged.qrels)
+
+            drawn = [self.depths, self.cut, self.settings.get("fusion"), self.fusion_arms]
+            drawn += [self.identity(name) for name in sorted({*self.depths, *self.fusion_arms})]
+            depends = (self._basis(cls, spec), spec, getattr(arguments.get("scorer"), "id", None), drawn, judged.key)
+            on = f"{len(queries)} queries of {judged.name}"
+            arguments = arguments | self.tuning.fitted("ranker", depends, fit, on)
+        return construct("ranker", cls, arguments)
 
 
 class _Only:
@@ -326,10 +343,6 @@ def _needs_fields(path: str) -> bool:
     return bool(getattr(find_class("arms", path), "needs_fields", False))
 
 
-def _half(text: str) -> bool:
-    """A coin by the text, so that equal texts fall on the same side."""
-    return hashlib.sha256(text.strip().lower().encode()).digest()[0] % 2 == 1
-
-
-def _key(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
+def _is_absent(spec: Mapping[str, Any]) -> bool:
+    """Whether a part waits for its model."""
+    return spec.get("model", "") is None

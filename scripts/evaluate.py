@@ -1,10 +1,13 @@
-"""The BEIR table of a config's arms and their fusions.
+"""The BEIR table of a config's arms, their fusions and, where the config has a ranker, the whole funnel.
 
 python scripts/evaluate.py --config configs/funnel.yaml --data FOLDER|ZIP|HUBNAME --split test --out DIR
 
 Builds missing indexes and tunes what the config leaves free on train and dev (never on the split that is evaluated),
 then writes DIR/results.json, DIR/table.md, DIR/per_query.parquet, DIR/runs/*.trec and DIR/plots/*.png. A collection
 such as CQADupStack gets a folder for each of its sets, and the mean over the sets in DIR/results.json.
+
+Rows beside the arms: `rrf` and `convex`; `ltrr` and `ltrr_before_ranking`, the funnel that serve.py answers with; and,
+where a model was trained on queries of this data set, `train_labels`: the positives of the nearest of those queries.
 """
 
 from __future__ import annotations
@@ -16,10 +19,14 @@ from _common import arguments, main
 
 from ltrr.config import ConfigError
 from ltrr.data.beir import open_dataset
-from ltrr.evaluate.beir import evaluate_systems
+from ltrr.evaluate.beir import STAGES, evaluate_systems
+from ltrr.evaluate.nearest import NearestQueries
 from ltrr.evaluate.report import SystemResult, table, write_mean, write_report
 from ltrr.metrics import whole_file
 from ltrr.system import System, open_systems
+
+FUSIONS = ("rrf", "convex")
+LABELS = "train_labels"
 
 
 def table_by(source: str, field: str, results: Sequence[SystemResult]) -> str:
@@ -28,7 +35,7 @@ def table_by(source: str, field: str, results: Sequence[SystemResult]) -> str:
     ids = results[0].per_query.query_ids
     names = sorted({group[i] for i in ids})
     lines = [
-        f"| {field} | queries | {' | '.join(r.name for r in results)} |",
+        f"| {field} | queries | {' | '.join(r.shown for r in results)} |",
         "| --- |" + " ---: |" * (1 + len(results)),
     ]
     for name in names:
@@ -43,12 +50,38 @@ def table_by(source: str, field: str, results: Sequence[SystemResult]) -> str:
 def evaluate(system: System, split: str, out: Path, baseline: str, by: str | None = None) -> dict:
     """Table, runs and plots of one data set; a table by a field of the queries' metadata where asked for."""
     queries, qrels = system.dataset.split(split)
-    known = [*system.usable(), *(("rrf", "convex") if len(system.fusion_arms) > 1 else ())]
-    if baseline not in known:
+    fusions = FUSIONS if len(system.fusion_arms) > 1 else ()
+    stages = STAGES if system.has_ranker else ()
+    for name in system.specs:
+        if name in (*FUSIONS, *STAGES, LABELS):
+            raise ConfigError(f"arms.{name}: the table has a row of this name already; call the arm something else")
+    # Which models make each row, and on which queries of this data set they were trained.
+    parts = {name: [f"arms.{name}"] for name in system.usable()}
+    parts |= {fusion: [f"arms.{name}" for name in system.fusion_arms] for fusion in fusions}
+    drawn = [f"arms.{name}" for name, depth in system.depths.items() if depth]
+    parts |= dict(zip(stages, (drawn, [*drawn, "ranker"]), strict=False))
+    trained = {name: splits for name, of in parts.items() if (splits := system.trained_on(of))}
+    labelled = sorted({s for splits in trained.values() for s in splits} & set(system.dataset.splits) - {split})
+    if baseline not in (known := [*parts, *([LABELS] if labelled else [])]):
         raise ConfigError(f"--baseline: no system {baseline!r}; there will be {', '.join(known)}")
+
     arms = {name: system.arm(name) for name in system.usable()}
-    fusions = {"rrf": system.order("rrf"), "convex": system.order("convex")} if len(system.fusion_arms) > 1 else {}
-    results, runs = evaluate_systems(arms, fusions, system.fusion_arms, queries, qrels, system.corpus.ids)
+    if labelled:
+        from ltrr.models.backbone import load_encoder  # torch takes seconds to import
+
+        arms[LABELS] = NearestQueries(load_encoder(), system.corpus, [system.dataset.split(s) for s in labelled])
+        trained[LABELS] = labelled
+    results, runs = evaluate_systems(
+        arms,
+        {name: system.order(name) for name in fusions},
+        system.fusion_arms,
+        queries,
+        qrels,
+        system.corpus.ids,
+        funnel=system.funnel() if stages else None,
+        trained=trained,
+        notes={name: "trained on this split: no test" for name, splits in trained.items() if split in splits},
+    )
     report = write_report(
         out,
         dataset=system.dataset.name,
@@ -58,6 +91,7 @@ def evaluate(system: System, split: str, out: Path, baseline: str, by: str | Non
         baseline=baseline,
         runs=runs,
         tuned=system.tuned(),
+        footnote=f" `ltrr` rows\nhold at most {system.cut} candidates a query, other rows 1,000." if stages else "",
     )
     print(f"\n{system.dataset.name}, {split}: {len(queries):,} queries, {len(system.corpus):,} documents")
     print(table(results, baseline))

@@ -1,14 +1,17 @@
 """Configs: overrides, mistakes that are named, and the YAML files that come with the project."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from ltrr.config import ConfigError, check_known, construct, find_class, load_config
-from ltrr.system import KEYS
+from ltrr.config import INJECTED, ConfigError, check_known, construct, find_class, load_config
+from ltrr.data.beir import Corpus, Document
+from ltrr.system import KEYS, LOADERS
 
+INJECTABLE = {"corpus": Corpus.from_documents([Document("d", "title", "text", {})])}
 CONFIGS = Path(__file__).parents[1] / "configs"
 KNOWN: dict[str, set[str] | None] = {"data": {"path", "fields"}, "arms": None, "policy": {"depths", "cut"}}
 YAML = """
@@ -129,30 +132,43 @@ def test_check_known() -> None:
         check_known("here", "c", ["b", "a"])
 
 
-# The files that come with the project
+# The files that come with the project. Those with a `trainer` are train.py's: test_train.py parses and runs them.
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda path: path.stem)
-def test_every_config_loads_and_its_arms_construct(path: Path) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(CONFIGS.glob("**/*.yaml")) if "trainer" not in yaml.safe_load(path.read_text())],
+    ids=lambda path: path.stem,
+)
+def test_every_config_loads_and_its_parts_construct(path: Path) -> None:
     config = load_config(path, [], KEYS)
     assert config["arms"]
-    for name, spec in config["arms"].items():
+    parts = {f"arms.{name}": (spec, "search") for name, spec in config["arms"].items()}
+    parts |= {"ranker": (config["ranker"], "rank")} if config.get("ranker") else {}
+    for where, (spec, method) in parts.items():
         arguments = dict(spec)
-        where, cls = f"arms.{name}", find_class(f"arms.{name}", arguments.pop("class"))
-        given = set(arguments)
-        if "encoder" in cls.__init__.__annotations__:  # the system makes it from these two
-            arguments = {k: v for k, v in arguments.items() if k not in ("model", "encoder")} | {"encoder": object()}
-        else:
-            assert given.isdisjoint({"model", "encoder"})
+        cls = find_class(where, arguments.pop("class"))
+        asked = set(inspect.signature(cls).parameters)
+        if asked & set(LOADERS):  # the system makes it from these two
+            arguments = {key: value for key, value in arguments.items() if key not in ("model", "encoder")}
         if hasattr(cls, "tune"):
-            arguments.pop("tune", None)
-        assert callable(construct(where, cls, arguments).search)
+            arguments = {key: value for key, value in arguments.items() if key != "tune" and value is not None}
+        injected = {name: INJECTABLE.get(name, object()) for name in asked & set(INJECTED)}
+        assert callable(getattr(construct(where, cls, arguments | injected), method))
     named = [*((config.get("fusion") or {}).get("arms") or ()), *((config.get("policy") or {}).get("depths") or ())]
     assert set(named) <= set(config["arms"])
 
 
 def test_the_service_starts_on_what_quickstart_built() -> None:
     serve, quickstart = (load_config(CONFIGS / f"{name}.yaml", [], KEYS) for name in ("serve", "quickstart"))
-    for section in ("data", "cache", "arms", "tune", "fusion"):  # a cache is keyed by these
+    for section in ("data", "cache", "arms", "tune", "fusion", "ranker"):  # a cache is keyed by these
         assert serve[section] == quickstart[section]
     assert set(serve) == set(quickstart) | {"serve"}
+
+
+def test_configs_wait_for_models_that_training_makes() -> None:
+    """One config serves before and after: two overrides turn the sparse arm and the ranker on."""
+    for name in ("funnel", "serve", "quickstart"):
+        config = load_config(CONFIGS / f"{name}.yaml", [], KEYS)
+        assert config["arms"]["sparse"]["model"] is None
+        assert config["ranker"]["model"] is None

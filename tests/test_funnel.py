@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ltrr.core import Candidates, Decision, Feedback, Page, Policy, Pool, Query, Ranker
-from ltrr.funnel import Funnel, no_features
+from ltrr.funnel import FUSED, Funnel, FusedOrder, no_features
 from ltrr.fuse import ConvexFusion, ReciprocalRankFusion
 from ltrr.policy.baselines import FixedPolicy
 
@@ -110,6 +110,25 @@ def test_the_page_is_that_of_the_steps_one_by_one(k: int) -> None:
     assert page.arms == ("a", "b", "c")
     assert page.queries == QUERIES
     assert len(set(page.impressions)) == len(QUERIES)
+
+
+def test_drawing_and_ranking_are_the_two_halves_of_a_search() -> None:
+    """An evaluation shows what the page was before its ranker; the service must answer with just that, ranked."""
+    arms = arms_of()
+    policy = FixedPolicy("abc", {"a": 8, "b": 5, "c": 9}, 11)
+    plain = Funnel(arms, policy, ReciprocalRankFusion())
+    ranked = Funnel(arms, policy, ReciprocalRankFusion(), ByNumber())
+    drawn = ranked.draw(QUERIES)
+    again = FusedOrder().rank(QUERIES, drawn.pool)  # the ranker gets them in fused order, and with these scores
+    np.testing.assert_array_equal(again.docs, drawn.fused.docs)
+    np.testing.assert_array_equal(again.scores, drawn.fused.scores)
+    assert drawn.pool.arms == ("a", "b", "c", FUSED)
+    for funnel in (plain, ranked):
+        page = funnel.search(QUERIES, 7)
+        np.testing.assert_array_equal(funnel.rank(QUERIES, funnel.draw(QUERIES)).docs[:, :7], page.shown.docs)
+    np.testing.assert_array_equal(plain.search(QUERIES, 7).shown.docs, drawn.fused.docs[:, :7])
+    for before, after in zip(drawn.fused.docs, ranked.rank(QUERIES, drawn).docs, strict=True):
+        assert set(before.tolist()) == set(after.tolist())  # a ranker orders; it brings and loses nothing
 
 
 def test_arms_are_asked_only_where_they_are_on() -> None:

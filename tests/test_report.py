@@ -20,6 +20,7 @@ from ltrr.evaluate.report import (
     holm,
     paired_randomisation,
     table,
+    write_mean,
     write_report,
 )
 from ltrr.metrics import PerQuery, evaluate, read_run
@@ -122,7 +123,7 @@ def test_results_json_follows_the_contract(tmp_path: Path) -> None:
     returned = report(tmp_path, results, runs, convex={"weights": np.array([0.5, 0.25], np.float32), "k": np.int64(3)})
     written = json.loads((tmp_path / "results.json").read_text("utf-8"))
     assert written == returned
-    assert list(written) == ["dataset", "split", "num_queries", "num_docs", "systems", "baseline", "tuned"]
+    assert list(written) == ["dataset", "split", "num_queries", "num_docs", "systems", "baseline", "in_domain", "tuned"]
     assert (written["dataset"], written["split"], written["num_queries"], written["num_docs"]) == (
         "toy",
         "test",
@@ -136,6 +137,7 @@ def test_results_json_follows_the_contract(tmp_path: Path) -> None:
         assert all(type(score) is float for score in scores.values())
         assert scores == pytest.approx({**system.per_query.mean(), "ms_per_query": system.ms_per_query})
     assert written["tuned"] == {"convex": {"weights": [0.5, 0.25], "k": 3}}
+    assert written["in_domain"] == {}
 
 
 def test_every_file_is_there_whole_and_nothing_else(tmp_path: Path) -> None:
@@ -189,6 +191,30 @@ def test_the_table_says_who_is_better_and_how_surely(tmp_path: Path) -> None:
     assert good["note"] == "tuned on train"
     report(tmp_path, results, runs)
     assert table(results, "plain") in (tmp_path / "table.md").read_text("utf-8")
+
+
+def test_in_domain_systems_never_share_a_column_unmarked(tmp_path: Path) -> None:
+    results, runs = systems()
+    assert "†" not in table(results, "plain")
+    results[1].trained_on = ("train",)
+    shown = table(results, "plain")
+    assert [line.split(" | ")[0] for line in shown.splitlines()[2:5]] == ["| plain", "| good †", "| same"]
+    assert shown.endswith("|\n\n† in-domain: trained on train queries of this data set.\n")
+    report_of = report(tmp_path, results, runs)
+    assert report_of["in_domain"] == {"good": ["train"]}
+    assert "good" in report_of["systems"]  # names of files and keys stay plain
+    whole = write_mean(tmp_path, "both", [report_of, report_of | {"in_domain": {"same": ["train"]}}])
+    assert whole["in_domain"] == {"good": ["train"], "same": ["train"]}
+
+
+def test_a_footnote_ends_the_table(tmp_path: Path) -> None:
+    results, runs = systems()
+    results[1].name = "ltrr_before_ranking"
+    options = {"dataset": "toy", "split": "test", "num_docs": 21, "baseline": "plain", "runs": runs, "tuned": {}}
+    write_report(tmp_path, results=results, footnote=" 100 deep.", **options)
+    text = (tmp_path / "table.md").read_text("utf-8")
+    assert text.endswith("draws. 100 deep.\n")
+    assert "| ltrr (before ranking) |" in text
 
 
 def test_one_system_and_one_query_still_make_a_report(tmp_path: Path) -> None:

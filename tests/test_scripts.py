@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from ltrr.data.beir import open_dataset
 from ltrr.metrics import read_run
+from ltrr.system import open_systems
 
 
 def script(name: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -54,6 +56,68 @@ def test_evaluate_writes_the_contract(music, fast_config, tmp_path):
     # person queries: structure finds all songs of an artist, and the test split was not tuned on
     assert results["systems"]["structured"]["R@10"] > 0.9
     assert "test" not in json.dumps([entry["on"] for entry in results["tuned"].values()])
+
+
+@pytest.fixture
+def trained_models(music, tiny_backbone, tmp_path) -> list[str]:
+    """Overrides that put models trained on train into a dense arm and the ranker: tiny ones, with an export's note."""
+    from sentence_transformers import CrossEncoder
+
+    note = json.dumps({"data": open_dataset(music).corpus.fingerprint, "splits": ["train"], "queries": "0"})
+    shutil.copytree(tiny_backbone, tmp_path / "dense")
+    CrossEncoder(str(tiny_backbone), num_labels=1, device="cpu").save_pretrained(str(tmp_path / "ranker"))
+    for name in ("dense", "ranker"):
+        (tmp_path / name / "ltrr.json").write_text(note)
+    return [
+        *("--arms.dense.class", "ltrr.arms.dense.Dense", "--arms.dense.model", str(tmp_path / "dense")),
+        *("--ranker.class", "ltrr.ranking.ranker.CrossEncoderRanker", "--ranker.model", str(tmp_path / "ranker")),
+        *("--ranker.depth", "10", "--policy.cut", "20"),
+    ]
+
+
+def test_the_whole_funnel_with_trained_models(music, fast_config, trained_models, tmp_path):
+    out = tmp_path / "out"
+    script("scripts/evaluate.py", "--config", fast_config, "--data", music, "--out", out, *trained_models)
+    results = json.loads((out / "results.json").read_text())
+    arms, fusions = ["lexical", "structured", "popular", "dense"], ["rrf", "convex"]
+    assert list(results["systems"]) == [*arms, "train_labels", *fusions, "ltrr_before_ranking", "ltrr"]
+    in_domain = ["dense", "train_labels", *fusions, "ltrr_before_ranking", "ltrr"]
+    assert results["in_domain"] == {name: ["train"] for name in in_domain}
+    table = (out / "table.md").read_text()
+    for shown in ("| lexical |", "| dense † |", "| train_labels † |", "| ltrr (before ranking) † |", "| ltrr † |"):
+        assert shown in table
+    assert "† in-domain: trained on train queries of this data set." in table
+    assert "`ltrr` rows\nhold at most 20 candidates" in table
+    # nothing that weighs trained models was fitted on train
+    assert results["tuned"]["convex"]["on"] == "dev"
+    assert results["tuned"]["ranker"]["on"] == "15 queries of dev"
+    assert results["tuned"]["lexical"]["on"] == "train"
+    # the ranker only orders, and what is measured is what the service answers with
+    before, after = (read_run(out / "runs" / f"{name}.trec") for name in ("ltrr_before_ranking", "ltrr"))
+    (system,) = open_systems(fast_config, ["--data.path", str(music), *trained_models])
+    funnel = system.funnel()
+    for query in system.dataset.split("test").queries:
+        assert before[query.id].keys() == after[query.id].keys()
+        assert len(after[query.id]) == 20
+        served = funnel.search([query], 20).shown.docs[0].tolist()
+        assert set(after[query.id]) == {system.corpus.ids[row] for row in served}
+        assert list(after[query.id])[:3] == [system.corpus.ids[row] for row in served[:3]]
+
+
+def test_evaluating_the_split_that_a_model_was_trained_on_is_said(music, fast_config, tmp_path, monkeypatch):
+    """In this process, with an arm of test_system whose model is a fake."""
+    note = {"data": open_dataset(music).corpus.fingerprint, "splits": ["train"], "queries": "0"}
+    (tmp_path / "ltrr.json").write_text(json.dumps(note))
+    monkeypatch.setattr("ltrr.system.LOADERS", {"encoder": "test_system.FakeEncoder"})
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    flags = ("--config", fast_config, "--data", music, "--split", "train", "--out", tmp_path / "out")
+    arms = f"{{lexical: {{class: test_system.Words}}, dense: {{class: test_system.FakeArm, model: {tmp_path}}}}}"
+    flags = ("evaluate.py", *flags, "--arms", arms)
+    monkeypatch.setattr(sys, "argv", [str(flag) for flag in flags])
+    runpy.run_path(str(ROOT / "scripts/evaluate.py"), run_name="__main__")
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "trained on this split: no test" in table
+    assert "train_labels" not in table  # it would look up the answers
 
 
 def test_index_then_explain(music, fast_config, tmp_path):
@@ -131,6 +195,9 @@ BAD = {
     "no mapping": (["--arms.lexical", "3"], "arms"),
     "out of range": (["--arms.structured.temperature", "0"], "temperature"),
     "cache is a file": (["--cache", "{tmp}/fast.yaml"], "fast.yaml"),
+    "unknown ranker key": (["--ranker", "{{class: ltrr.ranking.ranker.CrossEncoderRanker, modle: x}}"], "modle"),
+    "ranker without class": (["--ranker.model", "x"], "ranker"),
+    "an arm named as a row": (["--arms.ltrr.class", "ltrr.arms.lexical.Lexical"], "arms.ltrr"),
     "not YAML": (["--arms.lexical.boosts", "{{"], "boosts"),
 }
 BROKEN = {

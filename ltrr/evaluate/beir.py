@@ -1,12 +1,13 @@
 """Runs systems on the queries of one split, as BEIR does: 1,000 results a query, a result that is the query dropped.
 
-Knows searches and rankers; knows nothing about configs or files. Legend: Q queries, K candidates.
+Knows searches, rankers and a funnel's two steps; knows nothing about configs or files. Legend: Q queries, K candidates.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -16,7 +17,20 @@ from ltrr.fuse import union
 from ltrr.metrics import MEASURES, drop_self, evaluate, to_run
 
 DEPTH = 1000
+STAGES = ("ltrr_before_ranking", "ltrr")  # rows of the whole funnel
 _BATCH = 256
+
+
+class Staged(Protocol):
+    """A funnel, as what it does before and in its ranker."""
+
+    def draw(self, queries: Sequence[Query]) -> Any:
+        """Whatever the ranker needs; its `fused` are the Candidates in the order before ranking."""
+        ...
+
+    def rank(self, queries: Sequence[Query], drawn: Any) -> Candidates:
+        """(Q, K), all that was drawn."""
+        ...
 
 
 def evaluate_systems(
@@ -27,14 +41,18 @@ def evaluate_systems(
     qrels: Qrels,
     doc_ids: Sequence[str],
     *,
+    funnel: Staged | None = None,
+    trained: Mapping[str, Sequence[str]] | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> tuple[list[SystemResult], dict[str, Run]]:
-    """Scores every arm alone and every fusion of the arms named in `fused`.
+    """Scores every arm alone, every fusion of the arms named in `fused`, and the funnel before and after ranking.
 
-    Milliseconds a query are wall time in batches of 256, 1,001 candidates deep; a fusion's include its arms'. What one
-    query alone costs is in scripts/benchmark.py.
+    `trained` names splits whose queries systems were trained on. Milliseconds a query are wall time in batches of 256,
+    1,001 candidates deep (the funnel as deep as it decides); a fusion's include its arms', `ltrr`'s all of the funnel.
+    What one query alone costs is in scripts/benchmark.py.
     """
-    runs: dict[str, Run] = {name: {} for name in (*arms, *fusions)}
+    stages = STAGES if funnel else ()
+    runs: dict[str, Run] = {name: {} for name in (*arms, *fusions, *stages)}
     seconds = dict.fromkeys(runs, 0.0)
     for arm in arms.values():
         arm.search(queries[:1], 10)  # the first call pays for lazy imports and thread pools
@@ -52,6 +70,15 @@ def evaluate_systems(
             ranked = ranker.rank(batch, union({arm: found[arm] for arm in fused}))
             seconds[name] += time.perf_counter() - clock
             runs[name] |= _run(ids, ranked, doc_ids)
+        if funnel:
+            times = [time.perf_counter()]
+            drawn = funnel.draw(batch)
+            times.append(time.perf_counter())
+            found = dict(zip(STAGES, (drawn.fused, funnel.rank(batch, drawn)), strict=True))
+            times.append(time.perf_counter())
+            for name, end in zip(STAGES, times[1:], strict=True):
+                seconds[name] += end - times[0]
+                runs[name] |= _run(ids, found[name], doc_ids)
     for name in fusions:
         seconds[name] += sum(seconds[arm] for arm in fused)
     measures = (*MEASURES, "Judged@10")
@@ -61,6 +88,7 @@ def evaluate_systems(
             evaluate(run, qrels, measures),
             1000 * seconds[name] / len(queries),
             (notes or {}).get(name, ""),
+            tuple((trained or {}).get(name, ())),
         )
         for name, run in runs.items()
     ]

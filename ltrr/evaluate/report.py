@@ -39,6 +39,12 @@ class SystemResult:
     per_query: PerQuery
     ms_per_query: float
     note: str = ""
+    trained_on: tuple[str, ...] = ()  # splits of the same data set, which make the system in-domain
+
+    @property
+    def shown(self) -> str:
+        """The name in tables and plots; an in-domain system has a mark."""
+        return self.name.replace("_before_ranking", " (before ranking)") + (" †" if self.trained_on else "")
 
 
 def paired_randomisation(a: np.ndarray, b: np.ndarray, num_samples: int = 10_000, seed: int = 0) -> float:
@@ -103,7 +109,7 @@ def table(results: Sequence[SystemResult], baseline: str) -> str:
         delta = mean["nDCG@10"] - reference.per_query.of("nDCG@10").mean()
         compared = system is not reference
         cells = {
-            "system": system.name,
+            "system": system.shown,
             "nDCG@10": f"{mean['nDCG@10']:.4f}",
             "95 % interval": f"{low:.4f} to {high:.4f}",
             "Δ nDCG@10": f"{delta:+.4f}" if compared else "",
@@ -118,7 +124,9 @@ def table(results: Sequence[SystemResult], baseline: str) -> str:
         }
         rows += [] if rows else [list(cells), ["---" if name in ("system", "note") else "---:" for name in cells]]
         rows.append(list(cells.values()))
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    splits = " and ".join(sorted({split for system in results for split in system.trained_on}))
+    foot = f"\n† in-domain: trained on {splits} queries of this data set.\n" if splits else ""
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows) + foot
 
 
 def write_report(
@@ -131,12 +139,13 @@ def write_report(
     baseline: str,
     runs: Mapping[str, Run],
     tuned: Mapping[str, Any],
+    footnote: str = "",
 ) -> dict:
     """Writes the report into `out` and returns what results.json holds; that file is written last.
 
     `runs/NAME.trec` for each of `runs`, `per_query.parquet` (query_id, system, measure, value), `table.md`,
-    `plots/*.png`, `results.json`. `tuned` is whatever JSON can hold, numpy numbers and arrays included. Errors:
-    ValueError where no system has the baseline's name or a measure of REPORTED is missing.
+    `plots/*.png`, `results.json`. `tuned` is whatever JSON can hold, numpy numbers and arrays included; `footnote` ends
+    table.md. Errors: ValueError where no system has the baseline's name or a measure of REPORTED is missing.
     """
     _baseline(results, baseline)
     assert len({system.name for system in results}) == len(results), "two systems of one name"
@@ -152,6 +161,7 @@ def write_report(
             for s in results
         },
         "baseline": baseline,
+        "in_domain": {s.name: list(s.trained_on) for s in results if s.trained_on},
         "tuned": dict(tuned),
     }
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False, default=lambda number: number.tolist())
@@ -164,7 +174,7 @@ def write_report(
         temporary.write_text(
             f"# {title}\n\n{table(results, baseline)}\n"
             f"Δ and p against `{baseline}`: two-sided paired randomisation tests, 10,000 samples, adjusted by Holm\n"
-            "over all p of this table. The interval is a percentile bootstrap over queries, 2,000 samples.\n",
+            f"over all p of this table. The interval is a percentile bootstrap over queries, 2,000 draws.{footnote}\n",
             encoding="utf-8",
         )
     for name, figure in (
@@ -192,6 +202,7 @@ def write_mean(out: Path, name: str, reports: Sequence[Mapping[str, Any]]) -> di
         "num_queries": sum(report["num_queries"] for report in reports),
         "num_docs": sum(report["num_docs"] for report in reports),
         "systems": systems,
+        "in_domain": {n: splits for report in reports for n, splits in report["in_domain"].items()},
         "sets": [report["dataset"] for report in reports],
     }
     with whole_file(out / "results.json") as temporary:
@@ -238,7 +249,7 @@ def plot_quality(results: Sequence[SystemResult], title: str) -> Figure:
         panel.set_xticks(np.linspace(0, 1, 6))
         panel.set_xlabel(f"{measure}, mean over queries and 95 % interval", fontsize=12)
         _tidy(panel, "x")
-    panels[0].set_yticks(place, [s.name for s in results], fontsize=13)
+    panels[0].set_yticks(place, [s.shown for s in results], fontsize=13)
     panels[0].set_ylim(len(results) - 0.4, -0.6)
     figure.suptitle(title, fontsize=14)
     return figure
@@ -255,7 +266,7 @@ def plot_difference(results: Sequence[SystemResult], baseline: str, title: str) 
             continue
         difference = np.sort(system.per_query.of("nDCG@10") - reference)[::-1]
         better, worse = int((difference > 0).sum()), int((difference < 0).sum())
-        label = f"{system.name}: {better} better, {worse} worse"
+        label = f"{system.shown}: {better} better, {worse} worse"
         share = (np.arange(len(difference)) + 0.5) / len(difference) * 100
         dash = DASHES[number // len(COLOURS) % len(DASHES)]
         panel.plot(share, difference, color=colour, linestyle=dash, linewidth=2.2, label=label)
@@ -293,7 +304,7 @@ def plot_cost(results: Sequence[SystemResult], title: str) -> Figure:
     panel.set_title(title, fontsize=14)
     _tidy(panel, "both")
     figure.draw_without_rendering()  # the places of points and words are known from here on
-    _name_points(panel, cost, quality, [s.name for s in results], set(best.tolist()))
+    _name_points(panel, cost, quality, [s.shown for s in results], set(best.tolist()))
     return figure
 
 
