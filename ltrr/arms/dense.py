@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ltrr.core import Candidates, Encoder, Query
-from ltrr.data.beir import Corpus, Document, field_values
+from ltrr.data.beir import Corpus, document_text
 from ltrr.index import manifest
 from ltrr.index.faiss import FaissIndex, Kind, Spec
 
@@ -64,12 +64,9 @@ class Dense:
 
         Raises ValueError for an unknown text field and for a corpus too small for the kind.
         """
-        fields = self._text_fields(corpus)
-        for field in fields:
-            if field not in corpus.fields:
-                raise ValueError(f"text_fields: no field {field!r} in the corpus; there are {', '.join(corpus.fields)}")
+        fields = corpus.word_fields(self._named)
         # One document tells D, so that a spec which does not fit is refused before hours of encoding.
-        dimension = self._encoder.encode([_text(corpus[0], fields)]).shape[1]
+        dimension = self._encoder.encode([document_text(corpus[0], fields)]).shape[1]
         self._spec.num_lists(len(corpus), dimension)
 
         def write(folder: Path) -> dict[str, int]:
@@ -112,12 +109,8 @@ class Dense:
 
     # -- building
 
-    def _text_fields(self, corpus: Corpus) -> list[str]:
-        words = [field for field, kind in corpus.fields.items() if kind in ("text", "keyword")]
-        return words if self._named is None else list(self._named)
-
     def _config(self, corpus: Corpus) -> dict[str, Any]:
-        return {**self._spec.built(), "text_fields": self._text_fields(corpus)}
+        return {**self._spec.built(), "text_fields": corpus.word_fields(self._named)}
 
     def _encoded(self, corpus: Corpus, fields: Sequence[str], dimension: int, work: Path) -> np.ndarray:
         """(N, D) vectors in row order, a memmap. A shard counts as done once its checksum lies beside the file."""
@@ -131,7 +124,7 @@ class Dense:
             done = len(corpus) - sum(map(len, missing))
             with tqdm(total=len(corpus), initial=done, desc="dense", unit="document", mininterval=1) as progress:
                 for rows in missing:
-                    vectors = self._encoder.encode([_text(corpus[row], fields) for row in rows])
+                    vectors = self._encoder.encode([document_text(corpus[row], fields) for row in rows])
                     content = np.ascontiguousarray(vectors, np.float32).tobytes()
                     file.seek(rows.start * dimension * 4)
                     file.write(content)
@@ -140,11 +133,6 @@ class Dense:
                     _seal(work, rows).write_text(_digest(content))
                     progress.update(len(rows))
         return np.memmap(path, np.float32, "r", shape=(len(corpus), dimension))
-
-
-def _text(document: Document, fields: Sequence[str]) -> str:
-    values = [value for field in fields for value, _ in field_values(document, field)]
-    return " ".join(part for part in (document.title, document.text, *values) if part)
 
 
 def _seal(work: Path, rows: range) -> Path:

@@ -121,7 +121,7 @@ def by_length(
     longest_first = lengths[order].tolist()
     start = 0
     while start < len(order):
-        longest = longest_first[start]
+        longest = max(longest_first[start], 1)
         rows = order[start : start + max(1, budget // longest)]
         columns = slice(-longest, None) if padding_side == "left" else slice(longest)
         yield rows, {k: v[rows][:, columns] if isinstance(v, torch.Tensor) else v for k, v in features.items()}
