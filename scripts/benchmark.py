@@ -7,6 +7,8 @@ python scripts/benchmark.py --data FOLDER [--device cpu|cuda] [--out DIR]
     encode            documents/s against SentenceTransformer.encode(batch_size=32), same model and length
     flat search       FAISS flat against one numpy matrix product of the same shape, batch of 256
     union + convex    milliseconds a batch of 256 queries x 3 arms x 1,000 candidates
+    training          samples/s against the trainer of sentence-transformers (scripts/benchmark_training.py)
+    splade head       the fused head against SpladePooling over plain logits, time and peak memory
 
 Writes DIR/benchmark.json.
 """
@@ -21,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from _common import arguments, main
+from benchmark_training import splade_head, training
 
 from ltrr.core import Query
 from ltrr.fuse import ConvexFusion, union
@@ -123,6 +126,9 @@ def run() -> None:
     flat = best_of(lambda: index.search(vectors[:256], 100))
     product = best_of(lambda: vectors[:256] @ vectors.T)
     report["flat search, 100k x 384, 256 queries"] = {"ms": 1000 * flat, "matmul_ms": 1000 * product}
+
+    report["training, bf16"] = training(system.settings["data"]["path"], flags.device)
+    report["splade head, 32 x 256 tokens"] = splade_head(flags.device)
 
     width = max(map(len, report))
     for name, figures in report.items():

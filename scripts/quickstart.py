@@ -1,6 +1,9 @@
-"""The main job on the embedded catalogue, or on --data: indexes, the table, plots, and what to try next.
+"""The main job on the embedded catalogue, or on --data: training, indexes, the table, plots, and what to try next.
 
-python scripts/quickstart.py [--data FOLDER|ZIP|HUBNAME]
+python scripts/quickstart.py [--data FOLDER|ZIP|HUBNAME] [--no-training]
+
+Trains a bi-encoder, SPLADE, doc2query and a cross-encoder for a few steps each (configs/*.yaml with fewer steps), adds
+generated queries to full-text search, then indexes and evaluates everything. Run again, it takes what is there.
 """
 
 from __future__ import annotations
@@ -18,22 +21,82 @@ from ltrr.metrics import whole_file
 from ltrr.system import open_systems
 
 _CATALOGUE = Path("runs/quickstart/catalogue")
+_SMALL = {  # model -> what differs from its config: minutes on 2 cores
+    "dense": {
+        "trainer.max_steps": 100,
+        "data.batch_size": 32,
+        "model.network.max_length": 64,
+    },
+    "splade": {
+        "trainer.max_steps": 80,
+        "data.batch_size": 16,
+        "model.network.max_length": 64,
+    },
+    "cross_encoder": {
+        "trainer.max_steps": 80,
+        "data.batch_size": 8,
+        "data.num_candidates": 10,
+        "model.network.max_length": 64,
+    },
+    "doc2query": {
+        "trainer.max_steps": 80,
+        "data.batch_size": 16,
+        "data.num_candidates": 5,
+        "model.network.max_length": 64,
+    },
+}
+_ALL = {"data.dev_queries": 100, "data.dev_documents": 500, "trainer.logger": "false", "trainer.max_epochs": -1}
+
+
+def train(data: str, root: Path) -> dict[str, Path]:
+    """Four small fits under root; name -> export folder. A finished one is taken as it is."""
+    from ltrr.cli import TrainingCLI
+
+    exports = {name: root / name / "export" for name in _SMALL}
+    for name, options in _SMALL.items():
+        if exports[name].exists():
+            print(f"   {name}: trained already, {exports[name]}")
+            continue
+        given = {
+            "config": Path("configs") / f"{name}.yaml",
+            "data.path": data,
+            "trainer.default_root_dir": root,
+            "id": name,
+            "trainer.val_check_interval": options["trainer.max_steps"],
+            "trainer.check_val_every_n_epoch": "null",
+            **_ALL,
+            **options,
+        }
+        start = time.perf_counter()
+        TrainingCLI(["fit", *(f"--{key}={value}" for key, value in given.items())])
+        print(f"   {name}: {time.perf_counter() - start:.0f} s, {exports[name]}")
+    return exports
 
 
 def run() -> None:
     start = time.perf_counter()
-    flags, overrides = arguments(__doc__, "configs/quickstart.yaml", "runs/quickstart")
+    flags, overrides = arguments(
+        __doc__,
+        "configs/quickstart.yaml",
+        "runs/quickstart",
+        lambda parser: parser.add_argument("--no-training", action="store_true", help="untrained arms only"),
+    )
     if not flags.data:
         print(f"1) The embedded music catalogue (synthetic; docs/data-model.md) -> {_CATALOGUE}")
         write_catalogue(_CATALOGUE)
     elif flags.config == Path("configs/quickstart.yaml"):
         flags.config = Path("configs/funnel.yaml")
+    if not flags.no_training:
+        print("2) Four models, trained for a few steps each")
+        exports = train(flags.data or str(_CATALOGUE), flags.out / "models")
+        overrides += ["--arms.dense.model", str(exports["dense"]), "--arms.sparse.model", str(exports["splade"])]
+        overrides += ["--ranker.model", str(exports["cross_encoder"])]
     systems = open_systems(flags.config, overrides)
     for system in systems:
-        print(f"2) Indexes of {system.dataset.name}")
+        print(f"3) Indexes of {system.dataset.name}")
         for name in system.usable():
             system.build(name, report=lambda line: print("  ", line))
-        print("3) Retrieval arms and their fusions on the test queries")
+        print("4) Retrieval arms, their fusions and the whole funnel on the test queries")
         out = flags.out if len(systems) == 1 else flags.out / system.dataset.name
         evaluate(system, "test", out, "lexical", None if flags.data else "intent")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -46,7 +109,8 @@ def run() -> None:
     config = f" --config {flags.config}" if flags.data else ""
     print(f'  .venv/bin/python scripts/explain.py "tayler love"{config}{data}')
     print(f"  .venv/bin/python serve.py{data}      # then POST /search on http://127.0.0.1:8000/docs")
-    print("  .venv/bin/python scripts/evaluate.py --data YOUR_BEIR_FOLDER --out runs/mine")
+    print("  .venv/bin/python train.py fit --config configs/dense.yaml --data.path YOUR_BEIR_FOLDER")
+    print("  .venv/bin/python scripts/evaluate.py --data YOUR_BEIR_FOLDER --arms.dense.model runs/dense-1/export")
 
 
 if __name__ == "__main__":
