@@ -2,8 +2,9 @@
 
 python scripts/quickstart.py [--data FOLDER|ZIP|HUBNAME] [--no-training]
 
-Trains a bi-encoder, SPLADE, doc2query and a cross-encoder for a few steps each (configs/*.yaml with fewer steps), adds
-generated queries to full-text search, then indexes and evaluates everything. Run again, it takes what is there.
+Trains a bi-encoder, SPLADE, doc2query and a cross-encoder for a few steps each (configs/*.yaml with fewer steps), then
+indexes and evaluates everything but doc2query, of which it shows some queries: writing them for all documents
+(scripts/expand.py) would take longer than all the rest. Run again, it takes what is there.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ from ltrr.system import open_systems
 _CATALOGUE = Path("runs/quickstart/catalogue")
 _SMALL = {  # model -> what differs from its config: minutes on 2 cores
     "dense": {
-        "trainer.max_steps": 100,
+        "trainer.max_steps": 60,
         "data.batch_size": 32,
         "model.network.max_length": 64,
     },
     "splade": {
-        "trainer.max_steps": 80,
+        "trainer.max_steps": 60,
         "data.batch_size": 16,
         "model.network.max_length": 64,
     },
     "cross_encoder": {
-        "trainer.max_steps": 80,
+        "trainer.max_steps": 50,
         "data.batch_size": 8,
         "data.num_candidates": 10,
         "model.network.max_length": 64,
     },
     "doc2query": {
-        "trainer.max_steps": 80,
+        "trainer.max_steps": 40,
         "data.batch_size": 16,
         "data.num_candidates": 5,
         "model.network.max_length": 64,
@@ -73,6 +74,18 @@ def train(data: str, root: Path) -> dict[str, Path]:
     return exports
 
 
+def show_generated(model: Path, data: str) -> None:
+    """Queries that doc2query writes for the first documents."""
+    from ltrr.data.beir import open_collection
+    from ltrr.models.generator import load_generator
+
+    corpus = open_collection(data)[0].corpus
+    documents = [corpus[row] for row in range(min(3, len(corpus)))]
+    generator = load_generator(str(model))
+    for document, found in zip(documents, generator.sample([d.text for d in documents], 3, seed=0), strict=True):
+        print(f"   {document.title!r} may be asked for as {', '.join(repr(one.query) for one in found)}")
+
+
 def run() -> None:
     start = time.perf_counter()
     flags, overrides = arguments(
@@ -86,11 +99,14 @@ def run() -> None:
         write_catalogue(_CATALOGUE)
     elif flags.config == Path("configs/quickstart.yaml"):
         flags.config = Path("configs/funnel.yaml")
+    models: list[str] = []
     if not flags.no_training:
         print("2) Four models, trained for a few steps each")
         exports = train(flags.data or str(_CATALOGUE), flags.out / "models")
-        overrides += ["--arms.dense.model", str(exports["dense"]), "--arms.sparse.model", str(exports["splade"])]
-        overrides += ["--ranker.model", str(exports["cross_encoder"])]
+        show_generated(exports["doc2query"], flags.data or str(_CATALOGUE))
+        models = [f"--arms.dense.model {exports['dense']}", f"--arms.sparse.model {exports['splade']}"]
+        models.append(f"--ranker.model {exports['cross_encoder']}")
+        overrides += " ".join(models).split()
     systems = open_systems(flags.config, overrides)
     for system in systems:
         print(f"3) Indexes of {system.dataset.name}")
@@ -106,6 +122,7 @@ def run() -> None:
     print(f"{cost['seconds']:.0f} s, peak memory {cost['peak_gib']:.1f} GiB. Written: {flags.out}/")
     print(f"Look at {flags.out}/plots/quality.png, and try next:")
     data = f" --data {flags.data}" if flags.data else ""
+    data += "".join(f" {model}" for model in models)
     config = f" --config {flags.config}" if flags.data else ""
     print(f'  .venv/bin/python scripts/explain.py "tayler love"{config}{data}')
     print(f"  .venv/bin/python serve.py{data}      # then POST /search on http://127.0.0.1:8000/docs")

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -267,3 +268,19 @@ def test_kill_9_during_any_build_leaves_the_old_index(music, fast_config, tmp_pa
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert "Taylor Vale" in script("scripts/explain.py", "taylor vale", *flags).stdout
+
+
+def test_reproduce_lists_commands_that_exist(tmp_path):
+    listed = script("scripts/reproduce.py", "--list", "--shared", tmp_path).stdout.splitlines()
+    assert len(listed) > 10
+    for line in listed:
+        command = line.partition(": python ")[2].split()
+        assert (ROOT / command[0]).exists()
+        given = dict(pairwise(command))
+        if config := given.get("--config"):
+            assert (ROOT / config).exists()
+        if data := given.get("--data.path") or given.get("--data"):
+            assert data.startswith(str(tmp_path))
+    done = script("scripts/reproduce.py", "--only", "nothing", check=False)
+    assert done.returncode == 2
+    assert "no step 'nothing'" in done.stderr

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ltrr.core import Sparse
-from ltrr.models.backbone import CPU_TOKENS, TOKENISED_AT_ONCE, by_length, by_length
+from ltrr.models.backbone import CPU_TOKENS, TOKENISED_AT_ONCE, by_length
 from ltrr.models.sparse_head import splade_max
 
 _SHIFT = 6.0  # hidden states are rarely below −3, and gelu(x) = x to 1e-3 from 3 on

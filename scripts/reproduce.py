@@ -1,0 +1,109 @@
+"""Every figure of docs/results.md: mining, training, evaluations, benchmark, in order; what is done is not done again.
+
+python scripts/reproduce.py [--shared ../shared/data] [--only NAME …] [--list]
+
+About three hours on 2 cores, each training at most 20 minutes. Killed, it goes on with the step it was at; a training
+goes on from its last checkpoint. Delete a step's output to do it again. Afterwards: python scripts/results.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from _common import main
+
+from ltrr.metrics import whole_file
+
+_RUNS = Path("runs")
+
+
+class Step(NamedTuple):
+    """A command and the file whose presence says that it is done."""
+
+    name: str
+    done: str
+    command: str  # {data} = the folder of data sets
+
+
+def fit(name: str, config: str, data: str, *options: str) -> Step:
+    """A training with its own run folder."""
+    given = f"--data.path {{data}}/{data} --id {name} --trainer.logger false"
+    command = f"train.py fit --config configs/{config}.yaml {given} {' '.join(options)}"
+    return Step(name, f"{name}/export/ltrr.json", command)
+
+
+def table(name: str, data: str, *options: str) -> Step:
+    """An evaluation on test."""
+    command = f"scripts/evaluate.py --data {{data}}/{data} --split test --out runs/{name} {' '.join(options)}"
+    return Step(name, f"{name}/results.json", command)
+
+
+def mined(name: str, data: str, *options: str) -> Step:
+    """Negatives or candidates."""
+    command = f"scripts/mine.py --data {{data}}/{data} --out runs/mined/{name} {' '.join(options)}"
+    return Step(f"mined/{name}", f"mined/{name}/mining.json", command)
+
+
+_SCIFACT, _MSRD = "scifact", "msrd-movies"
+_NEGATIVES = "--data.negatives '[\"runs/mined/scifact/negatives.trec\"]'"
+_STEPS = "--trainer.max_epochs -1 --trainer.check_val_every_n_epoch null"
+STEPS = [
+    table("scifact", _SCIFACT),
+    table("msrd", _MSRD),
+    mined("scifact", _SCIFACT, "--arm rrf --split train --window 3 60 --num 20"),
+    fit("dense-scifact", "dense", _SCIFACT, _NEGATIVES),
+    fit(
+        "dense-msrd", "dense", _MSRD, _STEPS, "--trainer.max_steps 700 --trainer.val_check_interval 175",
+        "--data.batch_size 32 --model.network.max_length 128 --data.dev_documents 4000",
+    ),
+    table("scifact-dense", _SCIFACT, "--arms.dense.model runs/dense-scifact/export"),
+    table("msrd-dense", _MSRD, "--arms.dense.model runs/dense-msrd/export"),
+    fit("splade-scifact", "splade", _SCIFACT, _NEGATIVES),
+    fit(
+        "splade-msrd", "splade", _MSRD, _STEPS, "--trainer.max_steps 500 --trainer.val_check_interval 125",
+        "--model.network.max_length 128 --data.title_pairs 0 --data.dev_documents 4000",
+    ),
+    table("scifact-sparse", _SCIFACT, "--arms.sparse.model runs/splade-scifact/export"),
+    table("msrd-sparse", _MSRD, "--arms.sparse.model runs/splade-msrd/export"),
+    Step("person_queries", "msrd/person_queries.json",
+         "scripts/person_queries.py --data {data}/msrd-movies --results runs/msrd"),
+    Step("quickstart", "quickstart/cost.json", "scripts/quickstart.py"),
+    Step("benchmark", "benchmark/benchmark.json", "scripts/benchmark.py --data {data}/msrd-movies --device cpu"),
+]  # fmt: skip
+
+
+def run() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", default="../shared/data", help="folder of the data sets")
+    parser.add_argument("--only", nargs="*", help="names of steps")
+    parser.add_argument("--list", action="store_true", help="show the steps and whether they are done")
+    flags = parser.parse_args()
+    known = [step.name for step in STEPS]
+    if unknown := set(flags.only or ()) - set(known):
+        raise ValueError(f"--only: no step {min(unknown)!r}; there are {', '.join(known)}")
+    for step in STEPS:
+        if flags.only and step.name not in flags.only:
+            continue
+        done = (_RUNS / step.done).exists()
+        command = step.command.replace("{data}", flags.shared)
+        print(f"{'done' if done else 'to do'}: {step.name}: python {command}", flush=True)
+        if done or flags.list:
+            continue
+        again = " --ckpt_path last" if (_RUNS / step.name / "ckpt" / "last.ckpt").exists() else ""
+        start = time.perf_counter()
+        finished = subprocess.run(f"{sys.executable} {command}{again}", shell=True)
+        if finished.returncode:
+            raise ValueError(f"{step.name} ended with status {finished.returncode}; the same command goes on there")
+        cost = {"seconds": round(time.perf_counter() - start, 1), "resumed": bool(again)}
+        with whole_file(_RUNS / "costs" / f"{step.name.replace('/', '-')}.json") as temporary:
+            temporary.write_text(json.dumps(cost) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(run)
