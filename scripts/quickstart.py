@@ -9,6 +9,7 @@ indexes and evaluates everything but doc2query, of which it shows some queries: 
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import time
@@ -70,6 +71,7 @@ def train(data: str, root: Path) -> dict[str, Path]:
         }
         start = time.perf_counter()
         TrainingCLI(["fit", *(f"--{key}={value}" for key, value in given.items())])
+        gc.collect()  # a trainer and its module know each other: optimiser states would stay
         print(f"   {name}: {time.perf_counter() - start:.0f} s, {exports[name]}")
     return exports
 

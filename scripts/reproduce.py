@@ -52,6 +52,7 @@ def mined(name: str, data: str, *options: str) -> Step:
 
 _SCIFACT, _MSRD = "scifact", "msrd-movies"
 _NEGATIVES = "--data.negatives '[\"runs/mined/scifact/negatives.trec\"]'"
+_RRF = "--fusion.method rrf"
 _STEPS = "--trainer.max_epochs -1 --trainer.check_val_every_n_epoch null"
 STEPS = [
     table("scifact", _SCIFACT),
@@ -71,6 +72,39 @@ STEPS = [
     ),
     table("scifact-sparse", _SCIFACT, "--arms.sparse.model runs/splade-scifact/export"),
     table("msrd-sparse", _MSRD, "--arms.sparse.model runs/splade-msrd/export"),
+    # The ranker learns from what untrained arms bring: the trained ones know the positives of train.
+    mined("scifact-ranker", _SCIFACT, "--arm rrf --split train --window 1 50 --margin none"),
+    mined("scifact-dev", _SCIFACT, "--arm rrf --split dev --candidates --num 20"),
+    mined("msrd-dev", _MSRD, "--arm rrf --split dev --candidates --num 20"),
+    fit(
+        "cross_encoder-scifact", "cross_encoder", _SCIFACT,
+        "--data.negatives '[\"runs/mined/scifact-ranker/negatives.trec\"]'",
+        "--data.candidates runs/mined/scifact-dev/candidates.trec",
+    ),
+    fit(
+        "cross_encoder-msrd", "cross_encoder", _MSRD, "--model.network.max_length 160",
+        "--data.candidates runs/mined/msrd-dev/candidates.trec",
+    ),
+    table("scifact-ranked", _SCIFACT, _RRF, "--ranker.model runs/cross_encoder-scifact/export"),
+    table("scifact-alone", _SCIFACT, _RRF, "--ranker.model runs/cross_encoder-scifact/export --ranker.weight 1.0"),
+    table("msrd-ranked", _MSRD, _RRF, "--ranker.model runs/cross_encoder-msrd/export"),
+    table("msrd-alone", _MSRD, _RRF, "--ranker.model runs/cross_encoder-msrd/export --ranker.weight 1.0"),
+    # Generated queries, without and with the filter.
+    fit("doc2query-scifact", "doc2query", _SCIFACT),
+    Step(
+        "expanded-scifact", "expanded-scifact/ltrr.json",
+        "scripts/expand.py --model runs/doc2query-scifact/export --data {data}/scifact --out runs/expanded-scifact",
+    ),
+    table("scifact-expanded", _SCIFACT, "--arms.lexical.expansion runs/expanded-scifact"),
+    # All trained models together.
+    table(
+        "scifact-ltrr", _SCIFACT, "--arms.dense.model runs/dense-scifact/export",
+        "--arms.sparse.model runs/splade-scifact/export --ranker.model runs/cross_encoder-scifact/export",
+    ),
+    table(
+        "msrd-ltrr", _MSRD, "--arms.dense.model runs/dense-msrd/export",
+        "--arms.sparse.model runs/splade-msrd/export --ranker.model runs/cross_encoder-msrd/export",
+    ),
     Step("person_queries", "msrd/person_queries.json",
          "scripts/person_queries.py --data {data}/msrd-movies --results runs/msrd"),
     Step("quickstart", "quickstart/cost.json", "scripts/quickstart.py"),
