@@ -9,9 +9,10 @@ indexes and evaluates everything but doc2query, of which it shows some queries: 
 
 from __future__ import annotations
 
-import gc
 import json
 import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ltrr.data.catalogue import write_catalogue
 from ltrr.metrics import whole_file
 from ltrr.system import open_systems
 
+_TRAIN = Path(__file__).parent.parent / "train.py"
 _CATALOGUE = Path("runs/quickstart/catalogue")
 _SMALL = {  # model -> what differs from its config: minutes on 2 cores
     "dense": {
@@ -52,8 +54,6 @@ _ALL = {"data.dev_queries": 100, "data.dev_documents": 500, "trainer.logger": "f
 
 def train(data: str, root: Path) -> dict[str, Path]:
     """Four small fits under root; name -> export folder. A finished one is taken as it is."""
-    from ltrr.cli import TrainingCLI
-
     exports = {name: root / name / "export" for name in _SMALL}
     for name, options in _SMALL.items():
         if exports[name].exists():
@@ -70,8 +70,9 @@ def train(data: str, root: Path) -> dict[str, Path]:
             **options,
         }
         start = time.perf_counter()
-        TrainingCLI(["fit", *(f"--{key}={value}" for key, value in given.items())])
-        gc.collect()  # a trainer and its module know each other: optimiser states would stay
+        command = [sys.executable, str(_TRAIN), "fit", *(f"--{key}={value}" for key, value in given.items())]
+        if status := subprocess.run(command).returncode:  # a process each: what one fit held is free for the next
+            raise ValueError(f"training {name} ended with status {status}; what it said stands above")
         print(f"   {name}: {time.perf_counter() - start:.0f} s, {exports[name]}")
     return exports
 
@@ -117,7 +118,8 @@ def run() -> None:
         print("4) Retrieval arms, their fusions and the whole funnel on the test queries")
         out = flags.out if len(systems) == 1 else flags.out / system.dataset.name
         evaluate(system, "test", out, "lexical", None if flags.data else "intent")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    peak = max(resource.getrusage(who).ru_maxrss for who in processes) / 2**20
     cost = {"seconds": round(time.perf_counter() - start, 1), "peak_gib": round(peak, 2)}
     with whole_file(flags.out / "cost.json") as temporary:
         temporary.write_text(json.dumps(cost) + "\n", encoding="utf-8")
