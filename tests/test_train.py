@@ -31,9 +31,9 @@ def flags(options: dict[str, object]) -> list[str]:
     return [f"--{name}={value}" for name, value in options.items()]
 
 
-def fit(config: str | Path, data: Path, model: Path, root: Path, *more: str, **options: object) -> TrainingCLI:
-    """A fit in this process, on one CPU and a tiny backbone."""
-    given = {
+def basis(config: str | Path, data: Path, model: Path, root: Path) -> dict[str, object]:
+    """Options of a fit on one CPU and a tiny backbone."""
+    return {
         "config": ROOT / "configs" / config,
         "data.path": data,
         "data.batch_size": 4,
@@ -42,9 +42,13 @@ def fit(config: str | Path, data: Path, model: Path, root: Path, *more: str, **o
         "trainer.logger": "false",
         "trainer.enable_progress_bar": "false",
         **{f"trainer.{name}": value for name, value in ONE_CPU.items()},
-        **{name.replace("__", "."): value for name, value in options.items()},
     }
-    return TrainingCLI(["fit", *flags(given), *more])
+
+
+def fit(config: str | Path, data: Path, model: Path, root: Path, *more: str, **options: object) -> TrainingCLI:
+    """A fit in this process."""
+    given = {name.replace("__", "."): value for name, value in options.items()}
+    return TrainingCLI(["fit", *flags(basis(config, data, model, root) | given), *more])
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -123,17 +127,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(music, tiny_backbone, tmp_path
         "cli.SeedSteps = Kill\n"
         "cli.TrainingCLI()\n"
     )
-    given = {
-        "config": ROOT / "configs/dense.yaml",
-        "data.path": music,
-        "data.batch_size": 4,
-        "model.network.model": tiny_backbone,
-        "trainer.default_root_dir": tmp_path,
-        "trainer.logger": "false",
-        **{f"trainer.{name}": value for name, value in ONE_CPU.items()},
-        **options,
-        "id": "killed",
-    }
+    given = basis("dense.yaml", music, tiny_backbone, tmp_path) | {**options, "id": "killed"}
     command = [sys.executable, "-c", program, "fit", *flags(given)]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
@@ -148,14 +142,7 @@ def test_two_processes_train_as_one_with_their_batches_together(music, tiny_back
     """Each device's documents are negatives on the other, with gradients: two of 4 queries equal one of 8."""
     shared = {"trainer.max_steps": 3, "model.bidirectional": "false"}
     fit("dense.yaml", music, tiny_backbone, tmp_path, *flags({**shared, "data.batch_size": 8, "id": "one"}))
-    given = {
-        "config": ROOT / "configs/dense.yaml",
-        "data.path": music,
-        "data.batch_size": 4,
-        "model.network.model": tiny_backbone,
-        "trainer.default_root_dir": tmp_path,
-        "trainer.logger": "false",
-        **{f"trainer.{name}": value for name, value in ONE_CPU.items()},
+    given = basis("dense.yaml", music, tiny_backbone, tmp_path) | {
         "trainer.devices": 2,
         "trainer.strategy": "ddp",
         **shared,
