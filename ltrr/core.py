@@ -199,6 +199,16 @@ class SparseEncoder(Protocol):
         ...
 
 
+class Scorer(Protocol):
+    """Reads query and document together. `id` names the weights."""
+
+    id: str
+
+    def score(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+        """(P,) float32 of the pairs (queries[p], documents[p]), finite, higher is better."""
+        ...
+
+
 class Policy(Protocol):
     """Decides for a batch of queries; learns from feedback."""
 

@@ -16,11 +16,11 @@ import json
 from argparse import ArgumentTypeError
 from typing import Any, Protocol
 
-import numpy as np
 from _common import arguments, main
 from tqdm import tqdm
 
 from ltrr.config import ConfigError
+from ltrr.core import Scorer
 from ltrr.data.beir import Corpus, document_text
 from ltrr.data.expansions import Expansion, ExpansionWriter
 from ltrr.metrics import whole_file
@@ -34,14 +34,6 @@ class Generator(Protocol):
     id: str
 
     def sample(self, texts: list[str], num_queries: int, *, seed: int, **sampling: Any) -> list[list[Any]]: ...
-
-
-class Scorer(Protocol):
-    """ltrr.models.cross_encoder's scorer, or a fake."""
-
-    id: str
-
-    def score(self, queries: list[str], documents: list[str]) -> np.ndarray: ...
 
 
 def generate(writer: ExpansionWriter, texts: Texts, generator: Generator, num_queries: int, **sampling: Any) -> None:

@@ -28,14 +28,13 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 from _common import arguments, main
 from tqdm import tqdm
 
 from ltrr.config import ConfigError, check_known
-from ltrr.core import Query, Run
+from ltrr.core import Query, Run, Scorer
 from ltrr.data.beir import document_text
 from ltrr.funnel import Funnel
 from ltrr.metrics import drop_self, to_run, whole_file, write_run
@@ -47,16 +46,6 @@ FUSIONS = ("rrf", "convex")
 DEEP = 1000  # ranks among which a positive's score is looked for
 SERVED = 100  # candidates of each arm that the funnel fuses
 _BATCH = 256
-
-
-class Scorer(Protocol):
-    """A teacher."""
-
-    id: str
-
-    def score(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-        """(P,) of the pairs (queries[i], documents[i])."""
-        ...
 
 
 def search(system: System, name: str, queries: Sequence[Query], depth: int) -> Run:

@@ -108,9 +108,9 @@ def test_a_killed_build_resumes(tmp_path, torn):
     done = {int(seal.stem) for seal in work.glob("*.sha256")}
     assert 4 <= len(done) < 10
     if torn:
-        content = bytearray((work / "vectors.f32").read_bytes())
-        content[20 * DIMENSION * 4 + 5] ^= 1  # a byte of the third shard, as a power cut may leave it
-        (work / "vectors.f32").write_bytes(content)
+        content = bytearray((work / "20.npz").read_bytes())
+        content[-50] ^= 1  # a byte of the third shard, as a power cut may leave it
+        (work / "20.npz").write_bytes(content)
         done -= {20}
     with pytest.raises(IndexMissing):
         dense().open(corpus_of(95), root)

@@ -160,7 +160,7 @@ def test_models_that_cannot_be_are_refused(own_head, backbone, tiny_backbone, tm
     tokenizer.save_pretrained(tmp_path / "roberta")
     with pytest.raises(ValueError, match="RobertaModel has no masked-language-model head"):
         splade_network(str(tmp_path / "roberta"))
-    with pytest.raises(ValueError, match="neither a sentence-transformers folder nor"):
+    with pytest.raises(ValueError, match="neither a folder of SparseEncoder"):
         splade_network(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"no head for term weights(.|\n)*train\.py fit"):
         load_sparse_encoder(str(tiny_backbone))  # a SentenceTransformer

@@ -6,16 +6,14 @@ Legend: N documents, D dimensions, Q queries, K candidates.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
-from tqdm import tqdm
 
+from ltrr.arms.shards import encode_shards
 from ltrr.core import Candidates, Encoder, Query
 from ltrr.data.beir import Corpus, document_text
 from ltrr.index import manifest
@@ -113,40 +111,12 @@ class Dense:
         return {**self._spec.built(), "text_fields": corpus.word_fields(self._named)}
 
     def _encoded(self, corpus: Corpus, fields: Sequence[str], dimension: int, work: Path) -> np.ndarray:
-        """(N, D) vectors in row order, a memmap. A shard counts as done once its checksum lies beside the file."""
-        path = work / "vectors.f32"
-        path.touch()
-        with path.open("r+b") as file:
-            shards = [
-                range(start, min(start + self._shard, len(corpus))) for start in range(0, len(corpus), self._shard)
-            ]
-            missing = [rows for rows in shards if not _is_done(work, file, rows, dimension)]
-            done = len(corpus) - sum(map(len, missing))
-            with tqdm(total=len(corpus), initial=done, desc="dense", unit="document", mininterval=1) as progress:
-                for rows in missing:
-                    vectors = self._encoder.encode([document_text(corpus[row], fields) for row in rows])
-                    content = np.ascontiguousarray(vectors, np.float32).tobytes()
-                    file.seek(rows.start * dimension * 4)
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    _seal(work, rows).write_text(_digest(content))
-                    progress.update(len(rows))
-        return np.memmap(path, np.float32, "r", shape=(len(corpus), dimension))
+        """(N, D) vectors in row order, a memmap."""
 
+        def encode(texts: list[str]) -> dict[str, np.ndarray]:
+            return {"vectors": np.asarray(self._encoder.encode(texts), np.float32)}
 
-def _seal(work: Path, rows: range) -> Path:
-    return work / f"{rows.start}.sha256"
-
-
-def _is_done(work: Path, file: BinaryIO, rows: range, dimension: int) -> bool:
-    """Whether these rows lie in the file as they were written: a killed or powerless build may have left half."""
-    seal = _seal(work, rows)
-    if not seal.exists():
-        return False
-    file.seek(rows.start * dimension * 4)
-    return seal.read_text() == _digest(file.read(len(rows) * dimension * 4))
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+        out = np.memmap(work / "vectors.f32", np.float32, "w+", shape=(len(corpus), dimension))
+        for rows, arrays in encode_shards(corpus, fields, encode, work=work, size=self._shard, name="dense"):
+            out[rows.start : rows.stop] = arrays["vectors"]
+        return out

