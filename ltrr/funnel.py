@@ -90,6 +90,14 @@ class Funnel:
         """5) What was drawn in the ranker's order, (Q, K); its first candidates are the page."""
         return self._ranker.rank(queries, drawn.pool) if self._ranker else drawn.fused
 
+    def rank_stages(self, queries: Sequence[Query], drawn: Drawn) -> tuple[Candidates, Candidates | None, Candidates]:
+        """For evaluation, (Q, K) each: the fused order; the ranker's own, where it mixes the two; what is served."""
+        mixed = getattr(self._ranker, "rank_and_alone", None)
+        if mixed is None:
+            return drawn.fused, None, self.rank(queries, drawn)
+        whole, alone = mixed(queries, drawn.pool)
+        return drawn.fused, alone, whole
+
     @staticmethod
     def _ask(arm: Arm, queries: Sequence[Query], depths: np.ndarray) -> Candidates:
         """One arm's candidates, (Q, deepest); rows of queries for which it is off are padding."""

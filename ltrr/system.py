@@ -166,8 +166,11 @@ class System:
         if _is_absent(spec):
             raise ConfigError(f"arms.{name}.model is null, so there is no such arm; give --arms.{name}.model FOLDER")
         cls = find_class(f"arms.{name}", spec.pop("class"))
-        if hasattr(cls, "tune") and spec.pop("tune", True):
-            spec = self._tuned(name, cls, spec) | spec
+        if (tune := spec.pop("tune", True)) not in (True, False, "fusion"):
+            raise ConfigError(f"arms.{name}.tune: {tune!r} is none of true, false, fusion (on the queries of fusion)")
+        if hasattr(cls, "tune") and tune:
+            trained = self.trained_on([f"arms.{name}"])
+            spec = self._tuned(name, cls, spec, "fusion" if trained or tune == "fusion" else "arms") | spec
         return cls, spec, self.folder / "index" / f"{name}-{key_of(name, *self._basis(cls, spec), spec)}"
 
     def _basis(self, cls: type, spec: Mapping[str, Any]) -> tuple:
@@ -208,8 +211,8 @@ class System:
 
     # -- what is tuned, and on which queries
 
-    def _tuned(self, name: str, cls: type, spec: Mapping[str, Any]) -> dict[str, Any]:
-        judged = self.tuning.judged("fusion" if self.trained_on([f"arms.{name}"]) else "arms")
+    def _tuned(self, name: str, cls: type, spec: Mapping[str, Any], purpose: str) -> dict[str, Any]:
+        judged = self.tuning.judged(purpose)
         if not judged.queries or set(inspect.signature(cls).parameters) <= set(spec):
             return {}
 

@@ -6,8 +6,9 @@ Builds missing indexes and tunes what the config leaves free on train and dev (n
 then writes DIR/results.json, DIR/table.md, DIR/per_query.parquet, DIR/runs/*.trec and DIR/plots/*.png. A collection
 such as CQADupStack gets a folder for each of its sets, and the mean over the sets in DIR/results.json.
 
-Rows beside the arms: `rrf` and `convex`; `ltrr` and `ltrr_before_ranking`, the funnel that serve.py answers with; and,
-where a model was trained on queries of this data set, `train_labels`: the positives of the nearest of those queries.
+Rows beside the arms: `rrf` and `convex`; `ltrr`, the funnel that serve.py answers with, `ltrr_before_ranking`, and
+`ltrr_ranker_alone`, whose order does not mix in the fused one; and, where a model was trained on queries of this data
+set, `train_labels`: the positives of the nearest of those queries.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def evaluate(system: System, split: str, out: Path, baseline: str, by: str | Non
     parts = {name: [f"arms.{name}"] for name in system.usable()}
     parts |= {fusion: [f"arms.{name}" for name in system.fusion_arms] for fusion in fusions}
     drawn = [f"arms.{name}" for name, depth in system.depths.items() if depth]
-    parts |= dict(zip(stages, (drawn, [*drawn, "ranker"]), strict=False))
+    parts |= {stage: [*drawn, "ranker"] if i else drawn for i, stage in enumerate(stages)}
     trained = {name: splits for name, of in parts.items() if (splits := system.trained_on(of))}
     labelled = sorted({s for splits in trained.values() for s in splits} & set(system.dataset.splits) - {split})
     if baseline not in (known := [*parts, *([LABELS] if labelled else [])]):

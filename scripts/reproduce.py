@@ -86,9 +86,7 @@ STEPS = [
         "--data.candidates runs/mined/msrd-dev/candidates.trec",
     ),
     table("scifact-ranked", _SCIFACT, _RRF, "--ranker.model runs/cross_encoder-scifact/export"),
-    table("scifact-alone", _SCIFACT, _RRF, "--ranker.model runs/cross_encoder-scifact/export --ranker.weight 1.0"),
     table("msrd-ranked", _MSRD, _RRF, "--ranker.model runs/cross_encoder-msrd/export"),
-    table("msrd-alone", _MSRD, _RRF, "--ranker.model runs/cross_encoder-msrd/export --ranker.weight 1.0"),
     # Generated queries, without and with the filter.
     fit("doc2query-scifact", "doc2query", _SCIFACT),
     Step(

@@ -84,8 +84,13 @@ def test_scores_are_those_of_sentence_transformers(network, tmp_path):
     assert expected.std() > 0.1
     assert reference.max_seq_length == 48
     np.testing.assert_allclose(network.score(QUERIES, DOCUMENTS), expected, atol=1e-5)
-    opened = load_cross_encoder(str(tmp_path / "export"))
+    opened = load_cross_encoder(str(tmp_path / "export"), dtype="float32")
     np.testing.assert_allclose(opened.score(QUERIES, DOCUMENTS), expected, atol=1e-5)
+    half = load_cross_encoder(str(tmp_path / "export"), dtype="bfloat16", device="cpu")
+    scores = half.score(QUERIES, DOCUMENTS)
+    assert np.abs(scores - expected).max() < 0.15 * expected.std()  # eight bits of mantissa
+    assert len(set(scores)) == len(set(expected))  # the last layer is float32: no ties
+    assert half.id != opened.id
     assert load_cross_encoder(str(tmp_path / "export"), batch_tokens=64).score([], []).shape == (0,)
 
 
@@ -128,7 +133,7 @@ def test_long_documents_are_cut_and_the_query_stays_whole(network):
 def test_the_id_follows_the_weights(network, tmp_path):
     CrossEncoderModule(network).export(tmp_path / "a" / "export")
     CrossEncoderModule(network).export(tmp_path / "b" / "export")
-    first = load_cross_encoder(str(tmp_path / "a" / "export")).id
+    first = load_cross_encoder(str(tmp_path / "a" / "export")).id  # of whatever precision this machine has
     assert first == load_cross_encoder(str(tmp_path / "b" / "export")).id
     assert first != load_cross_encoder(str(tmp_path / "b" / "export"), max_length=47).id
     with torch.no_grad():
@@ -180,7 +185,7 @@ def test_signals_are_added_to_the_text_and_exported(tiny_backbone, network, tmp_
     assert np.corrcoef(trained - texts, wanted)[0, 1] > 0.95  # at any scale: they are standardised
 
     CrossEncoderModule(network).export(tmp_path)
-    opened = load_cross_encoder(str(tmp_path))
+    opened = load_cross_encoder(str(tmp_path), dtype="float32")
     np.testing.assert_allclose(opened.score(QUERIES, DOCUMENTS, signals), trained, atol=1e-4)
     np.testing.assert_allclose(opened.score(QUERIES, DOCUMENTS), texts, atol=1e-5)
     assert len(load_file(tmp_path / "signals.safetensors")["0.weight"]) == 2

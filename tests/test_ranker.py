@@ -104,6 +104,18 @@ def test_text_fields_choose_what_is_read():
         ranker(taste, text_fields=["colour"])
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_the_order_without_the_fused_scores_comes_for_the_price_of_one(weight):
+    taste = Taste()
+    mixed, alone = ranker(taste, depth=4, weight=weight).rank_and_alone(QUERIES, POOL)
+    read = len(taste.read)
+    for found, same in ((mixed, weight), (alone, 1.0)):
+        np.testing.assert_array_equal(found.docs, ranker(Taste(), depth=4, weight=same).rank(QUERIES, POOL).docs)
+    taste.read.clear()
+    ranker(taste, depth=4).rank(QUERIES, POOL)
+    assert read == len(taste.read)
+
+
 def test_weight_0_is_the_fused_order_and_1_the_scorer_s():
     np.testing.assert_array_equal(ranker(Taste(), weight=0.0).rank(QUERIES, POOL).docs, FUSED.docs)
     taste = Taste()

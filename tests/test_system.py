@@ -231,6 +231,19 @@ def test_an_arm_is_not_tuned_on_what_its_own_model_was_trained_on(make, tmp_path
     assert Tunable.tuned_on == [q.id for q in system.tuning.judged("arms").queries]
 
 
+def test_an_arm_to_compare_with_is_tuned_on_the_same_queries(make, tmp_path) -> None:
+    notes = trained(tmp_path / "here", make().corpus.fingerprint, "train")
+    own = {"class": f"{__name__}.Tunable"}
+    system = make(arms={"own": own | {"notes": notes}, "plain": own | {"tune": "fusion"}, "other": own})
+    for name in system.specs:
+        Tunable.tuned_on.clear()
+        system.arm(name)
+        split = "train" if name == "other" else "dev"
+        assert sorted(Tunable.tuned_on) == sorted(q.id for q in system.dataset.split(split).queries), name
+    with pytest.raises(ConfigError, match=r"arms\.own\.tune: 'dev' is none of"):
+        make(arms={"own": own | {"tune": "dev"}}).arm("own")
+
+
 def test_caches_depend_on_what_lies_behind_arguments(make, tmp_path) -> None:
     arms = {"own": {"class": f"{__name__}.Tunable", "notes": str(tmp_path)}}
     before = make(arms=arms).identity("own")

@@ -17,7 +17,7 @@ from ltrr.fuse import union
 from ltrr.metrics import MEASURES, drop_self, evaluate, to_run
 
 DEPTH = 1000
-STAGES = ("ltrr_before_ranking", "ltrr")  # rows of the whole funnel
+STAGES = ("ltrr_before_ranking", "ltrr_ranker_alone", "ltrr")  # rows of the whole funnel
 _BATCH = 256
 
 
@@ -28,8 +28,8 @@ class Staged(Protocol):
         """Whatever the ranker needs; its `fused` are the Candidates in the order before ranking."""
         ...
 
-    def rank(self, queries: Sequence[Query], drawn: Any) -> Candidates:
-        """(Q, K), all that was drawn."""
+    def rank_stages(self, queries: Sequence[Query], drawn: Any) -> Sequence[Candidates | None]:
+        """(Q, K) of each of STAGES, all that was drawn; None for a stage that there is not."""
         ...
 
 
@@ -74,11 +74,13 @@ def evaluate_systems(
             times = [time.perf_counter()]
             drawn = funnel.draw(batch)
             times.append(time.perf_counter())
-            found = dict(zip(STAGES, (drawn.fused, funnel.rank(batch, drawn)), strict=True))
+            ranked = funnel.rank_stages(batch, drawn)
             times.append(time.perf_counter())
-            for name, end in zip(STAGES, times[1:], strict=True):
+            for name, stage, end in zip(STAGES, ranked, (times[1], times[2], times[2]), strict=True):
                 seconds[name] += end - times[0]
-                runs[name] |= _run(ids, found[name], doc_ids)
+                runs[name] |= _run(ids, stage, doc_ids) if stage else {}
+    if STAGES[1] in runs and not runs[STAGES[1]]:
+        del runs[STAGES[1]]
     for name in fusions:
         seconds[name] += sum(seconds[arm] for arm in fused)
     measures = (*MEASURES, "Judged@10")

@@ -44,7 +44,8 @@ class SystemResult:
     @property
     def shown(self) -> str:
         """The name in tables and plots; an in-domain system has a mark."""
-        return self.name.replace("_before_ranking", " (before ranking)") + (" †" if self.trained_on else "")
+        shown = self.name.replace("_before_ranking", " (before ranking)").replace("_ranker_alone", " (ranker alone)")
+        return shown + (" †" if self.trained_on else "")
 
 
 def paired_randomisation(a: np.ndarray, b: np.ndarray, num_samples: int = 10_000, seed: int = 0) -> float:

@@ -109,14 +109,21 @@ def cross_encoder_network(
 
 
 def load_cross_encoder(
-    model: str, *, max_length: int | None = None, batch_tokens: int | None = None, device: str | None = None
+    model: str,
+    *,
+    max_length: int | None = None,
+    batch_tokens: int | None = None,
+    device: str | None = None,
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None,
 ) -> CrossEncoderNetwork:
-    """A ready scorer (`id`, `score`): float32 on CPU, half precision on GPU.
+    """A ready scorer (`id`, `score`).
 
     model: as for `cross_encoder_network`, or the `export` folder of a training run.
     max_length: tokens of a pair; None = as it was trained.
     batch_tokens: tokens that are scored at once, padding included; None = 4,096 on a CPU, 131,072 on a GPU.
     device: as torch names it; None = cuda where there is one.
+    dtype: of all layers but the last, which stays float32, so that scores have no ties; None = half precision on a GPU,
+        bfloat16 on a CPU that multiplies it (AMX: 2.7 times as fast), else float32.
     """
     text = _load(model, max_length)
     saved = Path(model) / _SIGNALS
@@ -124,17 +131,24 @@ def load_cross_encoder(
     network = CrossEncoderNetwork(text, len(head["0.weight"]) if head else 0, batch_tokens)
     if network.signals is not None:
         network.signals.load_state_dict(head)
-    network.id = f"{Path(model).name}@{sha256_of(network)};max_length={text.max_seq_length}"
-
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network.to(target)
-    if target.type == "cpu":
-        network.float()
-        if torch.backends.mkldnn.is_available():
-            pack_linears(text)
-    elif text.dtype == torch.float32:
-        text.half()
+    on_cpu = target.type == "cpu"
+    if dtype is None:
+        dtype = "float16" if not on_cpu else "bfloat16" if torch.cpu.get_capabilities().get("amx_bf16") else "float32"
+    network.id = f"{Path(model).name}@{sha256_of(network)};max_length={text.max_seq_length};{dtype}"
+    network.to(target).float()
+    if dtype != "float32":
+        _lower(text, getattr(torch, dtype))
+    elif on_cpu and torch.backends.mkldnn.is_available():
+        pack_linears(text)
     return network.eval()
+
+
+def _lower(text: CrossEncoder, dtype: torch.dtype) -> None:
+    """Everything to `dtype` but the layer that makes the score, which is the last one."""
+    text.to(dtype)
+    last = [module for module in text.modules() if isinstance(module, nn.Linear)][-1]
+    last.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
 
 def _load(model: str, max_length: int | None) -> CrossEncoder:

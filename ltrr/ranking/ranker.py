@@ -52,8 +52,13 @@ class CrossEncoderRanker:
 
     def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
         """(Q, K) all of the pool."""
+        return self.rank_and_alone(queries, pool)[0]
+
+    def rank_and_alone(self, queries: Sequence[Query], pool: Pool) -> tuple[Candidates, Candidates]:
+        """(Q, K) all of the pool, and again with weight 1, for the price of one: to see what the weight does."""
         fused = self._order.rank(queries, pool)
-        return interpolate(fused, self.score(queries, fused), self._weight)
+        cross = self.score(queries, fused)
+        return interpolate(fused, cross, self._weight), interpolate(fused, cross, 1.0)
 
     def tune(self, queries: Sequence[Query], pool: Pool, qrels: Qrels) -> dict[str, float]:
         """The weight with the highest nDCG@10 on these queries; every pair is scored once."""
