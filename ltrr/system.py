@@ -169,8 +169,8 @@ class System:
         if (tune := spec.pop("tune", True)) not in (True, False, "fusion"):
             raise ConfigError(f"arms.{name}.tune: {tune!r} is none of true, false, fusion (on the queries of fusion)")
         if hasattr(cls, "tune") and tune:
-            trained = self.trained_on([f"arms.{name}"])
-            spec = self._tuned(name, cls, spec, "fusion" if trained or tune == "fusion" else "arms") | spec
+            on_fusion = tune == "fusion" or self.trained_on([f"arms.{name}"])
+            spec = self._tuned(name, cls, spec, "fusion" if on_fusion else "arms") | spec
         return cls, spec, self.folder / "index" / f"{name}-{key_of(name, *self._basis(cls, spec), spec)}"
 
     def _basis(self, cls: type, spec: Mapping[str, Any]) -> tuple:
@@ -244,23 +244,22 @@ class System:
             for name in fusion["weights"]:
                 check_known("fusion.weights", name, self.specs)
             return ConvexFusion(fusion["weights"], fusion.get("norm") or "minmax")
-        judged = self.tuning.judged("fusion")
-        if not judged.queries:
-            return ConvexFusion(dict.fromkeys(self.fusion_arms, 1 / len(self.fusion_arms)))
+        equal = dict.fromkeys(self.fusion_arms, 1 / len(self.fusion_arms))
+        if not (judged := self.tuning.judged("fusion")).queries:
+            return ConvexFusion(equal)
 
         def fit() -> dict[str, Any]:
             pool = union({name: self.arm(name).search(judged.queries, _DEPTH) for name in self.fusion_arms})
             try:
                 fitted, _ = ConvexFusion.fit(pool, self.grades(judged, pool), self.fusion_arms)
             except NothingToFit:
-                return {"weights": dict.fromkeys(self.fusion_arms, 1 / len(self.fusion_arms)), "norm": "minmax"}
+                return {"weights": equal, "norm": "minmax"}
             return {"weights": fitted.weights, "norm": fitted.norm}
 
         for name in self.fusion_arms:
             self.arm(name)  # built and opened
         identities = [self.identity(name) for name in self.fusion_arms]
-        found = self.tuning.fitted("convex", (identities, judged.key), fit, judged.name)
-        return ConvexFusion(found["weights"], found["norm"])
+        return ConvexFusion(**self.tuning.fitted("convex", (identities, judged.key), fit, judged.name))
 
     def grades(self, judged: Judged, pool: Pool) -> np.ndarray:
         """(Q, K) grades of a pool's candidates; unjudged ones and pads are 0."""

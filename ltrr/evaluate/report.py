@@ -44,8 +44,8 @@ class SystemResult:
     @property
     def shown(self) -> str:
         """The name in tables and plots; an in-domain system has a mark."""
-        shown = self.name.replace("_before_ranking", " (before ranking)").replace("_ranker_alone", " (ranker alone)")
-        return shown + (" †" if self.trained_on else "")
+        stage = self.name.replace("_before_ranking", " (before ranking)").replace("_ranker_alone", " (ranker alone)")
+        return stage + (" †" if self.trained_on else "")
 
 
 def paired_randomisation(a: np.ndarray, b: np.ndarray, num_samples: int = 10_000, seed: int = 0) -> float:
@@ -315,14 +315,8 @@ def _name_points(panel: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]
     The line through the best leaves their upper left free, and the lower right of all others.
     """
     points = panel.transData.transform(np.column_stack([x, y]))
-    sides = [
-        (-9, 11, "right"),
-        (0, 15, "center"),
-        (-12, 0, "right"),
-        (12, 0, "left"),
-        (0, -15, "center"),
-        (9, -11, "left"),
-    ]
+    sides = [(-9, 11, "right"), (0, 15, "center"), (-12, 0, "right")]
+    sides += [(12, 0, "left"), (0, -15, "center"), (9, -11, "left")]
     marker = panel.figure.dpi * 7 / 72  # half a marker, 7 points
     taken = []
     for number, name in sorted(enumerate(names), key=lambda named: -y[named[0]]):
