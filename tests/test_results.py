@@ -49,3 +49,17 @@ def test_msrd(cache, tmp_path):
     assert people["n"] >= 70
     assert people["systems"]["structured"]["mean"] > people["systems"]["lexical"]["mean"]
     assert people["systems"]["structured"]["p"] < 0.05
+
+
+def test_a_few_minutes_of_training_pay_on_scifact(cache, tmp_path):
+    """The path of README: fit, export, index, table. docs/results.md has the figures of the whole recipe."""
+    data = shared("scifact")
+    flags = ("--config", ROOT / "configs/dense.yaml", "--data.path", data, "--trainer.default_root_dir", tmp_path)
+    steps = ("--trainer.max_epochs", "-1", "--trainer.max_steps", "60", "--trainer.check_val_every_n_epoch", "100")
+    script("train.py", "fit", *flags, *steps, "--id", "short", "--trainer.logger", "false", timeout=1200)
+    out, config = tmp_path / "table", ROOT / "configs/funnel.yaml"
+    flags = ("--config", config, "--data", data, "--split", "test", "--out", out, "--cache", cache)
+    script("scripts/evaluate.py", *flags, "--arms.dense.model", tmp_path / "short" / "export")
+    results = json.loads((out / "results.json").read_text())
+    assert results["in_domain"]["dense"] == ["train"]
+    assert results["systems"]["dense"]["nDCG@10"] >= 0.70  # .645 untrained

@@ -22,11 +22,11 @@ from ltrr.metrics import read_run
 from ltrr.system import open_systems
 
 
-def script(name: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+def script(name: str, *arguments: object, check: bool = True, timeout: int = 300) -> subprocess.CompletedProcess[str]:
     """Runs a script of this checkout in a fresh process."""
     command = [sys.executable, str(ROOT / name), *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
     assert not check or done.returncode == 0, done.stderr
     return done
 
