@@ -53,6 +53,7 @@ def mined(name: str, data: str, *options: str) -> Step:
 _SCIFACT, _MSRD = "scifact", "msrd-movies"
 _NEGATIVES = "--data.negatives '[\"runs/mined/scifact/negatives.trec\"]'"
 _RRF = "--fusion.method rrf"
+_EXPAND = "scripts/expand.py --model runs/doc2query-scifact/export --data {data}/scifact --num_queries 10"
 _STEPS = "--trainer.max_epochs -1 --trainer.check_val_every_n_epoch null"
 STEPS = [
     table("scifact", _SCIFACT),
@@ -87,13 +88,23 @@ STEPS = [
     ),
     table("scifact-ranked", _SCIFACT, _RRF, "--ranker.model runs/cross_encoder-scifact/export"),
     table("msrd-ranked", _MSRD, _RRF, "--ranker.model runs/cross_encoder-msrd/export"),
-    # Generated queries, without and with the filter.
+    # Generated queries, without and with the filter, beside full text tuned on the same queries.
     fit("doc2query-scifact", "doc2query", _SCIFACT),
+    Step("expanded-scifact", "expanded-scifact/ltrr.json", f"{_EXPAND} --out runs/expanded-scifact"),
     Step(
-        "expanded-scifact", "expanded-scifact/ltrr.json",
-        "scripts/expand.py --model runs/doc2query-scifact/export --data {data}/scifact --out runs/expanded-scifact",
+        "copied-scifact", "filtered-scifact/manifest.json",
+        "-c \"import shutil; shutil.copytree('runs/expanded-scifact', 'runs/filtered-scifact', "
+        "ignore=shutil.ignore_patterns('ltrr.json'))\"",
     ),
-    table("scifact-expanded", _SCIFACT, "--arms.lexical.expansion runs/expanded-scifact"),
+    Step(
+        "filtered-scifact", "filtered-scifact/ltrr.json",
+        f"{_EXPAND} --out runs/filtered-scifact --filter runs/cross_encoder-scifact/export",
+    ),
+    table(
+        "scifact-expanded", _SCIFACT, "--arms.lexical.tune fusion --fusion.arms '[lexical, dense]'",
+        "--arms.expanded.class ltrr.arms.lexical.Lexical --arms.expanded.expansion runs/expanded-scifact",
+        "--arms.filtered.class ltrr.arms.lexical.Lexical --arms.filtered.expansion runs/filtered-scifact",
+    ),
     # All trained models together.
     table(
         "scifact-ltrr", _SCIFACT, "--arms.dense.model runs/dense-scifact/export",
