@@ -1,0 +1,188 @@
+"""What is logged: an impression (what was decided and shown for a query) and actions (what the customer did with it).
+
+Knows the types of events, how a page becomes impressions and how actions become a reward; knows nothing about storage,
+arms or models. Entities are document ids, so that a log outlives the corpus's rows.
+Legend: A arms, F context features, G action features of an arm, K shown entities.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+from ltrr.core import Context, Page
+
+Kind = Literal["click", "like", "favourite", "play", "dismiss"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+
+class Allocation(NamedTuple):
+    """A decision without its probability."""
+
+    depths: tuple[int, ...]  # A, 0 = the arm is not run
+    cut: int  # candidates of the fused union that are ranked
+
+
+@dataclass(frozen=True, slots=True)
+class Impression:
+    """One page of results. ValueError names the field that cannot be."""
+
+    id: str
+    time: datetime  # with a time zone
+    query: str  # as typed
+    shown: tuple[str, ...]  # K entities, best first
+    scores: tuple[float, ...] = ()  # K, the ranker's
+    ranks: tuple[tuple[int | None, ...], ...] = ()  # K of A: the rank at which each arm returned it, None = it did not
+    session: str | None = None
+    context: Context = field(default_factory=Context)
+    arms: tuple[str, ...] = ()  # A names
+    features: tuple[float, ...] = ()  # F, of query and context, as the policy saw them
+    action_features: tuple[tuple[float, ...], ...] = ()  # A of G
+    drawn: Allocation = field(default_factory=lambda: Allocation((), 0))  # what the policy chose
+    executed: Allocation | None = None  # what ran; None = what was drawn
+    propensity: float = 1.0  # of the whole drawn decision, in (0, 1]
+    marginals: tuple[float, ...] = ()  # A + 1, of each arm's depth and, last, of the cut
+    policy: str = ""  # name and version
+    models: Mapping[str, str] = field(default_factory=dict)  # part -> id of its weights
+
+    def __post_init__(self) -> None:
+        _check_id("impression", self.id)
+        _check_time(f"impression {self.id!r}", self.time)
+        where = f"impression {self.id!r}"
+        if not 0 < self.propensity <= 1:
+            raise ValueError(f"{where}: propensity {self.propensity} is not within (0, 1]")
+        if any(not 0 < p <= 1 for p in self.marginals):
+            raise ValueError(f"{where}: marginals {self.marginals} are not all within (0, 1]")
+        if len(set(self.shown)) < len(self.shown):
+            raise ValueError(f"{where}: shown has an entity twice; each has one position")
+        for name in ("scores", "ranks"):
+            if (length := len(getattr(self, name))) not in (0, len(self.shown)):
+                raise ValueError(f"{where}: {name} has {length} entries for {len(self.shown)} shown entities")
+        for name, length, wanted in (
+            ("drawn.depths", len(self.drawn.depths), {0, len(self.arms)}),
+            ("marginals", len(self.marginals), {0, len(self.arms) + 1}),
+            ("action_features", len(self.action_features), {0, len(self.arms)}),
+            *(("ranks", len(row), {len(self.arms)}) for row in self.ranks),
+        ):
+            if length not in wanted:
+                raise ValueError(f"{where}: {name} has {length} entries for {len(self.arms)} arms")
+
+    @property
+    def normalised(self) -> str:
+        """The query as memory knows it."""
+        return normalised(self.query)
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What a customer did with one shown entity. ValueError names the field that cannot be."""
+
+    id: str
+    impression: str
+    entity: str
+    kind: Kind
+    time: datetime  # with a time zone
+    seconds: float | None = None  # played
+
+    def __post_init__(self) -> None:
+        _check_id("action", self.id)
+        _check_id(f"action {self.id!r}: impression", self.impression)
+        _check_time(f"action {self.id!r}", self.time)
+        if self.kind not in KINDS:
+            raise ValueError(f"action {self.id!r}: kind {self.kind!r} is none of {', '.join(KINDS)}")
+        if self.seconds is not None and not 0 <= self.seconds < float("inf"):
+            raise ValueError(f"action {self.id!r}: seconds {self.seconds} is no time played (0 or more)")
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """What actions are worth: the sum over an impression's entities of each entity's best action.
+
+    weights: kind -> worth; a kind that is not named is worth nothing.
+    dwell: seconds from which a play counts.
+    window: how long after the impression actions count.
+    """
+
+    weights: Mapping[str, float] = field(
+        default_factory=lambda: {"click": 1.0, "play": 1.0, "like": 1.5, "favourite": 2.0, "dismiss": -1.0}
+    )
+    dwell: float = 30.0
+    window: timedelta = timedelta(days=1)
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.weights) - set(KINDS):
+            raise ValueError(f"reward.weights: {min(unknown)!r} is none of {', '.join(KINDS)}")
+
+    def of_entities(self, time: datetime, actions: Sequence[Action]) -> dict[str, float]:
+        """Entity -> reward, of an impression shown at `time`; the same whatever the order or repetition of actions.
+
+        Of several actions on an entity the best counts, so a dismissal only where nothing better happened.
+        """
+        worth: dict[str, float] = {}
+        for action in actions:
+            counts = timedelta(0) <= action.time - time <= self.window
+            if counts and (action.kind != "play" or action.seconds is None or action.seconds >= self.dwell):
+                value = self.weights.get(action.kind, 0.0)
+                worth[action.entity] = max(worth.get(action.entity, value), value)
+        return worth
+
+    def of(self, time: datetime, actions: Sequence[Action]) -> float:
+        """The impression's reward."""
+        return sum(self.of_entities(time, actions).values())
+
+
+def normalised(query: str) -> str:
+    """Case, accents, punctuation, spaces and compatibility forms made equal: "Tayler  LOVE!" -> "tayler love"."""
+    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", query).casefold())
+    kept = (c if c.isalnum() else " " for c in folded if not unicodedata.combining(c))
+    return " ".join("".join(kept).split()) or query.strip()
+
+
+def impressions_of(
+    page: Page,
+    ids: Sequence[str],
+    *,
+    time: datetime | None = None,
+    sessions: Sequence[str | None] = (),
+    policy: str = "",
+) -> list[Impression]:
+    """A page's impressions; `ids[row]` is the id of a corpus row. time: of all; None = now."""
+    now = time or datetime.now(UTC)
+    out = []
+    for q, query in enumerate(page.queries):
+        real = page.shown.docs[q] >= 0
+        ranks = [tuple(None if np.isnan(r) else int(r) for r in row) for row in page.ranks[q][real]]
+        out.append(
+            Impression(
+                id=page.impressions[q],
+                time=now,
+                query=query.text,
+                shown=tuple(ids[row] for row in page.shown.docs[q][real].tolist()),
+                scores=tuple(page.shown.scores[q][real].tolist()),
+                ranks=tuple(ranks),
+                session=sessions[q] if sessions else None,
+                context=query.context,
+                arms=page.arms,
+                features=tuple(page.features[q].tolist()),
+                drawn=Allocation(tuple(page.decision.depths[q].tolist()), int(page.decision.cut[q])),
+                propensity=float(page.decision.propensity[q]),
+                marginals=tuple(page.decision.marginals[q].tolist()),
+                policy=policy,
+            )
+        )
+    return out
+
+
+def _check_id(what: str, text: str) -> None:
+    if not isinstance(text, str) or not 1 <= len(text) <= 200:
+        raise ValueError(f"{what}: id {text!r} is not a text of 1 to 200 characters")
+
+
+def _check_time(what: str, time: datetime) -> None:
+    if time.tzinfo is None:
+        raise ValueError(f"{what}: time {time.isoformat()} has no time zone; write +00:00 for UTC")
