@@ -78,7 +78,7 @@ STEPS = [
     mined("scifact-dev", _SCIFACT, "--arm rrf --split dev --candidates --num 20"),
     mined("msrd-dev", _MSRD, "--arm rrf --split dev --candidates --num 20"),
     fit(
-        "cross_encoder-scifact", "cross_encoder", _SCIFACT,
+        "cross_encoder-scifact", "cross_encoder", _SCIFACT, "--model.network.model runs/dense-scifact/export",
         "--data.negatives '[\"runs/mined/scifact-ranker/negatives.trec\"]'",
         "--data.candidates runs/mined/scifact-dev/candidates.trec",
     ),

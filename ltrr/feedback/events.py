@@ -140,7 +140,7 @@ def normalised(query: str) -> str:
     """Case, accents, punctuation, spaces and compatibility forms made equal: "Tayler  LOVE!" -> "tayler love"."""
     folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", query).casefold())
     kept = (c if c.isalnum() else " " for c in folded if not unicodedata.combining(c))
-    return " ".join("".join(kept).split()) or query.strip()
+    return " ".join("".join(kept).split()) or " ".join(query.split())
 
 
 def impressions_of(

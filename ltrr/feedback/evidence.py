@@ -1,0 +1,205 @@
+"""Events to evidence: for each (query, entity), how often it was examined and how well that went, by customer.
+
+Knows sessions, examination probabilities and rewards; knows nothing about where events are stored, how evidence is
+summed or how queries are looked up. What comes out is a function of the set of events: order, delay and repetition
+change nothing, so a replay gives what went on online. Times are microseconds since 1970. Legend: E increments.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+
+from ltrr.feedback.events import Action, Impression, Reward
+from ltrr.feedback.sums import Increments, Sums
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Seen(NamedTuple):
+    """What memory needs of an impression."""
+
+    id: str
+    session: str
+    customer: str  # "" = unknown
+    time: int
+    query: str  # normalised
+    rows: Sequence[int]  # shown, best first; -1 = not in the corpus
+
+
+class Did(NamedTuple):
+    """What memory needs of an action."""
+
+    id: str
+    impression: str
+    row: int
+    kind: str
+    time: int
+    seconds: float | None
+
+
+class Ledger:
+    """Turns events into sums, and takes back what later events of a session change.
+
+    Args:
+        sums: where evidence goes.
+        rows: entity -> corpus row; what is not there is left out.
+        examination: probability that a customer looks at each position; deeper ones have the last. By default 1 / rank.
+        reward: what actions are worth; a success is a reward above 0, of at most 1.
+        credit: of a click after a reformulation, the part that goes to the query before (its square to the one before
+            that, …), where that had brought nothing.
+        patience: how long after a query a reformulation of it may come.
+        grace: how long after a session its late events still count.
+    """
+
+    def __init__(
+        self,
+        sums: Sums,
+        rows: Mapping[str, int],
+        *,
+        examination: Sequence[float] = tuple(1 / k for k in range(1, 21)),
+        reward: Reward | None = None,
+        credit: float = 0.5,
+        patience: timedelta = timedelta(minutes=10),
+        grace: timedelta = timedelta(days=7),
+    ) -> None:
+        self.sums = sums
+        self._rows, self._reward = rows, reward or Reward()
+        self._examination = np.asarray(examination, np.float64)
+        self._credit, self._patience, self._grace = credit, microseconds(patience), microseconds(grace)
+        self._open: dict[str, dict[str, Seen]] = defaultdict(dict)  # session -> impression -> seen
+        self._session_of: dict[str, str] = {}  # impression -> session
+        self._actions: dict[str, dict[str, Did]] = defaultdict(dict)  # impression -> action -> did
+
+    def add(self, events: Iterable[Impression | Action]) -> None:
+        """Takes events; what was there already changes nothing."""
+        seen, did = [], []
+        for event in events:
+            time = microseconds(event.time - EPOCH)
+            if isinstance(event, Impression):
+                rows = [self._rows.get(entity, -1) for entity in event.shown]
+                customer = event.context.customer or ""
+                seen.append(Seen(event.id, event.session or event.id, customer, time, event.normalised, rows))
+            else:
+                row = self._rows.get(event.entity, -1)
+                did.append(Did(event.id, event.impression, row, event.kind, time, event.seconds))
+        self.take(seen, did)
+
+    def take(self, seen: Sequence[Seen], did: Sequence[Did]) -> None:
+        """As `add`, from what a store gives without making events of it."""
+        touched = {s.session for s in seen} | {self._session_of.get(d.impression, "") for d in did}
+        before = self._increments(touched)
+        for s in seen:
+            self._open[s.session].setdefault(s.id, s)
+            self._session_of.setdefault(s.id, s.session)
+        for d in did:
+            self._actions[d.impression].setdefault(d.id, d)
+        touched |= {self._session_of.get(d.impression, "") for d in did}
+        self.sums.now = max([self.sums.now, *(e.time for e in seen), *(e.time for e in did)])
+        self.sums.add(Increments.difference(self._increments(touched), before))
+
+    def seal(self) -> None:
+        """Forgets the events of sessions that are over for so long that nothing late is awaited; their sums stay."""
+        old = self.sums.now - self._grace
+        for session in [s for s, seen in self._open.items() if max(e.time for e in seen.values()) < old]:
+            for impression in self._open.pop(session):
+                del self._session_of[impression]
+                self._actions.pop(impression, None)
+        for impression in [i for i, did in self._actions.items() if max(d.time for d in did.values()) < old]:
+            if impression not in self._session_of:  # its impression never came
+                del self._actions[impression]
+
+    def erase(self, customer: str) -> None:
+        """Takes back all evidence of a customer, credit that their clicks gave included."""
+        for session in [s for s, seen in self._open.items() if any(e.customer == customer for e in seen.values())]:
+            before = self._increments({session})
+            for impression in [e.id for e in self._open[session].values() if e.customer == customer]:
+                del self._open[session][impression], self._session_of[impression]
+                self._actions.pop(impression, None)
+            self.sums.add(Increments.difference(self._increments({session}), before))
+            if not self._open[session]:
+                del self._open[session]
+        self.sums.erase(customer)
+
+    def state(self) -> str:
+        """What is needed of events whose sessions are not sealed, as JSON."""
+        seen = [s for session in self._open.values() for s in session.values()]
+        return json.dumps([seen, [d for did in self._actions.values() for d in did.values()]])
+
+    def restore(self, state: str) -> None:
+        """Goes on from `state`; their sums are in the sums' own state."""
+        seen, did = json.loads(state)
+        for s in (Seen(*fields) for fields in seen):
+            self._open[s.session][s.id] = s
+            self._session_of[s.id] = s.session
+        for d in (Did(*fields) for fields in did):
+            self._actions[d.impression][d.id] = d
+
+    # -- how
+
+    def _increments(self, sessions: Iterable[str]) -> Increments:
+        """Evidence of whole sessions."""
+        seen: list[Seen] = []
+        better: list[tuple[int, int, float]] = []  # place among `seen`, place among its rows, value
+        later: list[tuple[Seen, int, float]] = []  # credit: earlier impression, row, value
+        for session in sessions:
+            if session not in self._open:
+                continue
+            whole = sorted(self._open[session].values(), key=lambda s: (s.time, s.id))
+            wins = [self._worth(s) if s.id in self._actions else {} for s in whole]
+            for i, (s, values) in enumerate(zip(whole, wins, strict=True)):
+                better += [(len(seen) + i, s.rows.index(row), value) for row, value in values.items()]
+                for row in [row for row, value in values.items() if value > 0]:
+                    for back in range(1, i + 1):
+                        earlier = whole[i - back]
+                        if s.time - earlier.time > self._patience or any(v > 0 for v in wins[i - back].values()):
+                            break
+                        if earlier.query != s.query and earlier.customer == s.customer:
+                            later.append((earlier, row, self._credit**back * min(values[row], 1.0)))
+            seen += whole
+        counts = np.fromiter((len(s.rows) for s in seen), np.int64, len(seen))
+        starts = np.cumsum(counts) - counts
+        rows = np.fromiter(chain.from_iterable(s.rows for s in seen), np.int64, int(counts.sum()))
+        position = np.minimum(np.arange(len(rows)) - np.repeat(starts, counts), len(self._examination) - 1)
+        trials, successes = self._examination[position], np.zeros(len(rows))
+        for i, j, value in better:
+            at = starts[i] + j
+            successes[at] = min(max(value, 0.0), 1.0)
+            trials[at] = trials[at] if value > 0 else 1.0  # dismissed: it was looked at
+        of = [*seen, *(s for s, *_ in later)]
+        counts = np.concatenate([counts, np.ones(len(later), np.int64)])
+        query, customer, time = (
+            np.repeat(np.fromiter(column, np.int64, len(of)), counts)
+            for column in (
+                (self.sums.query(s.query) for s in of),
+                (self.sums.customer(s.customer) for s in of),
+                (s.time for s in of),
+            )
+        )
+        rows = np.concatenate([rows, np.array([row for _, row, _ in later], np.int64)])
+        credit = np.array([value for *_, value in later])
+        values = np.stack([np.concatenate([successes, credit]), np.concatenate([trials, credit])], axis=1)
+        known = rows >= 0
+        return Increments(query[known], rows[known], customer[known], time[known], values[known])
+
+    def _worth(self, seen: Seen) -> dict[int, float]:
+        """Row -> reward, of rows that were shown."""
+        shown = set(seen.rows) - {-1}
+        actions = [
+            Action(d.id, d.impression, str(d.row), d.kind, EPOCH + timedelta(microseconds=d.time), d.seconds)  # type: ignore[arg-type]
+            for d in self._actions[seen.id].values()
+            if d.row in shown
+        ]
+        worth = self._reward.of_entities(EPOCH + timedelta(microseconds=seen.time), actions)
+        return {int(row): value for row, value in worth.items()}
+
+
+def microseconds(span: timedelta) -> int:
+    """Whole ones."""
+    return span // timedelta(microseconds=1)

@@ -1,0 +1,241 @@
+"""Evidence of pairs of a query and an entity, summed by customer, bounded, decayed, on top of predicted scores.
+
+Knows numbers of queries, rows and customers; knows nothing about events, positions or rewards. Sums are additive, so
+the order in which evidence comes changes nothing. Legend: E increments, P pairs, C slots: one a (pair, customer).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import NamedTuple, Self
+
+import numpy as np
+
+_REFERENCE = 20_000 * 86_400_000_000  # microseconds; decay is counted from here (2024-10-04): a decayed sum stays a sum
+_LOW = 0xFFFFFFFF
+_NONE = 1e-9  # rounding; evidence is larger
+
+
+class Increments(NamedTuple):
+    """Evidence that is added to what is there."""
+
+    queries: np.ndarray  # (E,) int64
+    rows: np.ndarray  # (E,) int64
+    customers: np.ndarray  # (E,) int64
+    times: np.ndarray  # (E,) int64 microseconds since 1970
+    values: np.ndarray  # (E, 2) successes, trials
+
+    @classmethod
+    def difference(cls, new: Self, old: Self) -> Self:
+        """What leads from `old` to `new`."""
+        whole = [np.concatenate(pair) for pair in zip(new[:4], old[:4], strict=True)]
+        return cls(*whole, np.concatenate([new.values, -old.values]))
+
+
+class Sums:
+    """What is known of each (query, entity).
+
+    Args:
+        cap: the most trials or successes of one customer that count for one pair.
+        half_life: after which evidence counts half.
+    """
+
+    def __init__(self, *, cap: float = 3.0, half_life: timedelta = timedelta(days=90)) -> None:
+        self._cap, self._half_life = cap, half_life / timedelta(microseconds=1)
+        self.now = 0  # the latest event's time
+        self.queries: list[str] = []  # normalised; "" = forgotten
+        self.pairs_of: list[list[int]] = []  # query -> pairs
+        self._customers: list[str] = []  # "" = unknown
+        self._query_of: dict[str, int] = {}
+        self._customer_of: dict[str, int] = {}
+        self._pair_of: dict[int, int] = {}  # query << 32 | row -> pair
+        self._slot_of: dict[int, int] = {}  # pair << 32 | customer -> slot
+        self._pair_query, self._pair_row, self._prior = _Column(np.int64), _Column(np.int32), _Column(np.float64)
+        self._total = _Column(np.float64, 2)  # of pairs: successes and trials as of _REFERENCE
+        self._clickers = _Column(np.int32)  # of pairs: distinct customers with a success
+        self._slot_pair, self._slot_customer = _Column(np.int64), _Column(np.int64)
+        self._raw = _Column(np.float64, 4)  # of slots: successes, trials, and both as of _REFERENCE
+        self._used = _Column(np.float64, 2)  # of slots: what of the latter counts
+        self._counted = _Column(np.int32)  # of slots: 1 = has a success
+
+    # -- names and numbers
+
+    def query(self, text: str) -> int:
+        """Number of a normalised query, new ones included."""
+        number = self._query_of.setdefault(text, len(self.queries))
+        if number == len(self.queries):
+            self.queries.append(text)
+            self.pairs_of.append([])
+        return number
+
+    def find(self, text: str) -> int | None:
+        """Number of a normalised query, None = not remembered."""
+        return self._query_of.get(text)
+
+    def customer(self, name: str) -> int:
+        """Number of a customer, new ones included; "" = unknown."""
+        number = self._customer_of.setdefault(name, len(self._customers))
+        if number == len(self._customers):
+            self._customers.append(name)
+        return number
+
+    # -- in
+
+    def predict(self, queries: Sequence[str], rows: Sequence[int], scores: Sequence[float]) -> None:
+        """Predicted scores in [0, 1] of pairs, the means of their priors; the larger where one comes twice."""
+        keys = [self.query(query) << 32 | row for query, row in zip(queries, rows, strict=True)]
+        pairs = self._pairs(np.array(keys, np.int64))
+        np.maximum.at(self._prior.values, pairs, np.asarray(scores, np.float64))
+
+    def add(self, evidence: Increments) -> None:
+        """Adds increments to slots, and slots to pairs."""
+        keys, inverse = np.unique(evidence.queries << 32 | evidence.rows, return_inverse=True)
+        pairs = self._pairs(keys)[inverse]
+        keys, inverse = np.unique(pairs << 32 | evidence.customers, return_inverse=True)
+        slots = self._slots(keys)
+        decayed = evidence.values * (2.0 ** ((evidence.times - _REFERENCE) / self._half_life))[:, None]
+        for i, column in enumerate((*evidence.values.T, *decayed.T)):
+            self._raw.values[slots, i] += np.bincount(inverse, column, len(slots))
+        self._settle(slots)
+
+    def erase(self, customer: str) -> None:
+        """Takes back a customer's evidence; forgets the name, and queries that no other evidence or prior holds."""
+        number = self._customer_of.pop(customer, None)
+        if number is None:
+            return
+        slots = np.flatnonzero(self._slot_customer.values == number)
+        self._raw.values[slots] = 0.0
+        self._settle(slots)
+        self._customers[number] = ""
+        for query in np.unique(self._pair_query.values[self._slot_pair.values[slots]]).tolist():
+            pairs = np.array(self.pairs_of[query])
+            if (self._prior.values[pairs] == 0).all() and (self._total.values[pairs] < _NONE).all():
+                del self._query_of[self.queries[query]]
+                self.queries[query], self.pairs_of[query] = "", []
+
+    # -- out
+
+    def rows(self, pairs: np.ndarray) -> np.ndarray:
+        """(P,) corpus rows."""
+        return self._pair_row.values[pairs]
+
+    def scores(self, pairs: np.ndarray, customer: str | None, *, strength: float, distinct: int) -> np.ndarray:
+        """(P,) means in [0, 1] of Beta posteriors, evidence decayed to now, as a customer may see it.
+
+        strength: of the prior, in trials. A pair with successes of fewer than `distinct` customers shows each customer
+        their own evidence only.
+        """
+        evidence = self._total.values[pairs]  # (P, 2)
+        private = np.flatnonzero(self._clickers.values[pairs] < distinct)
+        evidence[private] = 0.0
+        number = self._customer_of.get(customer) if customer else None
+        if number is not None:
+            slots = np.array([self._slot_of.get(pair << 32 | number, -1) for pair in pairs[private].tolist()], np.int64)
+            own = slots >= 0
+            evidence[private[own]] = self._used.values[slots[own]]
+        successes, trials = (evidence * 2.0 ** (-(self.now - _REFERENCE) / self._half_life)).T
+        return np.clip((strength * self._prior.values[pairs] + successes) / (strength + trials), 0.0, 1.0)
+
+    def __len__(self) -> int:
+        """Pairs."""
+        return len(self._pair_of)
+
+    # -- snapshots
+
+    def state(self, least: float = 0.0) -> dict[str, np.ndarray]:
+        """All of it as arrays without objects, numbered anew, without what holds no more than `least` evidence."""
+        age = 2.0 ** (-(self.now - _REFERENCE) / self._half_life)
+        slots = np.flatnonzero(self._raw.values[:, 3] * age > max(least, _NONE))
+        live = self._prior.values > 0
+        live[self._slot_pair.values[slots]] = True
+        pairs = np.flatnonzero(live)
+        return {
+            "now": np.array(self.now),
+            "queries": _encoded([self.queries[q] for q in self._pair_query.values[pairs].tolist()]),  # of each pair
+            "rows": self._pair_row.values[pairs],
+            "prior": self._prior.values[pairs],
+            "slot_pair": np.searchsorted(pairs, self._slot_pair.values[slots]),
+            "slot_customer": _encoded([self._customers[c] for c in self._slot_customer.values[slots].tolist()]),
+            "raw": self._raw.values[slots],
+        }
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Fills empty sums from `state`."""
+        assert not self.queries
+        self.now = int(state["now"])
+        queries = np.array([self.query(text) for text in _decoded(state["queries"])], np.int64)
+        pairs = self._pairs(queries << 32 | state["rows"])
+        self._prior.values[pairs] = state["prior"]
+        customers = np.array([self.customer(name) for name in _decoded(state["slot_customer"])], np.int64)
+        slots = self._slots(pairs[state["slot_pair"]] << 32 | customers)
+        self._raw.values[slots] = state["raw"]
+        self._settle(slots)
+
+    # -- how
+
+    def _pairs(self, keys: np.ndarray) -> np.ndarray:
+        """Pairs of keys, new ones included."""
+        pairs, new = _numbers(self._pair_of, keys)
+        for column in (self._pair_query, self._pair_row, self._prior, self._total, self._clickers):
+            column.grow(len(self._pair_of))
+        self._pair_query.values[pairs[new]] = keys[new] >> 32
+        self._pair_row.values[pairs[new]] = keys[new] & _LOW
+        for key, pair in zip(keys[new].tolist(), pairs[new].tolist(), strict=True):
+            self.pairs_of[key >> 32].append(pair)
+        return pairs
+
+    def _slots(self, keys: np.ndarray) -> np.ndarray:
+        """Slots of keys (unique), new ones included."""
+        slots, new = _numbers(self._slot_of, keys)
+        for column in (self._slot_pair, self._slot_customer, self._raw, self._used, self._counted):
+            column.grow(len(self._slot_of))
+        self._slot_pair.values[slots[new]] = keys[new] >> 32
+        self._slot_customer.values[slots[new]] = keys[new] & _LOW
+        return slots
+
+    def _settle(self, slots: np.ndarray) -> None:
+        """Brings pairs up to date with slots (unique), each bounded by the cap."""
+        raw, pairs = self._raw.values[slots], self._slot_pair.values[slots]
+        part = np.minimum(1.0, self._cap / np.maximum(raw[:, :2].max(axis=1, initial=0.0), _NONE))
+        used = raw[:, 2:] * part[:, None]
+        np.add.at(self._total.values, pairs, used - self._used.values[slots])
+        self._used.values[slots] = used
+        known = self._slot_customer.values[slots] != self._customer_of.get("", -1)
+        counted = ((raw[:, 0] > _NONE) & known).astype(np.int32)
+        np.add.at(self._clickers.values, pairs, counted - self._counted.values[slots])
+        self._counted.values[slots] = counted
+
+
+class _Column:
+    """A numpy array that grows."""
+
+    def __init__(self, dtype: type, width: int = 0) -> None:
+        self._room = np.zeros((64, width) if width else 64, dtype)
+        self.values = self._room[:0]
+
+    def grow(self, length: int) -> None:
+        """New places are 0."""
+        if length > len(self._room):
+            room = np.zeros((max(length, 2 * len(self._room)), *self._room.shape[1:]), self._room.dtype)
+            room[: len(self.values)] = self.values
+            self._room = room
+        self.values = self._room[:length]
+
+
+def _numbers(known: dict[int, int], keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of keys, and the places of those that are new, each once; `known` grows."""
+    before = len(known)
+    numbers = np.fromiter((known.setdefault(key, len(known)) for key in keys.tolist()), np.int64, len(keys))
+    new = np.flatnonzero(numbers >= before)
+    return numbers, new[np.unique(numbers[new], return_index=True)[1]]
+
+
+def _encoded(texts: Sequence[str]) -> np.ndarray:
+    """Texts as the bytes of a JSON list."""
+    return np.frombuffer(json.dumps(texts).encode(), np.uint8)
+
+
+def _decoded(data: np.ndarray) -> list[str]:
+    return json.loads(data.tobytes())
