@@ -59,7 +59,7 @@ def table(ledger: Ledger, customer: str | None = None, distinct: int = 3) -> dic
     out = {}
     for query, pairs in zip(sums.queries, sums.pairs_of, strict=True):
         found = np.array(pairs, np.int64)
-        scores = sums.scores(found, customer, strength=2.0, distinct=distinct)
+        scores = sums.scores(found, customer, np.ones(len(found)), strength=2.0, distinct=distinct)
         out |= {(query, ENTITIES[row]): score for row, score in zip(sums.rows(found), scores, strict=True)}
     return out
 

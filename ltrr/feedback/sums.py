@@ -47,18 +47,20 @@ class Sums:
         self.now = 0  # the latest event's time
         self.queries: list[str] = []  # normalised; "" = forgotten
         self.pairs_of: list[list[int]] = []  # query -> pairs
+        self.succeeded: list[int] = []  # queries in the order of their first success
+        self._has_succeeded: set[int] = set()
         self._customers: list[str] = []  # "" = unknown
         self._query_of: dict[str, int] = {}
         self._customer_of: dict[str, int] = {}
         self._pair_of: dict[int, int] = {}  # query << 32 | row -> pair
         self._slot_of: dict[int, int] = {}  # pair << 32 | customer -> slot
-        self._pair_query, self._pair_row, self._prior = _Column(np.int64), _Column(np.int32), _Column(np.float64)
-        self._total = _Column(np.float64, 2)  # of pairs: successes and trials as of _REFERENCE
-        self._clickers = _Column(np.int32)  # of pairs: distinct customers with a success
-        self._slot_pair, self._slot_customer = _Column(np.int64), _Column(np.int64)
-        self._raw = _Column(np.float64, 4)  # of slots: successes, trials, and both as of _REFERENCE
-        self._used = _Column(np.float64, 2)  # of slots: what of the latter counts
-        self._counted = _Column(np.int32)  # of slots: 1 = has a success
+        self._pair_query, self._pair_row, self._prior = Column(np.int64), Column(np.int32), Column(np.float64)
+        self._total = Column(np.float64, 2)  # of pairs: successes and trials as of _REFERENCE
+        self._clickers = Column(np.int32)  # of pairs: distinct customers with a success
+        self._slot_pair, self._slot_customer = Column(np.int64), Column(np.int64)
+        self._raw = Column(np.float64, 4)  # of slots: successes, trials, and both as of _REFERENCE
+        self._used = Column(np.float64, 2)  # of slots: what of the latter counts
+        self._counted = Column(np.int32)  # of slots: 1 = has a success
 
     # -- names and numbers
 
@@ -121,10 +123,13 @@ class Sums:
         """(P,) corpus rows."""
         return self._pair_row.values[pairs]
 
-    def scores(self, pairs: np.ndarray, customer: str | None, *, strength: float, distinct: int) -> np.ndarray:
+    def scores(
+        self, pairs: np.ndarray, customer: str | None, predicted: np.ndarray, *, strength: float, distinct: int
+    ) -> np.ndarray:
         """(P,) means in [0, 1] of Beta posteriors, evidence decayed to now, as a customer may see it.
 
-        strength: of the prior, in trials. A pair with successes of fewer than `distinct` customers shows each customer
+        predicted: (P,) 1 = with its prior's mean, 0 = without. strength: of the prior, in trials. A pair with successes
+        of fewer than `distinct` customers shows each customer
         their own evidence only.
         """
         evidence = self._total.values[pairs]  # (P, 2)
@@ -136,7 +141,7 @@ class Sums:
             own = slots >= 0
             evidence[private[own]] = self._used.values[slots[own]]
         successes, trials = (evidence * 2.0 ** (-(self.now - _REFERENCE) / self._half_life)).T
-        return np.clip((strength * self._prior.values[pairs] + successes) / (strength + trials), 0.0, 1.0)
+        return np.clip((strength * predicted * self._prior.values[pairs] + successes) / (strength + trials), 0.0, 1.0)
 
     def __len__(self) -> int:
         """Pairs."""
@@ -202,13 +207,17 @@ class Sums:
         used = raw[:, 2:] * part[:, None]
         np.add.at(self._total.values, pairs, used - self._used.values[slots])
         self._used.values[slots] = used
+        for query in np.unique(self._pair_query.values[pairs[raw[:, 0] > _NONE]]).tolist():
+            if query not in self._has_succeeded:
+                self._has_succeeded.add(query)
+                self.succeeded.append(query)
         known = self._slot_customer.values[slots] != self._customer_of.get("", -1)
         counted = ((raw[:, 0] > _NONE) & known).astype(np.int32)
         np.add.at(self._clickers.values, pairs, counted - self._counted.values[slots])
         self._counted.values[slots] = counted
 
 
-class _Column:
+class Column:
     """A numpy array that grows."""
 
     def __init__(self, dtype: type, width: int = 0) -> None:

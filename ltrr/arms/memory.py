@@ -1,0 +1,254 @@
+"""What worked before: scores of remembered (query, entity) pairs, predicted first and replaced by observed ones.
+
+Knows sums of evidence, generated queries and a text encoder; knows nothing about where events are stored or who
+searches the rest. Lookup: the query itself, as normalised, and remembered queries like it, by words and by meaning; a
+remembered score counts as much as the queries are alike. Everything written is visible to the next search.
+Legend: Q queries, K candidates, M remembered queries, D dimensions, P pairs.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ltrr.core import Candidates, Encoder, Query
+from ltrr.data.beir import Corpus
+from ltrr.data.expansions import expansion_id, read_expansions
+from ltrr.feedback.events import Action, Impression, normalised
+from ltrr.feedback.evidence import Did, Ledger, Seen
+from ltrr.feedback.sums import Column, Sums
+from ltrr.metrics import whole_file
+
+_CANDIDATES = 4_000  # remembered queries that share a word, looked at for one query; those with rarer words first
+
+
+class Memory:
+    """The memory index (query-to-entity scores).
+
+    Args:
+        corpus: where entities have their rows.
+        encoder: for remembered queries of similar meaning; null = by words alone.
+        expansion: folder of generated queries (scripts/expand.py), whose likelihoods are the predicted scores; or null.
+        strength: of a prediction, in trials.
+        predicted: score of a query that the generator was certain of, 0 to 1; others have p^(1 / tokens) of it.
+        distinct: customers with a success that a pair needs before it reaches others.
+        cap: the most trials of one customer that count for one pair.
+        half_life: days after which evidence counts half.
+        credit: part of a click's worth that goes to the query that it reformulates.
+        examination: probability that a customer looks at each position; null = 1 / rank.
+        neighbours: remembered queries like it that are looked up, 0 = none.
+        alike: similarity in [0, 1] that those need.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        encoder: Encoder | None = None,
+        *,
+        expansion: str | None = None,
+        strength: float = 2.0,
+        predicted: float = 0.5,
+        distinct: int = 3,
+        cap: float = 3.0,
+        half_life: float = 90.0,
+        credit: float = 0.5,
+        examination: Sequence[float] | None = None,
+        neighbours: int = 20,
+        alike: float = 0.5,
+    ) -> None:
+        self._corpus, self._encoder = corpus, encoder
+        self._strength, self._distinct = strength, distinct
+        self._neighbours, self._alike = neighbours, alike
+        self._lock = threading.RLock()
+        self._options: dict[str, Any] = {"cap": cap, "half_life": timedelta(days=half_life)}
+        self._book_options: dict[str, Any] = {"credit": credit}
+        if examination is not None:
+            self._book_options["examination"] = tuple(examination)
+        self.rows = {entity: row for row, entity in enumerate(corpus.ids)}
+        self._frequency = Counter(word for document in corpus for word in set(normalised(document.title).split()))
+        self._expansion, self._predicted = expansion, predicted
+        self._start()
+        self._predict()
+
+    @staticmethod
+    def content(arguments: dict[str, Any]) -> list[str]:
+        """Checksums of the files that these constructor arguments name, for the keys of caches."""
+        return [expansion_id(folder)] if (folder := arguments.get("expansion")) else []
+
+    def _start(self) -> None:
+        self._sums = Sums(**self._options)
+        self._book = Ledger(self._sums, self.rows, **self._book_options)
+        self._words = _Words(self._frequency, len(self._corpus))
+        self._vectors: Column | None = None  # (M, D) of the first of `_sums.succeeded`
+
+    def _predict(self) -> None:
+        if self._expansion is None:
+            return
+        texts, rows, scores = [], [], []
+        for row, e in read_expansions(self._expansion, self._corpus).pairs():
+            texts.append(normalised(e.query))
+            rows.append(row)
+            scores.append(self._predicted * float(np.exp(e.log_likelihood / max(e.tokens, 1))))
+        self._sums.predict(texts, rows, scores)
+
+    # -- learning
+
+    def observe(self, events: Iterable[Impression | Action]) -> None:
+        """Learns from events; those that it has had change nothing."""
+        with self._lock:
+            self._book.add(events)
+
+    def take(self, seen: Sequence[Seen], did: Sequence[Did]) -> None:
+        """As `observe`, from the light rows of an event store."""
+        with self._lock:
+            self._book.take(seen, did)
+
+    def erase(self, customer: str) -> None:
+        """Takes back what a customer taught."""
+        with self._lock:
+            self._book.erase(customer)
+            self._reload(*self._state(0.0))
+
+    # -- search
+
+    def search(self, queries: Sequence[Query], k: int) -> Candidates:
+        """(Q, k) entities with a score above 0."""
+        with self._lock:
+            texts = [normalised(query.text) for query in queries]
+            self._words.add(self._sums.queries)
+            vectors = self._encoded(texts)
+            found = [
+                self._lookup(text, query.context.customer, None if vectors is None else vectors[i])
+                for i, (text, query) in enumerate(zip(texts, queries, strict=True))
+            ]
+        return Candidates.from_lists([rows for rows, _ in found], [scores for _, scores in found], k).first(k)
+
+    def _lookup(self, text: str, customer: str | None, vector: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and scores: of each entity the best of similarity times remembered score."""
+        numbers, alike, by_words = self._like(text, vector)
+        pairs_of = [self._sums.pairs_of[number] for number in numbers.tolist()]
+        counts = [len(pairs) for pairs in pairs_of]
+        pairs = np.fromiter((pair for pairs in pairs_of for pair in pairs), np.int64)
+        predicted = np.repeat(by_words, counts)  # (P,); by meaning, who clicked privately would show in what others see
+        scores = self._sums.scores(pairs, customer, predicted, strength=self._strength, distinct=self._distinct)
+        scores *= np.repeat(alike, counts)
+        rows, inverse = np.unique(self._sums.rows(pairs), return_inverse=True)
+        best = np.zeros(len(rows))
+        np.maximum.at(best, inverse, scores)
+        return rows[best > 0], best[best > 0].astype(np.float32)
+
+    def _like(self, text: str, vector: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Remembered queries, how alike they are (the query itself 1), and whether words say so."""
+        best: dict[int, tuple[float, bool]] = {}
+        if self._neighbours:
+            found = [(*self._words.like(text), True)]
+            if vector is not None and self._vectors is not None:
+                found.append((np.array(self._sums.succeeded, np.int32), self._vectors.values @ vector, False))
+            for numbers, alike, by_words in found:
+                near = np.flatnonzero(alike >= self._alike)
+                near = near[np.lexsort((numbers[near], -alike[near]))[: self._neighbours]]
+                for number, value in zip(numbers[near].tolist(), alike[near].tolist(), strict=True):
+                    had, words = best.get(number, (0.0, False))
+                    best[number] = (max(had, value), words or by_words)
+        if (own := self._sums.find(text)) is not None:
+            best[own] = (1.0, True)
+        values = np.array(list(best.values()), np.float64).reshape(-1, 2)
+        return np.fromiter(best, np.int64, len(best)), values[:, 0], values[:, 1]
+
+    def _encoded(self, texts: Sequence[str]) -> np.ndarray | None:
+        """(Q, D) vectors of texts; remembered queries that had a success are encoded, too (predicted ones are many)."""
+        if self._encoder is None or not self._neighbours:
+            return None
+        done = len(self._vectors.values) if self._vectors is not None else 0
+        new = [self._sums.queries[q] for q in self._sums.succeeded[done:]]
+        vectors = self._encoder.encode([*texts, *new], is_query=True)
+        if new:
+            self._vectors = self._vectors or Column(np.float32, vectors.shape[1])
+            self._vectors.grow(done + len(new))
+            self._vectors.values[done:] = vectors[len(texts) :]
+        return vectors[: len(texts)]
+
+    # -- snapshots
+
+    def save(self, path: Path) -> None:
+        """All that was learned, in one file without objects; whole or not at all."""
+        with self._lock:
+            arrays, open_events = self._state(0.0)
+        with whole_file(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, open_events=np.frombuffer(open_events.encode(), np.uint8), **arrays)
+
+    def load(self, path: Path) -> None:
+        """Goes on from what `save` wrote; predictions are this arm's own."""
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        arrays["prior"][:] = 0.0
+        with self._lock:
+            self._reload(arrays, arrays.pop("open_events").tobytes().decode())
+            self._predict()
+
+    def compact(self, least: float = 1e-3) -> None:
+        """Drops evidence that decayed below `least` trials, and events for which nothing late is awaited."""
+        with self._lock:
+            self._book.seal()
+            self._reload(*self._state(least))
+
+    def _state(self, least: float) -> tuple[dict[str, np.ndarray], str]:
+        return self._sums.state(least), self._book.state()
+
+    def _reload(self, arrays: dict[str, np.ndarray], open_events: str) -> None:
+        self._start()
+        self._sums.restore(arrays)
+        self._book.restore(open_events)
+
+    def __len__(self) -> int:
+        """Pairs."""
+        return len(self._sums)
+
+
+class _Words:
+    """Remembered queries by their words: weighted Jaccard similarity.
+
+    A word weighs its inverse frequency among the corpus's titles, which no feedback changes.
+    """
+
+    def __init__(self, frequency: Counter[str], num_titles: int) -> None:
+        self._frequency, self._num_titles = frequency, num_titles
+        self._having: dict[str, array] = {}  # word -> remembered queries, ascending
+        self._size = Column(np.float64)  # of remembered queries: the sum of their words' weights
+        self._known = 0
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Remembered queries from the first that is not here yet."""
+        self._size.grow(len(texts))
+        for query in range(self._known, len(texts)):
+            words = set(texts[query].split())
+            self._size.values[query] = sum(map(self._weight, words))
+            for word in words:
+                self._having.setdefault(word, array("i")).append(query)
+        self._known = len(texts)
+
+    def like(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """(M,) remembered queries that share a word with this one, and how alike they are, in (0, 1]."""
+        words = set(text.split())
+        having = {word: np.frombuffer(self._having[word], np.int32) for word in words if word in self._having}
+        taken = np.zeros(0, np.int32)
+        for queries in sorted(having.values(), key=len):
+            if len(taken) and len(taken) + len(queries) > _CANDIDATES:
+                break
+            taken = np.union1d(taken, queries[:_CANDIDATES])
+        common = np.zeros(len(taken))
+        for word, queries in having.items():
+            at = np.minimum(np.searchsorted(queries, taken), len(queries) - 1)
+            common += np.where(queries[at] == taken, self._weight(word), 0.0)
+        return taken, common / (sum(map(self._weight, words)) + self._size.values[taken] - common)
+
+    def _weight(self, word: str) -> float:
+        return math.log(1 + self._num_titles / (1 + self._frequency[word]))
