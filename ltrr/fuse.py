@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import minimize
 
-from ltrr.core import Candidates, Pool, Query, top_k
+from ltrr.core import Candidates, Pool, Query, Ranker, top_k
 
 Norm = Literal["minmax", "zscore"]
 MISSING = 1e-4  # how far below the window's lowest value a candidate lies that an arm did not return
@@ -157,11 +157,28 @@ class ReciprocalRankFusion:
         return _order(pool, reciprocal_ranks(pool, self.k))
 
 
-class ConvexFusion:
-    """A Ranker: the pool by a weighted sum of scaled scores; weights by arm, absent = 0."""
+class OnlyArms:
+    """A Ranker that looks at some arms only; what none of them returned comes last."""
 
-    def __init__(self, weights: Mapping[str, float], norm: Norm = "minmax"):
-        self.weights = dict(weights)
+    def __init__(self, arms: Sequence[str], ranker: Ranker):
+        self._arms, self._ranker = tuple(arms), ranker
+
+    def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
+        """(Q, K) all of the pool."""
+        keep = [pool.arms.index(arm) for arm in self._arms]
+        only = Pool(self._arms, pool.docs, pool.ranks[:, :, keep], pool.scores[:, :, keep])
+        return self._ranker.rank(queries, only)
+
+
+class ConvexFusion:
+    """A Ranker: the pool by a weighted sum of scaled scores; weights by arm, absent = 0.
+
+    added: arms whose scores are probabilities, with their weights: they are added as they are, so that an arm which
+        returns one doubtful candidate does not call it its best.
+    """
+
+    def __init__(self, weights: Mapping[str, float], norm: Norm = "minmax", added: Mapping[str, float] | None = None):
+        self.weights, self.added = dict(weights), dict(added or {})
         self.norm: Norm = norm
 
     @classmethod
@@ -180,7 +197,10 @@ class ConvexFusion:
     def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
         """(Q, K) all of the pool."""
         weights = np.array([self.weights.get(arm, 0.0) for arm in pool.arms])
-        return _order(pool, scale(pool, self.norm) @ weights)
+        scores = scale(pool, self.norm) @ weights
+        for arm, weight in self.added.items():
+            scores += weight * np.nan_to_num(pool.scores[:, :, pool.arms.index(arm)])
+        return _order(pool, scores)
 
 
 def _order(pool: Pool, scores: np.ndarray) -> Candidates:

@@ -22,10 +22,10 @@ from typing import Any, Literal
 import numpy as np
 
 from ltrr.config import ConfigError, check_known, check_value, construct, find_class, load_config
-from ltrr.core import Arm, Candidates, Pool, Query, Ranker
+from ltrr.core import Arm, Pool, Ranker
 from ltrr.data.beir import Corpus, Dataset, open_collection
 from ltrr.funnel import Funnel, FusedOrder
-from ltrr.fuse import ConvexFusion, NothingToFit, ReciprocalRankFusion, union
+from ltrr.fuse import ConvexFusion, NothingToFit, OnlyArms, ReciprocalRankFusion, union
 from ltrr.index.manifest import IndexMissing, IndexRefused
 from ltrr.policy.baselines import FixedPolicy
 from ltrr.tuning import Judged, Tuning, key_of, some, trained_on
@@ -43,6 +43,7 @@ SCHEMA: dict[str, Any] = {  # what a config may hold; an arm's keys are its cons
     "fusion.weights": dict[str, float] | None,
     "fusion.norm": Literal["minmax", "zscore"] | None,
     "fusion.k": float,
+    "fusion.added": dict[str, float] | None,
     "policy.depths": dict[str, int] | None,
     "policy.cut": int,
     "ranker": dict[str, Any] | None,  # as an arm
@@ -225,28 +226,37 @@ class System:
 
     @cached_property
     def fusion_arms(self) -> list[str]:
-        """The arms that are fused: those the config names, or all usable ones but popular."""
+        """The arms that are fused: those the config names, or all usable ones but popular and those that are added."""
         named = (self.settings.get("fusion") or {}).get("arms")
         for name in named or ():
             check_known("fusion.arms", name, self.specs)
-        fused = [n for n in (named or self.specs) if n in self.usable() and (named or n != "popular")]
+        left_out = () if named else ("popular", *self.added)
+        fused = [n for n in (named or self.specs) if n in self.usable() and n not in left_out]
         if not fused:
             raise ConfigError("fusion.arms: no arm is left to fuse; those with `model: null` are not there")
         return fused
+
+    @cached_property
+    def added(self) -> dict[str, float]:
+        """Arms whose scores are probabilities, such as memory's: added to the fused score with these weights."""
+        added = (self.settings.get("fusion") or {}).get("added") or {}
+        for name in added:
+            check_known("fusion.added", name, self.specs)
+        return {name: weight for name, weight in added.items() if name in self.usable()}
 
     def order(self, method: str | None = None) -> Ranker:
         """The fused order: `rrf`, or `convex` with the config's weights, fitted ones, or equal ones without queries."""
         fusion = self.settings.get("fusion") or {}
         method = method or fusion.get("method", "convex")
         if method == "rrf":
-            return _Only(self.fusion_arms, ReciprocalRankFusion(float(fusion.get("k", 60))))
+            return OnlyArms([*self.fusion_arms, *self.added], ReciprocalRankFusion(float(fusion.get("k", 60))))
         if fusion.get("weights"):
             for name in fusion["weights"]:
                 check_known("fusion.weights", name, self.specs)
-            return ConvexFusion(fusion["weights"], fusion.get("norm") or "minmax")
+            return ConvexFusion(fusion["weights"], fusion.get("norm") or "minmax", self.added)
         equal = dict.fromkeys(self.fusion_arms, 1 / len(self.fusion_arms))
         if not (judged := self.tuning.judged("fusion")).queries:
-            return ConvexFusion(equal)
+            return ConvexFusion(equal, added=self.added)
 
         def fit() -> dict[str, Any]:
             pool = union({name: self.arm(name).search(judged.queries, _DEPTH) for name in self.fusion_arms})
@@ -259,7 +269,8 @@ class System:
         for name in self.fusion_arms:
             self.arm(name)  # built and opened
         identities = [self.identity(name) for name in self.fusion_arms]
-        return ConvexFusion(**self.tuning.fitted("convex", (identities, judged.key), fit, judged.name))
+        fitted = self.tuning.fitted("convex", (identities, judged.key), fit, judged.name)
+        return ConvexFusion(**fitted, added=self.added)
 
     def grades(self, judged: Judged, pool: Pool) -> np.ndarray:
         """(Q, K) grades of a pool's candidates; unjudged ones and pads are 0."""
@@ -292,7 +303,9 @@ class System:
     @cached_property
     def depths(self) -> dict[str, int]:
         """How many candidates the funnel draws of each arm, 0 = off."""
-        depths = (self.settings.get("policy") or {}).get("depths") or dict.fromkeys(self.fusion_arms, _DEPTH)
+        depths = (self.settings.get("policy") or {}).get("depths") or dict.fromkeys(
+            [*self.fusion_arms, *self.added], _DEPTH
+        )
         for name in depths:
             check_known("policy.depths", name, self.specs)
         return {name: depth for name, depth in depths.items() if name in self.usable()}
@@ -327,18 +340,6 @@ class System:
             on = f"{len(queries)} queries of {judged.name}"
             arguments = arguments | self.tuning.fitted("ranker", depends, fit, on)
         return construct("ranker", cls, arguments)
-
-
-class _Only:
-    """A Ranker that looks at some arms only; what none of them returned comes last."""
-
-    def __init__(self, arms: Sequence[str], ranker: Ranker):
-        self._arms, self._ranker = arms, ranker
-
-    def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
-        keep = [pool.arms.index(arm) for arm in self._arms]
-        names = tuple(self._arms)
-        return self._ranker.rank(queries, Pool(names, pool.docs, pool.ranks[:, :, keep], pool.scores[:, :, keep]))
 
 
 def _needs_fields(path: str) -> bool:

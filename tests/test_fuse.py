@@ -330,3 +330,15 @@ def test_queries_that_no_arm_answers_stay_padding(ranker: ReciprocalRankFusion |
     np.testing.assert_array_equal(ranked.docs, [[-1, -1], [4, 2]])
     assert np.isneginf(ranked.scores[0]).all()
     assert np.isfinite(ranked.scores[1]).all()
+
+
+def test_probabilities_are_added_as_they_are():
+    """Scaled within each query, the one doubtful candidate of an arm would count as much as its certain one."""
+    drawn = {
+        "words": Candidates.from_lists([np.array([1, 2, 3])] * 2, [np.array([9.0, 6.0, 5.0])] * 2, 3),
+        "memory": Candidates.from_lists([np.array([3]), np.array([3, 4])], [np.array([0.9]), np.array([0.1, 0.05])], 3),
+    }
+    ranked = ConvexFusion({"words": 1.0}, added={"memory": 2.0}).rank([Query("a", ""), Query("b", "")], union(drawn))
+    assert ranked.docs[0, :3].tolist() == [3, 1, 2]
+    assert ranked.docs[1, :4].tolist() == [1, 2, 3, 4]
+    np.testing.assert_allclose(ranked.scores[0, :2], [1.8, 1.0])
