@@ -135,7 +135,7 @@ class System:
 
     def build(self, name: str, *, report: Callable[[str], None] = print, rebuild: bool = False) -> None:
         """Builds an arm's index where it is missing or refused."""
-        arm, root = self._make(name)
+        arm, root = self.make(name)
         if not hasattr(arm, "build"):
             return
         try:
@@ -151,7 +151,7 @@ class System:
             report(f"{name}: {len(self.corpus):,} documents in {time.perf_counter() - start:.1f} s, {root}")
 
     def _open(self, name: str) -> Arm:
-        arm, root = self._make(name)
+        arm, root = self.make(name)
         if not hasattr(arm, "build"):
             return arm
         try:
@@ -184,7 +184,7 @@ class System:
         revision = getattr(cls, "revision", 1)
         return cls.__module__, cls.__qualname__, revision, sorted(self.corpus.fields.items()), *content
 
-    def _make(self, name: str) -> tuple[Any, Path]:
+    def make(self, name: str) -> tuple[Any, Path]:
         """An arm that is not opened yet, and its index folder."""
         cls, spec, root = self._plan(name)
         where = f"arms.{name}"
@@ -276,9 +276,8 @@ class System:
         """(Q, K) grades of a pool's candidates; unjudged ones and pads are 0."""
         out = np.zeros(pool.docs.shape)
         for i, query in enumerate(judged.queries):
-            positive = {self.corpus.row(doc): grade for doc, grade in judged.qrels[query.id].items() if grade > 0}
-            for row, grade in positive.items():
-                out[i, pool.docs[i] == row] = grade
+            for doc, grade in judged.qrels[query.id].items():
+                out[i, pool.docs[i] == self.corpus.row(doc)] = max(grade, 0)
         return out
 
     def tuned(self) -> dict[str, Any]:

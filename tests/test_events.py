@@ -98,7 +98,7 @@ def test_a_page_becomes_impressions():
     queries = [Query("1", "Love", Context(customer="c", locale="en-GB")), Query("2", "x")]
     shown = Candidates(docs, np.array([[3, 2, -np.inf], [1, -np.inf, -np.inf]], np.float32))
     page = Page(["i1", "i2"], queries, np.ones((2, 4), np.float32), decision, shown, ("x", "y"), ranks)
-    first, second = impressions_of(page, ["a", "b", "c"], time=NOW, sessions=["s", None], policy="fixed-1")
+    first, second = impressions_of(page, ["a", "b", "c"], times=[NOW, NOW], sessions=["s", None], policy="fixed-1")
     assert (first.id, first.shown, first.scores, first.ranks) == ("i1", ("c", "a"), (3.0, 2.0), ((0, None), (1, 4)))
     assert (first.session, first.context.customer, first.normalised) == ("s", "c", "love")
     assert (second.drawn, second.propensity, second.marginals) == (Allocation((0, 7), 8), 0.25, (0.5, 0.5, 0.5))

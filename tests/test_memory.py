@@ -174,4 +174,6 @@ def test_remembered_queries_are_encoded_once(corpus):
     ask(memory, "anything")
     first = encoder.asked
     ask(memory, "anything")
+    assert encoder.asked == first
+    ask(memory, "something else")
     assert encoder.asked == first + 1

@@ -27,6 +27,7 @@ from ltrr.feedback.evidence import Did, Ledger, Seen
 from ltrr.feedback.sums import Column, Sums
 from ltrr.metrics import whole_file
 
+_CACHED = 50_000  # vectors of queries that are kept
 _CANDIDATES = 4_000  # remembered queries that share a word, looked at for one query; those with rarer words first
 
 
@@ -87,6 +88,7 @@ class Memory:
         self._sums = Sums(**self._options)
         self._book = Ledger(self._sums, self.rows, **self._book_options)
         self._words = _Words(self._frequency, len(self._corpus))
+        self._cache: dict[str, np.ndarray] = {}
         self._vectors: Column | None = None  # (M, D) of the first of `_sums.succeeded`
 
     def _predict(self) -> None:
@@ -169,12 +171,18 @@ class Memory:
             return None
         done = len(self._vectors.values) if self._vectors is not None else 0
         new = [self._sums.queries[q] for q in self._sums.succeeded[done:]]
-        vectors = self._encoder.encode([*texts, *new], is_query=True)
+        unknown = [text for text in dict.fromkeys([*texts, *new]) if text not in self._cache]
+        if len(self._cache) + len(unknown) > _CACHED:
+            self._cache.clear()
+            unknown = list(dict.fromkeys([*texts, *new]))
+        if unknown:
+            self._cache |= dict(zip(unknown, self._encoder.encode(unknown, is_query=True), strict=True))
         if new:
-            self._vectors = self._vectors or Column(np.float32, vectors.shape[1])
+            rows = np.stack([self._cache[text] for text in new])
+            self._vectors = self._vectors or Column(np.float32, rows.shape[1])
             self._vectors.grow(done + len(new))
-            self._vectors.values[done:] = vectors[len(texts) :]
-        return vectors[: len(texts)]
+            self._vectors.values[done:] = rows
+        return np.stack([self._cache[text] for text in texts]) if texts else np.zeros((0, 1), np.float32)
 
     # -- snapshots
 

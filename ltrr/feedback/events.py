@@ -147,12 +147,12 @@ def impressions_of(
     page: Page,
     ids: Sequence[str],
     *,
-    time: datetime | None = None,
-    sessions: Sequence[str | None] = (),
+    times: Sequence[datetime] | None = None,
+    sessions: Sequence[str | None] | None = None,
     policy: str = "",
 ) -> list[Impression]:
-    """A page's impressions; `ids[row]` is the id of a corpus row. time: of all; None = now."""
-    now = time or datetime.now(UTC)
+    """A page's impressions; `ids[row]` is the id of a corpus row. times: of each; None = now."""
+    times = times or [datetime.now(UTC)] * len(page.queries)
     out = []
     for q, query in enumerate(page.queries):
         real = page.shown.docs[q] >= 0
@@ -160,7 +160,7 @@ def impressions_of(
         out.append(
             Impression(
                 id=page.impressions[q],
-                time=now,
+                time=times[q],
                 query=query.text,
                 shown=tuple(ids[row] for row in page.shown.docs[q][real].tolist()),
                 scores=tuple(page.shown.scores[q][real].tolist()),
