@@ -66,9 +66,10 @@ STEPS = [
     ),
     table("scifact-dense", _SCIFACT, "--arms.dense.model runs/dense-scifact/export"),
     table("msrd-dense", _MSRD, "--arms.dense.model runs/dense-msrd/export"),
-    fit("splade-scifact", "splade", _SCIFACT, _NEGATIVES),
+    fit("splade-scifact", "splade", _SCIFACT, _NEGATIVES, "--model.network.model runs/dense-scifact/export"),
     fit(
-        "splade-msrd", "splade", _MSRD, _STEPS, "--trainer.max_steps 500 --trainer.val_check_interval 125",
+        "splade-msrd", "splade", _MSRD, _STEPS, "--model.network.model runs/dense-msrd/export",
+        "--trainer.max_steps 500 --trainer.val_check_interval 125",
         "--model.network.max_length 128 --data.title_pairs 0 --data.dev_documents 4000",
     ),
     table("scifact-sparse", _SCIFACT, "--arms.sparse.model runs/splade-scifact/export"),
@@ -83,7 +84,8 @@ STEPS = [
         "--data.candidates runs/mined/scifact-dev/candidates.trec",
     ),
     fit(
-        "cross_encoder-msrd", "cross_encoder", _MSRD, "--model.network.max_length 160",
+        "cross_encoder-msrd", "cross_encoder", _MSRD, "--model.network.model runs/dense-msrd/export",
+        "--model.network.max_length 160",
         "--data.candidates runs/mined/msrd-dev/candidates.trec",
     ),
     table("scifact-ranked", _SCIFACT, _RRF, "--ranker.model runs/cross_encoder-scifact/export"),

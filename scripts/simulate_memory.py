@@ -1,0 +1,186 @@
+"""Memory learns from simulated clicks: quality on test queries after each amount of feedback.
+
+python scripts/simulate_memory.py --config configs/memory.yaml --data FOLDER --out DIR [--rounds 5000 50000]
+    [--seeds 10] [--eta 1] [--noise 0.1] [--direct 0.5] [--by intent] [--data.qrels qrels-random]
+
+Customers ask train queries; what they click teaches the memory arm; test queries are asked in between and teach
+nothing. 0 rounds are the other arms (and predictions, where there are any). --direct: the share of those who clicked
+nothing who ask again, by the title of what they want. --by: also by a field of the queries' metadata, which is read for
+analysis only. Writes DIR/results.json, DIR/table.md and DIR/curve.png.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from _common import arguments, main
+from tqdm import tqdm
+
+from ltrr.config import ConfigError
+from ltrr.data.beir import open_dataset
+from ltrr.evaluate.report import paired_randomisation
+from ltrr.feedback.clicks import PositionBased
+from ltrr.feedback.simulate import Remembered, Simulation
+from ltrr.funnel import Funnel
+from ltrr.metrics import drop_self, evaluate, to_run, whole_file
+from ltrr.policy.baselines import FixedPolicy
+from ltrr.system import System, open_systems
+
+MEASURES = ("nDCG@10", "R@10")
+_DEPTH, _BATCH, _PAGE = 100, 250, 10
+
+
+class World:
+    """A system whose arms are asked each query once, but for memory, and what customers ask."""
+
+    def __init__(self, system: System, name: str) -> None:
+        if name not in system.specs:
+            raise ConfigError(f"arms: there is no arm {name!r} to teach; see configs/memory.yaml")
+        self.system, self.name, self.order = system, name, system.order()
+        self._static = {n: Remembered(system.arm(n), _DEPTH) for n in system.usable() if n != name}
+        self.train, self.train_qrels = system.dataset.split("train")
+        self.test, self.test_qrels = system.dataset.split("test")
+
+    def funnel(self) -> tuple[Funnel, Any]:
+        """A funnel and its memory, which knows nothing but predictions yet."""
+        memory = self.system.make(self.name)[0]
+        arms = {**self._static, self.name: memory}
+        policy = FixedPolicy(list(arms), dict.fromkeys(arms, _DEPTH), _DEPTH)
+        return Funnel(arms, policy, self.order), memory
+
+    def direct(self) -> dict[str, str]:
+        """Train query -> title of what it wants most."""
+        corpus = self.system.corpus
+        best = {q: max(grades, key=lambda doc: (grades[doc], doc)) for q, grades in self.train_qrels.items() if grades}
+        return {q: corpus[corpus.row(doc)].title for q, doc in best.items()}
+
+    def quality(self, funnel: Funnel) -> dict[str, np.ndarray]:
+        """Measure -> (Q,) of the test queries."""
+        run = {}
+        for start in range(0, len(self.test), _BATCH):
+            some = self.test[start : start + _BATCH]
+            found = funnel.search(some, _PAGE + 1).shown  # one may be the query itself
+            run |= drop_self(to_run([q.id for q in some], found, self.system.corpus.ids))
+        per_query = evaluate(run, self.test_qrels, MEASURES)
+        assert per_query.query_ids == [q.id for q in self.test if max(self.test_qrels[q.id].values(), default=0) > 0]
+        return {measure: per_query.of(measure) for measure in MEASURES}
+
+
+def simulate(world: World, flags: Any, seed: int) -> dict[int, dict[str, np.ndarray]]:
+    """Rounds -> measure -> (Q,)."""
+    funnel, memory = world.funnel()
+    found = {0: world.quality(funnel)}
+    simulation = Simulation(
+        funnel.search,
+        world.train,
+        world.train_qrels,
+        world.system.corpus.ids,
+        model=PositionBased.power(_PAGE, flags.eta),
+        noise=flags.noise,
+        reformulated=world.direct() if flags.direct else None,
+        persistence=flags.direct,
+        seed=seed,
+    )
+    done = 0
+    for rounds in sorted(flags.rounds):
+        for batch in simulation.rounds(rounds - done, _BATCH):
+            memory.observe(batch.events)
+        done = rounds
+        found[rounds] = world.quality(funnel)
+    return found
+
+
+def plot(path: Path, curves: dict[str, dict[int, tuple[float, float, float]]], measure: str) -> None:
+    figure, panel = plt.subplots(figsize=(8, 5), layout="constrained")
+    for name, points in curves.items():
+        x = range(len(points))
+        mean, low, high = np.array(list(points.values())).T
+        panel.plot(x, mean, "o-", label=name)
+        panel.fill_between(x, low, high, alpha=0.2)
+    panel.set_xticks(range(len(points)), [f"{rounds:,}" for rounds in points])
+    panel.set_xlabel("simulated rounds")
+    panel.set_ylabel(f"{measure} on test queries")
+    panel.grid(color="0.9")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False, ncols=2)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    plt.close(figure)
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean and 95 % bootstrap interval over queries and seeds together; values (S, Q)."""
+    rng = np.random.default_rng(0)
+    draws = [
+        values[rng.integers(len(values), size=len(values))][
+            :, rng.integers(values.shape[1], size=values.shape[1])
+        ].mean()
+        for _ in range(1000)
+    ]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def run() -> None:
+    flags, overrides = arguments(
+        __doc__,
+        "configs/memory.yaml",
+        "runs/memory",
+        lambda parser: (
+            parser.add_argument("--rounds", type=int, nargs="+", default=[5_000, 50_000]),
+            parser.add_argument("--seeds", type=int, default=10),
+            parser.add_argument("--eta", type=float, default=1.0, help="position k is looked at with k^-eta"),
+            parser.add_argument("--noise", type=float, default=0.1, help="clicks on what is not relevant"),
+            parser.add_argument("--direct", type=float, default=0.5, help="who ask again by the title, 0 = nobody"),
+            parser.add_argument("--arm", default="memory", help="the arm that learns"),
+            parser.add_argument("--by", help="also by this field of the queries' metadata, for example intent"),
+        ),
+    )
+    (system,) = open_systems(flags.config, overrides)
+    world = World(system, flags.arm)
+    seeds = [simulate(world, flags, seed) for seed in tqdm(range(flags.seeds), "simulate", unit="seed")]
+    ids = [q.id for q in world.test if max(world.test_qrels[q.id].values(), default=0) > 0]
+    groups = {"all": np.ones(len(ids), bool)}
+    if flags.by:
+        whole = open_dataset(system.settings["data"]["path"], query_fields=[flags.by])
+        value = {q.id: q.context.attributes.get(flags.by, "") for q in whole.queries}
+        groups |= {name: np.array([value[i] == name for i in ids]) for name in sorted(set(value.values()))}
+    groups = {name: mask for name, mask in groups.items() if mask.any()}
+    results: dict[str, Any] = {"dataset": system.dataset.name, "seeds": flags.seeds, "queries": len(ids), "groups": {}}
+    lines = [
+        "| queries | n | rounds | nDCG@10 | R@10 | p (nDCG@10, against 0 rounds) |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, mask in groups.items():
+        rows = {}
+        for rounds in seeds[0]:
+            values = {m: np.stack([found[rounds][m][mask] for found in seeds]) for m in MEASURES}
+            cells = {m: interval(values[m]) for m in MEASURES}
+            start = np.stack([found[0]["nDCG@10"][mask] for found in seeds]).mean(axis=0)
+            p = paired_randomisation(values["nDCG@10"].mean(axis=0), start) if rounds else 1.0
+            rows[rounds] = {m: dict(zip(("mean", "low", "high"), cell, strict=True)) for m, cell in cells.items()} | {
+                "p": p
+            }
+            shown = " | ".join(f"{mean:.4f} ({low:.3f} to {high:.3f})" for mean, low, high in cells.values())
+            lines.append(f"| {name} | {mask.sum()} | {rounds:,} | {shown} | {'' if not rounds else f'{p:.4f}'} |")
+        results["groups"][name] = {"queries": int(mask.sum()), "rounds": rows}
+    flags.out.mkdir(parents=True, exist_ok=True)
+    with whole_file(flags.out / "results.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    with whole_file(flags.out / "table.md") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    curves = {
+        name: {r: tuple(row["R@10"].values()) for r, row in group["rounds"].items()}
+        for name, group in results["groups"].items()
+    }
+    plot(flags.out / "curve.png", curves, "R@10")
+    print("\n".join(lines))
+    print(f"written: {flags.out}/results.json, table.md, curve.png")
+
+
+if __name__ == "__main__":
+    main(run)
