@@ -191,7 +191,8 @@ class Memory:
         with self._lock:
             arrays, open_events = self._state(0.0)
         with whole_file(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, open_events=np.frombuffer(open_events.encode(), np.uint8), **arrays)
+            arrays["open_events"] = np.frombuffer(open_events.encode(), np.uint8)
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
     def load(self, path: Path) -> None:
         """Goes on from what `save` wrote; predictions are this arm's own."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class Cascade:
 
 
 ClickModel = PositionBased | Cascade
+Model = TypeVar("Model", PositionBased, Cascade)
 _MODELS: dict[str, type[ClickModel]] = {"position_based": PositionBased, "cascade": Cascade}
 
 
@@ -64,22 +65,21 @@ class Clicks(NamedTuple):
     examined: np.ndarray  # (R, K) bool
 
 
-class Fit(NamedTuple):
+class Fit(NamedTuple, Generic[Model]):
     """What a log says. `converged` is False where max_iter came first."""
 
-    model: ClickModel
+    model: Model
     attraction: np.ndarray  # (P,) in [0, 1]
     objective: np.ndarray  # (I,) log posterior: log-likelihood + log prior of attractions; never falls
     converged: bool
 
 
 def attraction_of(grades: np.ndarray, *, highest: int, noise: float = 0.0) -> np.ndarray:
-    """(R, K) attraction: noise + (1 − noise)(2^grade − 1)/(2^highest − 1), so `noise` at grade 0; NaN on pads.
+    """(R, K) attraction: noise + (1 − noise)(2^grade − 1)/(2^highest − 1), so P(click | examined) is noise at 0.
 
     Args:
-        grades: (R, K), pads NaN or below 0.
+        grades: (R, K), pads NaN or below 0: NaN in what comes back.
         highest: the data set's highest grade, not this batch's. ValueError where a grade is above it.
-        noise: P(click | examined) of what is not relevant, in [0, 1].
     """
     real = grades >= 0
     if (grades[real] > highest).any():
@@ -124,7 +124,7 @@ def examination_of(model: ClickModel, clicks: np.ndarray, attraction: np.ndarray
 
 def fit_position_based(
     pairs: np.ndarray, clicks: np.ndarray, prior: tuple[float, float] = (0.1, 0.4), max_iter: int = 5_000
-) -> Fit:
+) -> Fit[PositionBased]:
     """Examination by position and attraction by pair, by expectation-maximisation (Chuklin et al. 2015, chapter 4).
 
     Only products of the two are seen, so position 0 is taken to be always examined: examination is relative to it (at
@@ -162,7 +162,7 @@ def fit_position_based(
 
 def fit_cascade(
     pairs: np.ndarray, clicks: np.ndarray, prior: tuple[float, float] = (0.1, 0.4), max_iter: int = 500
-) -> Fit:
+) -> Fit[Cascade]:
     """Satisfaction, abandonment and attraction by pair, by expectation-maximisation over where the customer stopped.
 
     Arguments as of `fit_position_based`. Errors: ValueError where no pair that was clicked appears at two positions.

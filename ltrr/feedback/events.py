@@ -162,7 +162,7 @@ def impressions_of(
                 id=page.impressions[q],
                 time=times[q],
                 query=query.text,
-                shown=tuple(ids[row] for row in page.shown.docs[q][real].tolist()),
+                shown=tuple(map(ids.__getitem__, page.shown.docs[q][real].tolist())),
                 scores=tuple(page.shown.scores[q][real].tolist()),
                 ranks=tuple(ranks),
                 session=sessions[q] if sessions else None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,10 +28,10 @@ class Increments(NamedTuple):
     values: np.ndarray  # (E, 2) successes, trials
 
     @classmethod
-    def difference(cls, new: Self, old: Self) -> Self:
+    def difference(cls, new: Increments, old: Increments) -> Increments:
         """What leads from `old` to `new`."""
-        whole = [np.concatenate(pair) for pair in zip(new[:4], old[:4], strict=True)]
-        return cls(*whole, np.concatenate([new.values, -old.values]))
+        queries, rows, customers, times = (np.concatenate(pair) for pair in zip(new[:4], old[:4], strict=True))
+        return cls(queries, rows, customers, times, np.concatenate([new.values, -old.values]))
 
 
 class Sums:
