@@ -91,8 +91,7 @@ def attraction_of(grades: np.ndarray, *, highest: int, noise: float = 0.0) -> np
 def simulate(model: ClickModel, attraction: np.ndarray, rng: np.random.Generator) -> Clicks:
     """Clicks on pages of entities with (R, K) attraction, NaN = pad. ValueError where a page has too many positions."""
     real = ~np.isnan(attraction)
-    attracted, looks = rng.random((2, *attraction.shape))
-    attracted = attracted < np.where(real, attraction, 0.0)
+    attracted, looks = rng.random(real.shape) < attraction, rng.random(real.shape)  # a pad (NaN) attracts nobody
     if isinstance(model, PositionBased):
         examined = (looks < _examination(model, attraction.shape[1])) & real
         return Clicks(attracted & examined, examined)
@@ -154,7 +153,7 @@ def fit_position_based(
         unsure = missed / silent
         looked = clicked_at + examination * ((1 - attraction) @ unsure)  # (K,) expected examinations
         liked = successes + attraction * (unsure @ (1 - examination))  # (P,) expected attractions
-        examination, attraction = looked / shown_at, liked / trials
+        examination, attraction = np.minimum(looked / shown_at, 1.0), liked / trials  # rounding may exceed 1
         examination[0] = 1.0
     model = PositionBased(tuple(examination.tolist()))
     return Fit(model, attraction, np.array(objective[1:]), len(objective) <= max_iter)

@@ -99,7 +99,8 @@ class Simulation:
                 self._trade()
             numbers = self._round + np.arange(len(asked))
             self._round += len(asked)
-            queries = [self._someone(self._queries[q], number) for q, number in zip(asked.tolist(), numbers.tolist(), strict=True)]
+            who = zip(asked.tolist(), numbers.tolist(), strict=True)
+            queries = [self._someone(self._queries[q], number) for q, number in who]
             first = self._play(asked, queries, numbers, 0)
             yield first
             failed = np.flatnonzero(~first.clicks.any(axis=1))
