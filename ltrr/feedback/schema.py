@@ -1,0 +1,190 @@
+"""The event store's tables, events as rows and back, and how a database is opened and brought to this version.
+
+Knows SQL, dialects and migrations; knows nothing about queues, threads or what events are for. What is queried by has
+a column, the rest of an impression is in `body`. Times are UTC in whole microseconds. `seq` grows in the order of
+commits, over many processes too: whoever inserts holds the database's one write lock until the commit.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from pydantic_core import to_json
+from sqlalchemy import event, exc
+
+from ltrr.core import Context
+from ltrr.feedback.events import KINDS, Action, Allocation, Impression
+
+
+def _keys(table: str) -> list[Any]:
+    return [
+        sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+        sa.Column("id", sa.Text, nullable=False),  # made by the client
+        sa.Column("time", sa.BigInteger, nullable=False, index=True),
+        sa.UniqueConstraint("id", name=f"uq_{table}_id"),
+    ]
+
+
+METADATA = sa.MetaData()
+IMPRESSIONS = sa.Table(
+    "impressions",
+    METADATA,
+    *_keys("impressions"),
+    sa.Column("customer", sa.Text, index=True),
+    sa.Column("session", sa.Text),
+    *(sa.Column(name, sa.Text, nullable=False) for name in ("query", "normalised", "policy")),
+    sa.Column("propensity", sa.Double, nullable=False),
+    sa.Column("shown", sa.JSON, nullable=False),  # entities, best first
+    sa.Column("body", sa.JSON, nullable=False),  # all other fields
+    sa.CheckConstraint("propensity > 0 AND propensity <= 1", name="ck_impressions_propensity"),
+    sqlite_autoincrement=True,  # a number is never used again
+)
+ACTIONS = sa.Table(
+    "actions",
+    METADATA,
+    *_keys("actions"),
+    sa.Column("impression", sa.Text, nullable=False, index=True),  # no foreign key: the action may come first
+    *(sa.Column(name, sa.Text, nullable=False) for name in ("entity", "kind")),
+    sa.Column("seconds", sa.Double),
+    sa.CheckConstraint(f"kind IN {KINDS}", name="ck_actions_kind"),
+    sa.CheckConstraint("seconds >= 0", name="ck_actions_seconds"),
+    sqlite_autoincrement=True,
+)
+
+_ARRAYS = ("scores", "ranks", "arms", "features", "action_features", "marginals")  # of `body`, tuples in an Impression
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LOCK = 0x6C747272  # "ltrr", the key of PostgreSQL's advisory lock
+_PREPARE = {
+    "sqlite": ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA secure_delete = ON"),
+    "postgresql": (
+        "SELECT set_config(name, 'on', false) FROM pg_settings WHERE (name, setting) = ('synchronous_commit', 'off')",
+    ),
+}  # a commit is on disk; what is erased is overwritten
+
+
+def micros(time: datetime) -> int:
+    """UTC microseconds since 1970 of a time with a zone."""
+    return (time - _EPOCH) // timedelta(microseconds=1)
+
+
+def row_of(event: Impression | Action) -> tuple:
+    """The values of its table's columns but `seq`. ValueError names an event that a database cannot hold."""
+    try:
+        if isinstance(event, Action):
+            texts = event.impression, event.entity, event.kind
+            row = event.id, micros(event.time), *texts, event.seconds
+        else:
+            who = event.context
+            texts = who.customer, event.session, event.query, event.normalised, event.policy
+            body: dict[str, Any] = {name: getattr(event, name) for name in _ARRAYS}
+            body |= {"drawn": event.drawn, "executed": event.executed, "models": dict(event.models)}
+            body |= {"locale": who.locale, "time": who.time and who.time.isoformat(), "device": who.device}
+            body["attributes"] = dict(who.attributes)
+            rest = event.propensity, to_json(event.shown).decode(), to_json(body).decode()
+            if not math.isfinite(sum(chain(event.scores, event.features, *event.action_features))):
+                raise ValueError("a score or feature is not finite")
+            row = event.id, micros(event.time), *texts, *rest
+            if max(map(len, filter(None, (who.customer, event.session, event.policy))), default=0) > 200:
+                raise ValueError("customer, session and policy have at most 200 characters")
+            texts += event.shown
+        joined = "".join(filter(None, (event.id, *texts)))
+        if b"\0" in joined.encode():  # which refuses unpaired surrogates
+            raise ValueError("it has a NUL character; remove it")
+        return row
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{type(event).__name__.lower()} {event.id!r} cannot be stored: {error}") from error
+
+
+def impression_of(row: Any) -> Impression:
+    """From a row of `impressions` with its JSON read."""
+    body = row.body
+    time = body["time"] and datetime.fromisoformat(body["time"])
+    drawn, executed = (a and Allocation(tuple(a[0]), a[1]) for a in (body["drawn"], body["executed"]))
+    return Impression(
+        id=row.id,
+        time=_EPOCH + timedelta(microseconds=row.time),
+        query=row.query,
+        shown=tuple(row.shown),
+        session=row.session,
+        context=Context(row.customer, body["locale"], time, body["device"], body["attributes"]),
+        drawn=drawn,
+        executed=executed,
+        propensity=row.propensity,
+        policy=row.policy,
+        models=body["models"],
+        **{name: _tuples(body[name]) for name in _ARRAYS},
+    )
+
+
+def action_of(row: Any) -> Action:
+    """From a row of `actions`."""
+    time = _EPOCH + timedelta(microseconds=row.time)
+    return Action(row.id, row.impression, row.entity, row.kind, time, row.seconds)
+
+
+def _tuples(values: list) -> tuple:
+    return tuple(_tuples(value) if isinstance(value, list) else value for value in values)
+
+
+def open_database(url: str) -> sa.Engine:
+    """The database of a URL, a new file if need be, with all migrations applied.
+
+    A connection with the execution option `write` holds the write lock from the begin of each transaction.
+    ValueError: no such kind of database, no driver, no server, or a schema newer than this version.
+    """
+    try:
+        where = sa.make_url(url)
+        shown, kind = where.render_as_string(hide_password=True), where.get_backend_name()
+        if where.drivername not in (*_PREPARE, "postgresql+psycopg") or where.database in (None, "", ":memory:"):
+            raise ValueError(f"event store: {shown!r} is not sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE")
+        if kind == "sqlite":
+            Path(where.database).parent.mkdir(parents=True, exist_ok=True)
+            engine = sa.create_engine(where, connect_args={"isolation_level": None, "timeout": 10.0})  # s for a lock
+        else:
+            engine = sa.create_engine(where.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+    except exc.ArgumentError as error:
+        raise ValueError("event store: this is no database URL; write sqlite:///runs/events.db") from error
+    except ImportError as error:
+        raise ValueError("event store: PostgreSQL needs psycopg: pip install 'ltrr[scale]'") from error
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _: Any) -> None:
+        for setting in _PREPARE[kind]:
+            connection.execute(setting)
+        connection.commit()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        write = connection.get_execution_options().get("write")
+        if kind == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+        elif write:
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+
+    try:
+        with engine.connect().execution_options(write=True) as connection, connection.begin():
+            config, revision = migrations(connection), MigrationContext.configure(connection).get_current_revision()
+            known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+            if revision not in (None, *known):
+                raise ValueError(f"event store: {shown!r} has the schema {revision!r} of a newer ltrr: update this one")
+            command.upgrade(config, "head")
+    except exc.DBAPIError as error:
+        raise ValueError(f"event store: {shown!r} cannot be opened: {error.orig}") from error
+    return engine
+
+
+def migrations(connection: sa.Connection) -> Config:
+    """Alembic's configuration on a connection; a new one: `command.revision(_, "what", True)`."""
+    config = Config()
+    config.set_main_option("script_location", "ltrr.feedback:migrations")
+    config.attributes["connection"] = connection
+    return config
