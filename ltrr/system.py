@@ -50,6 +50,9 @@ SCHEMA: dict[str, Any] = {  # what a config may hold; an arm's keys are its cons
     "serve.host": str,
     "serve.port": int,
     "serve.max_k": int,
+    "serve.events": str | None,
+    "serve.keep_days": float | None,
+    "serve.snapshot_s": float,
 }
 KEYS: dict[str, set[str] | None] = {  # section -> its keys, None = anything
     key.split(".")[0]: {k.split(".")[1] for k in SCHEMA if k.startswith(f"{key.split('.')[0]}.")} or None
@@ -126,7 +129,8 @@ class System:
     def usable(self) -> list[str]:
         """Arms that are there (`model: null` is not) and can say something: those about metadata need some."""
         there = [n for n, s in self.specs.items() if not _is_absent(s)]
-        return [n for n in there if self.has_fields or not _needs_fields(self.specs[n]["class"])]
+        needs = {n: getattr(find_class("arms", self.specs[n]["class"]), "needs_fields", False) for n in there}
+        return [n for n in there if self.has_fields or not needs[n]]
 
     def trained_on(self, parts: Iterable[str]) -> list[str]:
         """Splits of this data set on whose queries the models were trained that these parts ("arms.NAME") name."""
@@ -339,10 +343,6 @@ class System:
             on = f"{len(queries)} queries of {judged.name}"
             arguments = arguments | self.tuning.fitted("ranker", depends, fit, on)
         return construct("ranker", cls, arguments)
-
-
-def _needs_fields(path: str) -> bool:
-    return bool(getattr(find_class("arms", path), "needs_fields", False))
 
 
 def _is_absent(spec: Mapping[str, Any]) -> bool:

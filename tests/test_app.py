@@ -12,8 +12,12 @@ import pytest
 from conftest import ROOT
 from fastapi.testclient import TestClient
 
+from ltrr.feedback.store import EventStore
 from ltrr.serving.app import create_app
 from ltrr.system import open_systems
+
+sys.path.insert(0, str(ROOT))
+from serve import recorder
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +91,86 @@ def test_health_and_openapi(client):
     assert "/search" in client.get("/openapi.json").json()["paths"]
 
 
+@pytest.fixture(scope="module")
+def learning(music, tmp_path_factory):
+    """A service with a memory and an event store."""
+    folder = tmp_path_factory.mktemp("learning")
+    config = folder / "c.yaml"
+    config.write_text(
+        f"data: {{path: {music}}}\ncache: {folder / 'cache'}\narms:\n"
+        "  lexical: {class: ltrr.arms.lexical.Lexical}\n  memory: {class: ltrr.arms.memory.Memory}\n"
+        f"fusion: {{added: {{memory: 1.0}}}}\nserve: {{events: 'sqlite:///{folder}/events.db'}}\n"
+    )
+    (system,) = open_systems(config, ["--arms.memory.neighbours", "0", "--arms.memory.encoder", "null"])
+    corpus = system.corpus
+    funnel, kept = system.funnel(), recorder(system, system.settings["serve"]["events"])
+    describe = lambda row: (corpus.ids[row], corpus[row].title)  # noqa: E731
+    with kept.loop:
+        yield TestClient(create_app(funnel, "tiny", len(corpus), describe, recorder=kept))
+
+
+def ask(client, query: str, customer: str | None = None, **more) -> tuple[str, list[str]]:
+    answer = client.post("/search", json={"query": query, "k": 20, "context": {"customer": customer}, **more})
+    assert answer.status_code == 200
+    return answer.json()["impression"], [result["id"] for result in answer.json()["results"]]
+
+
+def click(client, impression: str, entity: str, name: str, **more) -> None:
+    action = {"id": name, "impression": impression, "entity": entity, "kind": "click", **more}
+    answer = client.post("/feedback", json={"actions": [action]})
+    assert (answer.status_code, answer.json()) == (200, {"stored": 1})
+
+
+def test_search_then_feedback_then_better_search(learning):
+    """An idiom that finds nothing; who fails asks by name, and what they click then answers the idiom."""
+    wanted = ask(learning, "tayler vale")[1][0]
+    for n, customer in enumerate(("a", "b", "c")):
+        _, found = ask(learning, "zorpy", customer, session=f"s{n}")
+        assert wanted not in found
+        impression, _ = ask(learning, "tayler vale", customer, session=f"s{n}")
+        click(learning, impression, wanted, f"click-{n}")
+        click(learning, impression, wanted, f"click-{n}")  # sent again
+        assert ask(learning, "Zorpy!", customer)[1][0] == wanted  # its author at once
+    assert ask(learning, "zorpy", "d")[1][0] == wanted  # three customers agree
+    assert learning.delete("/customers/c").json() == {"impressions": 3, "actions": 1}
+    assert ask(learning, "zorpy", "d")[1] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"kind": "buy"}, "kind"),
+        ({"id": ""}, "id"),
+        ({"seconds": -1}, "seconds"),
+        ({"time": "2026-01-01T10:00:00"}, "time"),
+        ({"time": "2999-01-01T10:00:00Z"}, "is in the future"),
+        ({"entity": "a\0b"}, "entity"),
+        ({"reward": 5}, "reward"),
+    ],
+)
+def test_bad_feedback_names_the_field_and_nothing_of_it_is_kept(learning, change, field):
+    good = {"id": "good", "impression": "i", "entity": "e", "kind": "click"}
+    before = learning.post("/feedback", json={"actions": [good | {"id": "before"}]})
+    assert before.status_code == 200
+    answer = learning.post("/feedback", json={"actions": [good, good | {"id": "bad"} | change]})
+    assert answer.status_code == 422
+    assert field in answer.text
+    assert learning.post("/feedback", json={"actions": [good | {"id": "good", "entity": "other"}]}).status_code == 200
+
+
+def test_odd_texts_are_kept(learning):
+    assert learning.post("/search", json={"query": "a\0b"}).status_code == 200
+    assert learning.post("/search", json={"query": "a", "context": {"customer": "a\0b"}}).status_code == 422
+
+
+def test_a_service_that_keeps_nothing_says_so(client):
+    answer = client.post(
+        "/feedback", json={"actions": [{"id": "a", "impression": "i", "entity": "e", "kind": "click"}]}
+    )
+    assert answer.status_code == 404
+    assert "serve.events" in answer.text
+
+
 def _serve(*flags: str) -> dict:
     """Starts serve.py as a user does, asks one query, stops it."""
     port = "18765"
@@ -113,6 +197,18 @@ def _serve(*flags: str) -> dict:
 
 def test_serve_py_starts_and_answers(music, fast_config):
     assert len(_serve("--config", str(fast_config), "--data", str(music))["results"]) == 5
+
+
+def test_serve_py_keeps_what_it_showed(music, fast_config, tmp_path):
+    url = f"sqlite:///{tmp_path}/events.db"
+    shown = _serve("--config", str(fast_config), "--data", str(music), "--serve.events", url)
+    with EventStore(url) as store:
+        ((_, kept),) = [pair for batch in store.impressions() for pair in batch]
+    assert (kept.id, kept.query, list(kept.shown)) == (
+        shown["impression"], "tayler love", [result["id"] for result in shown["results"]],
+    )  # fmt: skip
+    assert kept.policy == "fixed"
+    assert set(kept.models) == set(kept.arms)
 
 
 @pytest.mark.slow

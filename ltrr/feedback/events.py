@@ -150,6 +150,7 @@ def impressions_of(
     times: Sequence[datetime] | None = None,
     sessions: Sequence[str | None] | None = None,
     policy: str = "",
+    models: Mapping[str, str] | None = None,
 ) -> list[Impression]:
     """A page's impressions; `ids[row]` is the id of a corpus row. times: of each; None = now."""
     times = times or [datetime.now(UTC)] * len(page.queries)
@@ -173,6 +174,7 @@ def impressions_of(
                 propensity=float(page.decision.propensity[q]),
                 marginals=tuple(page.decision.marginals[q].tolist()),
                 policy=policy,
+                models=models or {},
             )
         )
     return out

@@ -112,6 +112,12 @@ class EventStore:
         """Batches of (seq, id, impression, entity, kind, time in microseconds, seconds), likewise."""
         return self._rows(ACTIONS, after, names=("seq", "id", "impression", "entity", "kind", "time", "seconds"))
 
+    def last(self) -> tuple[int, int]:
+        """The seq of the last impression and of the last action, 0 = there is none."""
+        with self._engine.connect() as connection:
+            found = [connection.scalar(sa.select(sa.func.max(table.c.seq))) for table in (IMPRESSIONS, ACTIONS)]
+        return found[0] or 0, found[1] or 0
+
     def erase(self, customer: str) -> tuple[int, int]:
         """Removes a customer's impressions and the actions on them; how many of each. Exports are left as they are."""
         theirs = partial(_remove, IMPRESSIONS, IMPRESSIONS.c.customer == customer)

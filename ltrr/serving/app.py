@@ -1,30 +1,37 @@
-"""The funnel behind HTTP: POST /search, GET /healthz, OpenAPI at /docs.
+"""The funnel behind HTTP: POST /search, POST /feedback, DELETE /customers/ID, GET /healthz, OpenAPI at /docs.
 
-Knows the funnel, the corpus's ids and titles, and JSON; a request chooses a query, a length and a context, never a
-class, a model or a path.
+Knows the funnel, the corpus's ids and titles, the loop that keeps events, and JSON; a request chooses a query, a length
+and a context, never a class, a model or a path. Who may ask for which customer is for the gateway in front to say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
-from ltrr.core import Context, Query
+from ltrr.core import Context, Page, Query
+from ltrr.feedback.events import Action, Kind, impressions_of
+from ltrr.feedback.loop import Loop
 from ltrr.funnel import Funnel
+
+_AHEAD = timedelta(minutes=5)  # of clients' clocks
+_NO_NUL = r"^[^\x00]*$"  # which no database keeps
+Id = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=_NO_NUL)]
 
 
 class SearchContext(BaseModel):
     """Who asks, where and when; all of it optional."""
 
     model_config = ConfigDict(extra="forbid")
-    customer: str | None = Field(default=None, max_length=200)
-    locale: str | None = Field(default=None, max_length=35, description="for example en-GB")
+    customer: Id | None = None
+    locale: str | None = Field(default=None, max_length=35, pattern=_NO_NUL, description="for example en-GB")
     time: datetime | None = Field(default=None, description="ISO 8601")
     device: str | None = Field(default=None, max_length=100)
     attributes: dict[str, Annotated[str, StringConstraints(max_length=1000)]] = Field(
@@ -38,6 +45,7 @@ class SearchRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     query: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
     k: int = Field(default=10, ge=1, description="results wanted")
+    session: Id | None = Field(default=None, description="what a customer asks in one go")
     context: SearchContext = SearchContext()
 
 
@@ -57,6 +65,41 @@ class SearchResponse(BaseModel):
     results: list[Result]
 
 
+class CustomerAction(BaseModel):
+    """What a customer did with one result."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: Id = Field(description="made by the client; sent again it changes nothing")
+    impression: Id
+    entity: Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=_NO_NUL)]
+    kind: Kind
+    seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="played")
+    time: AwareDatetime | None = Field(
+        default=None,
+        description="ISO 8601 with a zone; by default when it comes, so give it where it may be sent again",
+    )
+
+
+class FeedbackRequest(BaseModel):
+    """Actions, in any order, late or twice."""
+
+    model_config = ConfigDict(extra="forbid")
+    actions: list[CustomerAction] = Field(min_length=1, max_length=1000)
+
+
+class FeedbackResponse(BaseModel):
+    """Sent when all of it is on disk and learned."""
+
+    stored: int
+
+
+class Erased(BaseModel):
+    """How much of a customer was removed."""
+
+    impressions: int
+    actions: int
+
+
 class Health(BaseModel):
     """What is being served."""
 
@@ -66,10 +109,37 @@ class Health(BaseModel):
     arms: list[str]
 
 
+@dataclass(frozen=True)
+class Recorder:
+    """Keeps pages and actions.
+
+    ids: of corpus rows. policy: name and version of what decides. models: part -> id of its weights or index.
+    """
+
+    loop: Loop
+    ids: Sequence[str]
+    policy: str = ""
+    models: Mapping[str, str] = field(default_factory=dict)
+
+    def show(self, page: Page, session: str | None) -> None:
+        """Returns when the page's impressions are on disk and learned."""
+        seen = impressions_of(page, self.ids, sessions=[session], policy=self.policy, models=self.models)
+        self.loop.record(seen)
+
+
 def create_app(
-    funnel: Funnel, dataset: str, num_docs: int, describe: Callable[[int], tuple[str, str]], *, max_k: int = 100
+    funnel: Funnel,
+    dataset: str,
+    num_docs: int,
+    describe: Callable[[int], tuple[str, str]],
+    *,
+    max_k: int = 100,
+    recorder: Recorder | None = None,
 ) -> FastAPI:
-    """The application. `describe(row)` gives a document's id and title; `max_k` bounds a page."""
+    """The application. `describe(row)` gives a document's id and title; `max_k` bounds a page.
+
+    Without a recorder nothing is kept and /feedback says so.
+    """
     app = FastAPI(title="ltrr", description="Learning to rank and retrieve")
 
     @app.exception_handler(RequestValidationError)
@@ -82,8 +152,10 @@ def create_app(
     def search(request: SearchRequest) -> SearchResponse:
         if request.k > max_k:
             raise HTTPException(422, f"k: {request.k} is above {max_k}, the most that this service returns")
-        query = Query("http", request.query, Context(**request.context.model_dump()))
+        query = Query("http", request.query.replace("\0", " "), Context(**request.context.model_dump()))
         page = funnel.search([query], request.k)
+        if recorder:
+            recorder.show(page, request.session)
         results = [
             Result(id=name, title=title, score=float(score), arms=page.returned_by(0, position))
             for position, (row, score) in enumerate(zip(page.shown.docs[0], page.shown.scores[0], strict=True))
@@ -91,6 +163,30 @@ def create_app(
             for name, title in [describe(int(row))]
         ]
         return SearchResponse(impression=page.impressions[0], results=results)
+
+    def kept() -> Loop:
+        if recorder is None:
+            raise HTTPException(404, "this service keeps no feedback: serve.events of its config is null")
+        return recorder.loop
+
+    @app.post("/feedback")
+    def feedback(request: FeedbackRequest) -> FeedbackResponse:
+        now = datetime.now(UTC)
+        actions = []
+        for i, a in enumerate(request.actions):
+            if a.time and a.time > now + _AHEAD:
+                raise HTTPException(422, f"actions.{i}.time: {a.time.isoformat()} is in the future")
+            actions.append(Action(a.id, a.impression, a.entity, a.kind, a.time or now, a.seconds))
+        try:
+            kept().record(actions)
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from None
+        return FeedbackResponse(stored=len(actions))
+
+    @app.delete("/customers/{customer}")
+    def erase(customer: Id) -> Erased:
+        impressions, actions = kept().erase(customer)
+        return Erased(impressions=impressions, actions=actions)
 
     @app.get("/healthz")
     def healthz() -> Health:
