@@ -76,7 +76,7 @@ class Memory:
         self.rows = {entity: row for row, entity in enumerate(corpus.ids)}
         self._frequency = Counter(word for document in corpus for word in set(normalised(document.title).split()))
         self._expansion, self._predicted = expansion, predicted
-        self._start()
+        self._renew(self._empty())
         self._predict()
 
     @staticmethod
@@ -84,12 +84,16 @@ class Memory:
         """Checksums of the files that these constructor arguments name, for the keys of caches."""
         return [expansion_id(folder)] if (folder := arguments.get("expansion")) else []
 
-    def _start(self) -> None:
-        self._sums = Sums(**self._options)
-        self._book = Ledger(self._sums, self.rows, **self._book_options)
+    def _empty(self) -> Ledger:
+        return Ledger(Sums(**self._options), self.rows, **self._book_options)
+
+    def _renew(self, book: Ledger) -> None:
+        """From now on this is what is remembered."""
+        self._book, self._sums = book, book.sums
         self._words = _Words(self._frequency, len(self._corpus))
         self._cache: dict[str, np.ndarray] = {}
         self._vectors: Column | None = None  # (M, D) of the first of `_sums.succeeded`
+        self._changes = 0  # since then
 
     def _predict(self) -> None:
         if self._expansion is None:
@@ -106,18 +110,20 @@ class Memory:
     def observe(self, events: Iterable[Impression | Action]) -> None:
         """Learns from events; those that it has had change nothing."""
         with self._lock:
+            self._changes += 1
             self._book.add(events)
 
     def take(self, seen: Sequence[Seen], did: Sequence[Did]) -> None:
         """As `observe`, from the light rows of an event store."""
         with self._lock:
+            self._changes += 1
             self._book.take(seen, did)
 
     def erase(self, customer: str) -> None:
         """Takes back what a customer taught."""
         with self._lock:
             self._book.erase(customer)
-            self._reload(*self._state(0.0))
+            self._renew(self._restored(*self._state(0.0)))
 
     # -- search
 
@@ -200,22 +206,30 @@ class Memory:
             arrays = {name: file[name] for name in file.files}
         arrays["prior"][:] = 0.0
         with self._lock:
-            self._reload(arrays, arrays.pop("open_events").tobytes().decode())
+            self._renew(self._restored(arrays, arrays.pop("open_events").tobytes().decode()))
             self._predict()
 
     def compact(self, least: float = 1e-3) -> None:
-        """Drops evidence that decayed below `least` trials, and events for which nothing late is awaited."""
+        """Drops evidence that decayed below `least` trials, and events for which nothing late is awaited.
+
+        Searches go on meanwhile. Where something is learned meanwhile, all stays as it is: the next time.
+        """
         with self._lock:
             self._book.seal()
-            self._reload(*self._state(least))
+            state, changes = self._state(least), self._changes
+        book = self._restored(*state)
+        with self._lock:
+            if self._changes == changes:
+                self._renew(book)
 
     def _state(self, least: float) -> tuple[dict[str, np.ndarray], str]:
         return self._sums.state(least), self._book.state()
 
-    def _reload(self, arrays: dict[str, np.ndarray], open_events: str) -> None:
-        self._start()
-        self._sums.restore(arrays)
-        self._book.restore(open_events)
+    def _restored(self, arrays: dict[str, np.ndarray], open_events: str) -> Ledger:
+        book = self._empty()
+        book.sums.restore(arrays)
+        book.restore(open_events)
+        return book
 
     def __len__(self) -> int:
         """Pairs."""

@@ -55,14 +55,19 @@ class Loop:
         self._store, self._learners, self._rows, self._folder = store, dict(learners), rows, folder
         self._lock = threading.RLock()
         self._at = self._saved = (0, 0)  # seq of the last impression and action that learners have; that are saved
+        self._saving = False
         self._stop, self._keeper = threading.Event(), None
         self._restore()
         self.catch_up()
 
     def record(self, events: Sequence[Impression | Action]) -> None:
-        """Returns when the events are on disk and learned. ValueError names one that cannot be stored."""
+        """Returns when the events are on disk and learned. ValueError names one that cannot be stored.
+
+        While a snapshot is made they are learned when it is done, so that nobody waits for it.
+        """
         self._store.append(events)
-        self.catch_up()
+        if not self._saving:
+            self.catch_up()
 
     def catch_up(self) -> None:
         """Learns what the store has and learners have not."""
@@ -94,21 +99,13 @@ class Loop:
         with self._lock:
             if self._folder is None or self._at == self._saved:
                 return
-            self._folder.mkdir(parents=True, exist_ok=True)
-            target = self._folder / f"{self._at[0]}-{self._at[1]}"
-            with tempfile.TemporaryDirectory(prefix=".new-", dir=self._folder) as temporary:
-                whole = Path(temporary) / "whole"
-                whole.mkdir()
-                for name, learner in self._learners.items():
-                    learner.compact()
-                    learner.save(whole / f"{name}.npz")
-                if target.exists():  # of before an erasure
-                    target.rename(Path(temporary) / target.name)
-                whole.rename(target)
-                for path in self._folder.glob("[0-9]*-[0-9]*"):
-                    if path != target:
-                        path.rename(Path(temporary) / path.name)  # and so removed
+            self._saving = True
+            try:
+                self._save(self._folder)
+            finally:
+                self._saving = False
             self._saved = self._at
+            self.catch_up()
 
     def keep(self, every: timedelta, days: float | None = None) -> None:
         """From now on, in the background: catches up, removes events older than `days`, snapshots."""
@@ -137,6 +134,22 @@ class Loop:
                 self.snapshot()
             except Exception as error:  # a full disk, a database that is away: the next time
                 warnings.warn(f"snapshot of what was learned: {error}", stacklevel=2)
+
+    def _save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / f"{self._at[0]}-{self._at[1]}"
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as temporary:
+            whole = Path(temporary) / "whole"
+            whole.mkdir()
+            for name, learner in self._learners.items():
+                learner.compact()
+                learner.save(whole / f"{name}.npz")
+            if target.exists():  # of before an erasure
+                target.rename(Path(temporary) / target.name)
+            whole.rename(target)
+            for path in folder.glob("[0-9]*-[0-9]*"):
+                if path != target:
+                    path.rename(Path(temporary) / path.name)  # and so removed
 
     def _restore(self) -> None:
         found = [path for path in self._folder.glob("[0-9]*-[0-9]*")] if self._folder else []

@@ -156,13 +156,17 @@ class Sums:
         live = self._prior.values > 0
         live[self._slot_pair.values[slots]] = True
         pairs = np.flatnonzero(live)
+        queries, pair_query = np.unique(self._pair_query.values[pairs], return_inverse=True)
+        customers, slot_customer = np.unique(self._slot_customer.values[slots], return_inverse=True)
         return {
             "now": np.array(self.now),
-            "queries": _encoded([self.queries[q] for q in self._pair_query.values[pairs].tolist()]),  # of each pair
+            "queries": _encoded([self.queries[q] for q in queries.tolist()]),
+            "customers": _encoded([self._customers[c] for c in customers.tolist()]),
+            "pair_query": pair_query,
             "rows": self._pair_row.values[pairs],
             "prior": self._prior.values[pairs],
             "slot_pair": np.searchsorted(pairs, self._slot_pair.values[slots]),
-            "slot_customer": _encoded([self._customers[c] for c in self._slot_customer.values[slots].tolist()]),
+            "slot_customer": slot_customer,
             "raw": self._raw.values[slots],
         }
 
@@ -171,10 +175,10 @@ class Sums:
         assert not self.queries
         self.now = int(state["now"])
         queries = np.array([self.query(text) for text in _decoded(state["queries"])], np.int64)
-        pairs = self._pairs(queries << 32 | state["rows"])
+        pairs = self._pairs(queries[state["pair_query"]] << 32 | state["rows"])
         self._prior.values[pairs] = state["prior"]
-        customers = np.array([self.customer(name) for name in _decoded(state["slot_customer"])], np.int64)
-        slots = self._slots(pairs[state["slot_pair"]] << 32 | customers)
+        customers = np.array([self.customer(name) for name in _decoded(state["customers"])], np.int64)
+        slots = self._slots(pairs[state["slot_pair"]] << 32 | customers[state["slot_customer"]])
         self._raw.values[slots] = state["raw"]
         self._settle(slots)
 

@@ -1,0 +1,123 @@
+"""What one hostile customer can do to others through memory: top-10 lists of test queries before and after.
+
+python scripts/attack_memory.py --config configs/memory.yaml --data FOLDER --out DIR [--rounds 5000] [--clicks 10000]
+    [--seeds 5]
+
+Memory learns from simulated customers as in simulate_memory.py. Then one customer id clicks:
+
+    worst   asks train queries, in turn, and clicks what stands last on the page: raises it, and lowers those above
+    push    asks a train query, clicks nothing, asks by the title of one entity and clicks that: wants it everywhere
+
+Writes DIR/results.json and DIR/table.md. Events are given to memory as the service would; the customer cannot choose
+what was shown.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+from _common import arguments, main
+from simulate_memory import World
+from tqdm import tqdm
+
+from ltrr.core import Context, Query
+from ltrr.feedback.clicks import PositionBased
+from ltrr.feedback.events import Action, impressions_of
+from ltrr.feedback.simulate import Simulation
+from ltrr.funnel import Funnel
+from ltrr.metrics import whole_file
+from ltrr.system import open_systems
+
+_PAGE, _BATCH = 10, 250
+_LATER = datetime(2027, 1, 1, tzinfo=UTC)  # than all rounds
+ATTACKS = ("worst", "push")
+
+
+def pages(world: World, funnel: Funnel) -> np.ndarray:
+    """(Q, 10) rows shown for test queries."""
+    starts = range(0, len(world.test), _BATCH)
+    return np.concatenate([funnel.search(world.test[s : s + _BATCH], _PAGE).shown.docs for s in starts])
+
+
+def attack(world: World, funnel: Funnel, memory: Any, kind: str, clicks: int, rng: np.random.Generator) -> int:
+    """Clicks of one customer; the row that `push` wants."""
+    ids, who = world.system.corpus.ids, Context("attacker")
+    target = int(rng.integers(len(ids)))
+    title = world.system.corpus[target].title
+    for start in range(0, clicks, _BATCH):
+        number = np.arange(start, min(start + _BATCH, clicks))
+        asked = [replace(world.train[n % len(world.train)], context=who) for n in number.tolist()]
+        times = [_LATER + timedelta(seconds=60 * n) for n in number.tolist()]
+        names = [f"attack-{n}" for n in number.tolist()]
+        seen = impressions_of(funnel.search(asked, _PAGE), ids, times=times, sessions=names)
+        events = list(seen)
+        if kind == "push":
+            asked = [Query("push", title, who)] * len(number)
+            times = [time + timedelta(seconds=20) for time in times]
+            seen = impressions_of(funnel.search(asked, _PAGE), ids, times=times, sessions=names)
+            events += seen
+        for impression in seen:
+            wanted = ids[target] if kind == "push" else impression.shown[-1] if impression.shown else ""
+            if wanted in impression.shown:
+                events.append(Action(f"{impression.id}-x", impression.id, wanted, "click", impression.time))
+        memory.observe(events)
+    return target
+
+
+def measure(world: World, kind: str, flags: Any, seed: int) -> dict[str, float]:
+    """Shares of test queries whose ten best are other ones, or in another order, after the attack."""
+    funnel, memory = world.funnel()
+    simulation = Simulation(
+        funnel.search, world.train, world.train_qrels, world.system.corpus.ids,
+        model=PositionBased.power(_PAGE, 1.0), reformulated=world.direct(), seed=seed,
+    )  # fmt: skip
+    for batch in simulation.rounds(flags.rounds, _BATCH):
+        memory.observe(batch.events)
+    before, quality = pages(world, funnel), world.quality(funnel)["nDCG@10"]
+    target = attack(world, funnel, memory, kind, flags.clicks, np.random.default_rng(seed))
+    after = pages(world, funnel)
+    return {
+        "other_entities": float((np.sort(before) != np.sort(after)).any(axis=1).mean()),
+        "other_order": float((before != after).any(axis=1).mean()),
+        "target_enters": float(((after == target).any(axis=1) & ~(before == target).any(axis=1)).mean()),
+        "nDCG@10_change": float((world.quality(funnel)["nDCG@10"] - quality).mean()),
+    }
+
+
+def run() -> None:
+    flags, overrides = arguments(
+        __doc__,
+        "configs/memory.yaml",
+        "runs/attack",
+        lambda parser: (
+            parser.add_argument("--rounds", type=int, default=5_000),
+            parser.add_argument("--clicks", type=int, default=10_000),
+            parser.add_argument("--seeds", type=int, default=5),
+            parser.add_argument("--arm", default="memory", help="the arm that learns"),
+        ),
+    )
+    (system,) = open_systems(flags.config, overrides)
+    world = World(system, flags.arm)
+    lines = [
+        "| attack | ten best hold others | in another order | target enters | change of nDCG@10 |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    results: dict[str, Any] = {"rounds": flags.rounds, "clicks": flags.clicks, "seeds": flags.seeds, "attacks": {}}
+    for kind in ATTACKS:
+        found = [measure(world, kind, flags, seed) for seed in tqdm(range(flags.seeds), kind, unit="seed")]
+        results["attacks"][kind] = {name: [one[name] for one in found] for name in found[0]}
+        cells = [f"{np.mean(values):.4f}" for values in results["attacks"][kind].values()]
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    flags.out.mkdir(parents=True, exist_ok=True)
+    for name, text in (("results.json", json.dumps(results, indent=1)), ("table.md", "\n".join(lines))):
+        with whole_file(flags.out / name) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main(run)
