@@ -1,16 +1,18 @@
 """The main job on the embedded catalogue, or on --data: training, indexes, the table, plots, and what to try next.
 
-python scripts/quickstart.py [--data FOLDER|ZIP|HUBNAME] [--no-training]
+python scripts/quickstart.py [--data FOLDER|ZIP|HUBNAME] [--no-training] [--fresh]
 
 Trains a bi-encoder, SPLADE, doc2query and a cross-encoder for a few steps each (configs/*.yaml with fewer steps), then
 indexes and evaluates everything but doc2query, of which it shows some queries: writing them for all documents
-(scripts/expand.py) would take longer than all the rest. Run again, it takes what is there.
+(scripts/expand.py) would take longer than all the rest. Run again, it takes what is there; with --fresh it starts from
+nothing, and writes what that cost to cost.json. Data without train queries is searched with untrained models.
 """
 
 from __future__ import annotations
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -19,9 +21,11 @@ from pathlib import Path
 from _common import arguments, main
 from evaluate import evaluate
 
+from ltrr.data.beir import Corpus, open_collection
 from ltrr.data.catalogue import write_catalogue
 from ltrr.metrics import whole_file
 from ltrr.system import open_systems
+from ltrr.tuning import trained_on
 
 _TRAIN = Path(__file__).parent.parent / "train.py"
 _CATALOGUE = Path("runs/quickstart/catalogue")
@@ -52,13 +56,14 @@ _SMALL = {  # model -> what differs from its config: minutes on 2 cores
 _ALL = {"data.dev_queries": 100, "data.dev_documents": 500, "trainer.logger": "false", "trainer.max_epochs": -1}
 
 
-def train(data: str, root: Path) -> dict[str, Path]:
-    """Four small fits under root; name -> export folder. A finished one is taken as it is."""
+def train(data: str, fingerprint: str, root: Path) -> dict[str, Path]:
+    """Four small fits under root; name -> export folder. A finished one of the same corpus is taken as it is."""
     exports = {name: root / name / "export" for name in _SMALL}
     for name, options in _SMALL.items():
-        if exports[name].exists():
+        if (told := trained_on(exports[name])) and told["data"] == fingerprint:
             print(f"   {name}: trained already, {exports[name]}")
             continue
+        shutil.rmtree(root / name, ignore_errors=True)  # of other data, or unfinished
         given = {
             "config": Path("configs") / f"{name}.yaml",
             "data.path": data,
@@ -77,12 +82,10 @@ def train(data: str, root: Path) -> dict[str, Path]:
     return exports
 
 
-def show_generated(model: Path, data: str) -> None:
+def show_generated(model: Path, corpus: Corpus) -> None:
     """Queries that doc2query writes for the first documents."""
-    from ltrr.data.beir import open_collection
     from ltrr.models.generator import load_generator
 
-    corpus = open_collection(data)[0].corpus
     documents = [corpus[row] for row in range(min(3, len(corpus)))]
     generator = load_generator(str(model))
     for document, found in zip(documents, generator.sample([d.text for d in documents], 3, seed=0), strict=True):
@@ -95,7 +98,10 @@ def run() -> None:
         __doc__,
         "configs/quickstart.yaml",
         "runs/quickstart",
-        lambda parser: parser.add_argument("--no-training", action="store_true", help="untrained arms only"),
+        lambda parser: (
+            parser.add_argument("--no-training", action="store_true", help="untrained arms only"),
+            parser.add_argument("--fresh", action="store_true", help="train and index again, whatever is there"),
+        ),
     )
     if not flags.data:
         print(f"1) The embedded music catalogue (synthetic; docs/data-model.md) -> {_CATALOGUE}")
@@ -103,10 +109,18 @@ def run() -> None:
     elif flags.config == Path("configs/quickstart.yaml"):
         flags.config = Path("configs/funnel.yaml")
     models: list[str] = []
-    if not flags.no_training:
+    data = flags.data or str(_CATALOGUE)
+    sets = open_collection(data)
+    if flags.fresh:
+        shutil.rmtree(flags.out / "models", ignore_errors=True)
+        for system in open_systems(flags.config, overrides):
+            shutil.rmtree(system.folder, ignore_errors=True)
+    if flags.no_training or len(sets) > 1 or "train" not in sets[0].splits:
+        print("2) No training: " + ("not wanted" if flags.no_training else "this data has no train queries of one set"))
+    else:
         print("2) Four models, trained for a few steps each")
-        exports = train(flags.data or str(_CATALOGUE), flags.out / "models")
-        show_generated(exports["doc2query"], flags.data or str(_CATALOGUE))
+        exports = train(data, sets[0].corpus.fingerprint, flags.out / "models")
+        show_generated(exports["doc2query"], sets[0].corpus)
         models = [f"--arms.dense.model {exports['dense']}", f"--arms.sparse.model {exports['splade']}"]
         models.append(f"--ranker.model {exports['cross_encoder']}")
         overrides += " ".join(models).split()
@@ -121,15 +135,15 @@ def run() -> None:
     processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     peak = max(resource.getrusage(who).ru_maxrss for who in processes) / 2**20
     cost = {"seconds": round(time.perf_counter() - start, 1), "peak_gib": round(peak, 2)}
-    with whole_file(flags.out / "cost.json") as temporary:
-        temporary.write_text(json.dumps(cost) + "\n", encoding="utf-8")
+    if flags.fresh:
+        with whole_file(flags.out / "cost.json") as temporary:
+            temporary.write_text(json.dumps(cost) + "\n", encoding="utf-8")
     print(f"{cost['seconds']:.0f} s, peak memory {cost['peak_gib']:.1f} GiB. Written: {flags.out}/")
     print(f"Look at {flags.out}/plots/quality.png, and try next:")
-    data = f" --data {flags.data}" if flags.data else ""
-    data += "".join(f" {model}" for model in models)
+    given = (f" --data {flags.data}" if flags.data else "") + "".join(f" {model}" for model in models)
     config = f" --config {flags.config}" if flags.data else ""
-    print(f'  .venv/bin/python scripts/explain.py "tayler love"{config}{data}')
-    print(f"  .venv/bin/python serve.py{data}      # then POST /search on http://127.0.0.1:8000/docs")
+    print(f'  .venv/bin/python scripts/explain.py "tayler love"{config}{given}')
+    print(f"  .venv/bin/python serve.py{given}      # then POST /search on http://127.0.0.1:8000/docs")
     print("  .venv/bin/python train.py fit --config configs/dense.yaml --data.path YOUR_BEIR_FOLDER")
     print("  .venv/bin/python scripts/evaluate.py --data YOUR_BEIR_FOLDER --arms.dense.model runs/dense-1/export")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -118,9 +119,30 @@ STEPS = [
     ),
     Step("person_queries", "msrd/person_queries.json",
          "scripts/person_queries.py --data {data}/msrd-movies --results runs/msrd"),
-    Step("quickstart", "quickstart/cost.json", "scripts/quickstart.py"),
+    Step("quickstart", "quickstart/cost.json", "scripts/quickstart.py --fresh"),
     Step("benchmark", "benchmark/benchmark.json", "scripts/benchmark.py --data {data}/msrd-movies --device cpu"),
 ]  # fmt: skip
+
+
+def commit() -> str:
+    """The commit that is checked out, "+" where something was changed since; "" where there is no git."""
+    try:
+        head, changed = (
+            subprocess.run(["git", *what], capture_output=True, text=True).stdout.strip()
+            for what in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except FileNotFoundError:
+        return ""
+    return head + "+" * bool(changed)
+
+
+def needed(command: str) -> list[Step]:
+    """Steps whose folders a command names, and what those need, first things first."""
+    out: list[Step] = []
+    for step in STEPS:
+        if re.search(rf"runs/{step.name}(?![\w-])", command) and step.command != command:
+            out += [s for s in (*needed(step.command), step) if s not in out]
+    return out
 
 
 def run() -> None:
@@ -145,7 +167,7 @@ def run() -> None:
         finished = subprocess.run(f"{sys.executable} {command}{again}", shell=True)
         if finished.returncode:
             raise ValueError(f"{step.name} ended with status {finished.returncode}; the same command goes on there")
-        cost = {"seconds": round(time.perf_counter() - start, 1), "resumed": bool(again)}
+        cost = {"seconds": round(time.perf_counter() - start, 1), "resumed": bool(again), "commit": commit()}
         with whole_file(_RUNS / "costs" / f"{step.name.replace('/', '-')}.json") as temporary:
             temporary.write_text(json.dumps(cost) + "\n", encoding="utf-8")
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ltrr.data.batches import Batches
-from ltrr.data.beir import DataError, open_dataset, write_dataset
+from ltrr.data.beir import DataError, Document, open_dataset, write_dataset
+from ltrr.data.expansions import Expansion, ExpansionWriter
 from ltrr.data.pairs import Pairs
 from ltrr.metrics import write_run
 
@@ -142,7 +143,14 @@ def test_batches_go_on_where_the_optimiser_stopped():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": "test"}, "test queries must never train"),
+        ({"split": "test"}, "data.split: test queries must never train"),
+        ({"dev": "test"}, "data.dev: test queries must never train"),
+        ({"dev": "train"}, "data.dev: 'train' is what is learned from"),
+        ({"num_negatives": -1}, "data.num_negatives: -1 must be 0 or more"),
+        ({"batch_size": 0}, "data.batch_size: 0 must be 1 or more"),
+        ({"title_pairs": -0.5}, "data.title_pairs: -0.5 must be 0 or more"),
+        ({"negatives": "nowhere.trec"}, "data.negatives: nowhere.trec: no such file"),
+        ({"teacher": "nowhere.trec"}, "data.teacher: nowhere.trec: no such file"),
         ({"generated_pairs": 1.0}, "needs data.expansions"),
         ({"text_fields": ["mood"]}, "no field 'mood'"),
         ({"split": "trian"}, "no split 'trian'"),
@@ -163,7 +171,61 @@ def test_run_files_of_other_data_are_named(music, tmp_path):
     with pytest.raises(DataError, match=r"run\.trec: of another corpus .*elsewhere"):
         pairs(music, negatives=[str(tmp_path / "run.trec")])
     write_run({"unknown": {"a0": 1.0}}, tmp_path / "run.trec", "test")
-    with pytest.raises(DataError, match=r"no query of .* is in train"):
-        pairs(music, negatives=[str(tmp_path / "run.trec")])
-    with pytest.raises(DataError, match="no query of the dev split"):
-        pairs(music, candidates=str(tmp_path / "run.trec"))
+    for name in ("negatives", "teacher", "candidates"):
+        with pytest.raises(DataError, match=rf"data\.{name}: .*run\.trec has no query of the split"):
+            pairs(music, **{name: str(tmp_path / "run.trec")})
+    (tmp_path / "run.trec").write_text("")
+    with pytest.raises(DataError, match=r"data\.teacher: .*run\.trec has no query"):
+        pairs(music, teacher=str(tmp_path / "run.trec"))
+
+
+def little(folder: Path, train: dict, test: dict, texts: dict[str, str], num_docs: int = 12) -> Path:
+    documents = [Document(f"d{i}", f"title {i}", f"text {i}", {}) for i in range(num_docs)]
+    queries = [{"_id": name, "text": text} for name, text in texts.items()]
+    qrels = {name: split for name, split in (("train", train), ("test", test)) if split}
+    write_dataset(folder, documents, queries, qrels)
+    return folder
+
+
+def test_what_test_asks_is_not_learned(tmp_path):
+    texts = {"a": "Love  songs", "b": "love songs", "c": "night", "d": "river"}
+    relevant = {name: {f"d{i}": 1} for i, name in enumerate(texts)}
+    train = {name: relevant[name] for name in "acd"}
+    folder = little(tmp_path / "x", train, {name: relevant[name] for name in "bc"}, texts)
+    with pytest.warns(UserWarning, match="as test asks the same: 2"):
+        data = pairs(folder, dev="none")
+    assert {q.id for q in data.train_queries} | set(data.dev_set.ids) == {"d"}
+
+
+@pytest.mark.parametrize("positives", [10, 11])
+def test_negatives_are_found_where_few_documents_are_left(tmp_path, positives):
+    relevant = {f"d{i}": 1 for i in range(positives)}
+    folder = little(tmp_path / "x", {"q0": relevant, "q1": {"d0": 1}}, {}, {"q0": "love", "q1": "river"})
+    data = pairs(folder, dev="none", num_negatives=3)
+    drawn = [e for epoch in range(5) for e in examples(data, epoch) if e.id == "q0"]
+    for e in drawn:
+        assert len(e.rows) == 4
+        assert set(e.rows[1:]) <= set(range(positives, 12))
+    full = little(tmp_path / "y", {"q0": {f"d{i}": 1 for i in range(12)}}, {}, {"q0": "love"})
+    with pytest.raises(DataError, match="all documents are positives of query 'q0'"):
+        examples(pairs(full, dev="none"))
+
+
+def test_without_labels_titles_and_generated_queries_are_learned(tmp_path):
+    folder = little(tmp_path / "x", {}, {"q": {"d0": 1}}, {"q": "love"})
+    with pytest.raises(DataError, match=r"no split 'train'"):
+        pairs(folder)
+    data = pairs(folder, title_pairs=0.5)
+    assert data.trained_on()["splits"] == []
+    assert len(examples(data)) == 6
+    for e in examples(data):
+        assert (e.query, e.documents[0]) == (f"title {e.rows[0]}", f"text {e.rows[0]}")
+    writer = ExpansionWriter(tmp_path / "expanded", data.corpus, model="m", settings={}, shard=5)
+    for rows in writer.missing():
+        writer.write(rows, [[Expansion(f"words about {row}", -1.0, 3)] for row in rows])
+    writer.finish()
+    data = pairs(folder, expansions=str(tmp_path / "expanded"), generated_pairs=1.0)
+    assert sorted(e.query for e in examples(data)) == sorted(f"words about {i}" for i in range(12))
+    for e in examples(data):
+        assert e.query == f"words about {e.rows[0]}"
+        assert e.documents[0] == f"title {e.rows[0]} text {e.rows[0]}".replace(" text", "\ntext") or e.documents[0]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ltrr.core import DevSet, Example, Qrels, Query
 from ltrr.data.batches import Batches
-from ltrr.data.beir import Corpus, document_text, open_dataset
+from ltrr.data.beir import Dataset as Judgements
+from ltrr.data.beir import document_text, open_dataset
 from ltrr.data.corpus import FieldKind
+from ltrr.data.devset import in_a_tenth, plain, sampled
 from ltrr.data.expansions import read_expansions
 from ltrr.data.lines import DataError
 from ltrr.metrics import read_run
@@ -41,18 +44,20 @@ class Pairs(LightningDataModule):
 
     Args:
         path: BEIR folder, zip or hub name.
-        split: qrels to learn from; never `test`.
+        split: qrels to learn from; never `test`. Where there are none, title and generated pairs are all there is.
         dev: qrels to validate on; where there are none, a tenth of `split` is held out by a hash of the query's text.
+            Queries of the test split, by id or by text, are in neither.
         qrels: folder of the qrels.
         fields: kinds of the metadata fields to keep; null = inferred.
         text_fields: metadata fields whose values follow title and text; null = all fields of words.
-        negatives: TREC run files of mined negatives (scripts/mine.py); judged negatives are always used.
+        negatives: a TREC run file, or several, of mined negatives (scripts/mine.py); judged negatives are always used.
         teacher: TREC run file of a teacher's scores, for distillation.
         num_negatives: documents beside the positive, ≥ 0; random documents where too few are known.
         graded: whether further positives may be among those, for losses that know grades.
-        title_pairs: pairs of a title and its document's text, as a multiple of the judged queries.
+        title_pairs: pairs of a title and its document's text, as a multiple of the judged queries (of documents where
+            none are).
         expansions: folder of generated queries (scripts/expand.py) to learn from as well.
-        generated_pairs: how many of those, as a multiple of the judged queries.
+        generated_pairs: how many of those, as such a multiple.
         batch_size: queries a batch and device.
         dev_queries: at most so many queries are validated on.
         dev_documents: size of the sampled corpus, beside what the queries' judgements and candidates name.
@@ -71,7 +76,7 @@ class Pairs(LightningDataModule):
         qrels: str = "qrels",
         fields: dict[str, FieldKind] | None = None,
         text_fields: list[str] | None = None,
-        negatives: list[str] | None = None,
+        negatives: list[str] | str | None = None,
         teacher: str | None = None,
         num_negatives: int = 1,
         graded: bool = False,
@@ -89,15 +94,27 @@ class Pairs(LightningDataModule):
         super().__init__()
         if path is None:
             raise ValueError("data.path is not set; give --data.path FOLDER, ZIP or HUBNAME")
-        if split == "test":
-            raise ValueError("data.split: test queries must never train anything; give another split")
+        for name, value in (("split", split), ("dev", dev)):
+            if value == "test":
+                raise ValueError(f"data.{name}: test queries must never train or select anything; give another split")
+        if split == dev:
+            raise ValueError(
+                f"data.dev: {dev!r} is what is learned from; a name that is no split holds out a tenth of it"
+            )
+        for name, value, least in (
+            ("num_negatives", num_negatives, 0),
+            ("batch_size", batch_size, 1),
+            ("title_pairs", title_pairs, 0),
+            ("generated_pairs", generated_pairs, 0),
+        ):
+            if value < least:
+                raise ValueError(f"data.{name}: {value} must be {least} or more")
         if generated_pairs and not expansions:
             raise ValueError("data.generated_pairs needs data.expansions, a folder written by scripts/expand.py")
-        self._path, self._qrels, self._fields = path, qrels, fields
+        self._path, self._qrels, self._fields, self._text_fields = path, qrels, fields, text_fields
         self._split, self._dev = split, dev
-        self._text_fields = text_fields
-        self._negative_files, self._teacher_file = negatives or [], teacher
-        self.num_negatives, self._graded = num_negatives, graded
+        self._negative_files = [negatives] if isinstance(negatives, str) else negatives or []
+        self._teacher_file, self.num_negatives, self._graded = teacher, num_negatives, graded
         self._title_pairs, self._expansions, self._generated_pairs = title_pairs, expansions, generated_pairs
         self.batch_size = batch_size
         self._dev_queries, self._dev_documents = dev_queries, dev_documents
@@ -114,23 +131,22 @@ class Pairs(LightningDataModule):
         dataset = open_dataset(self._path or "", fields=self._fields, qrels=self._qrels)
         self.corpus, self.name = dataset.corpus, dataset.name
         self._words = self.corpus.word_fields(self._text_fields)
-        judged = dataset.split(self._split)
-        queries = judged.queries
+        queries, grades = self._judged(dataset, self._split)
         if self._dev in dataset.splits:
-            held_out, dev_qrels = dataset.split(self._dev)
+            held_out, dev_qrels = self._judged(dataset, self._dev)
         else:
             self._dev = f"a tenth of {self._split}"
-            held_out, dev_qrels = [q for q in queries if _tenth(q.text)], judged.qrels
-            queries = [q for q in queries if not _tenth(q.text)]
-        self.train_queries = [q for q in queries if any(g > 0 for g in judged.qrels[q.id].values())]
-        held_out = [q for q in held_out if any(g > 0 for g in dev_qrels[q.id].values())]
-        if not self.train_queries:
+            held_out, dev_qrels = [q for q in queries if in_a_tenth(q.text)], grades
+            queries = [q for q in queries if not in_a_tenth(q.text)]
+        self.train_queries = queries
+        if not queries and not self._title_pairs and not self._generated_pairs:
             raise DataError(
-                f"{self._path}: no query of {self._qrels}/{self._split}.tsv has a positive; nothing to learn"
+                f"{self._path}: no query of {self._qrels}/{self._split}.tsv has a positive; nothing to learn but "
+                "data.title_pairs or data.generated_pairs"
             )
-        self._teacher = _by_row(self._teacher_file, self.corpus) if self._teacher_file else {}
-        self._sources = self._judged_sources(self.train_queries, judged.qrels)
-        count = len(self._sources)
+        self._teacher = self._run("teacher", self._teacher_file) if self._teacher_file else {}
+        self._sources = self._judged_sources(queries, grades)
+        count = len(self._sources) or len(self.corpus)
         rng = np.random.default_rng(self.seed)
         self._sources += self._title_sources(round(self._title_pairs * count), rng)
         self._sources += self._generated_sources(round(self._generated_pairs * count), rng)
@@ -188,7 +204,7 @@ class Pairs(LightningDataModule):
         return {
             "data": self.corpus.fingerprint,
             "name": self.name,
-            "splits": [self._split],
+            "splits": [self._split] if self.train_queries else [],
             "num_queries": len(self.train_queries),
             "queries": hashlib.sha256(ids.encode()).hexdigest(),
             "selected_on": self._dev,
@@ -217,8 +233,14 @@ class Pairs(LightningDataModule):
         chosen = [known[i] for i in rng.permutation(len(known))[: self.num_negatives]]
         while len(chosen) < self.num_negatives:
             row = int(rng.integers(len(self.corpus)))
-            if (row not in source.positives and row not in chosen) or len(self.corpus) <= self.num_negatives + 1:
+            if row not in source.positives and row not in chosen:
                 chosen.append(row)
+            elif 2 * (len(source.positives) + len(chosen)) > len(self.corpus):  # few are left
+                left = np.setdiff1d(np.arange(len(self.corpus)), [*positives, *chosen])
+                left = left if len(left) else np.setdiff1d(np.arange(len(self.corpus)), positives)
+                if not len(left):
+                    raise DataError(f"{self._path}: all documents are positives of query {source.id!r}; leave it out")
+                chosen.append(int(rng.choice(left)))
         rows = [first, *chosen]
         teacher = self._teacher.get(source.id, {})
         return Example(
@@ -233,16 +255,36 @@ class Pairs(LightningDataModule):
 
     # -- where pairs come from
 
+    def _judged(self, dataset: Judgements, split: str) -> tuple[list[Query], Qrels]:
+        """Queries with a positive, and none that test asks, too."""
+        if set(dataset.splits) <= {"test"} and (self._title_pairs or self._generated_pairs):
+            return [], {}
+        queries, qrels = dataset.split(split)
+        test = dataset.split("test").queries if "test" in dataset.splits else []
+        ids, texts = {q.id for q in test}, {plain(q.text) for q in test}
+        kept = [q for q in queries if q.id not in ids and plain(q.text) not in texts]
+        if len(kept) < len(queries):
+            warnings.warn(f"{split}: queries left out as test asks the same: {len(queries) - len(kept)}", stacklevel=2)
+        return [q for q in kept if any(g > 0 for g in qrels[q.id].values())], qrels
+
+    def _run(self, name: str, path: str, queries: Iterable[str] = ()) -> dict[str, dict[int, float]]:
+        """A run file with corpus rows. DataError: it is not there, is empty, of another corpus or of other queries."""
+        try:
+            run = read_run(path)
+            found = {query: {self.corpus.row(doc): s for doc, s in docs.items()} for query, docs in run.items()}
+        except FileNotFoundError:
+            raise DataError(f"data.{name}: {path}: no such file; scripts/mine.py writes it") from None
+        except DataError as error:
+            raise DataError(f"data.{name}: {path}: of another corpus ({error})") from None
+        if found.keys().isdisjoint(queries or [q.id for q in self.train_queries]):
+            raise DataError(f"data.{name}: {path} has no query of the split it is for; mine that split")
+        return found
+
     def _judged_sources(self, queries: Sequence[Query], qrels: Qrels) -> list[Source]:
         mined: dict[str, dict[int, float]] = {}
         for path in self._negative_files:
-            for query, docs in _by_row(path, self.corpus).items():
+            for query, docs in self._run("negatives", path).items():
                 mined.setdefault(query, {}).update(docs)
-        unknown = set(mined) - {q.id for q in queries}
-        if mined and len(unknown) == len(mined):
-            raise DataError(
-                f"negatives: no query of {', '.join(self._negative_files)} is in {self._split}; mine that split"
-            )
         out = []
         for query in queries:
             grades = {self.corpus.row(doc): float(grade) for doc, grade in qrels[query.id].items()}
@@ -271,21 +313,10 @@ class Pairs(LightningDataModule):
 
     def _sampled_dev(self, queries: Sequence[Query], qrels: Qrels, rng: np.random.Generator) -> DevSet:
         chosen = [queries[i] for i in sorted(rng.permutation(len(queries))[: self._dev_queries])]
-        judged = {q.id: {self.corpus.row(doc): g for doc, g in qrels[q.id].items()} for q in chosen}
-        given = _by_row(self._candidate_file, self.corpus) if self._candidate_file else {}
-        if self._candidate_file and not any(q.id in given for q in chosen):
-            raise DataError(f"candidates: {self._candidate_file} has no query of the {self._dev} split")
-        named = {row for q in chosen for row in [*judged[q.id], *list(given.get(q.id, ()))[: self._num_candidates]]}
-        extra = [int(row) for row in rng.permutation(len(self.corpus)) if int(row) not in named]
-        rows = sorted(named | set(extra[: max(self._dev_documents - len(named), 0)])) if chosen else []
-        place = {row: i for i, row in enumerate(rows)}
-        candidates = []
-        for query in chosen:
-            own = list(given.get(query.id, ()))[: self._num_candidates] if given else list(judged[query.id])
-            if not given:
-                drawn = [int(r) for r in rng.permutation(rows)[: self._num_candidates]]
-                own = list(dict.fromkeys([*own, *drawn]))[: max(self._num_candidates, len(own))]
-            candidates.append(np.array([place[row] for row in own], np.int64))
+        given = self._run("candidates", self._candidate_file, [q.id for q in chosen]) if self._candidate_file else {}
+        judged = [[self.corpus.row(doc) for doc in qrels[q.id]] for q in chosen]
+        ranked = [list(given.get(q.id, ()))[: self._num_candidates] for q in chosen]
+        rows, candidates = sampled(judged, ranked, len(self.corpus), self._dev_documents, self._num_candidates, rng)
         return DevSet(
             [q.id for q in chosen],
             [q.text for q in chosen],
@@ -317,17 +348,3 @@ class _ResumableLoader(DataLoader):
 
 def _as_it_is(batch: DevSet) -> DevSet:
     return batch
-
-
-def _tenth(text: str) -> bool:
-    return hashlib.sha256(" ".join(text.lower().split()).encode()).digest()[0] < 26
-
-
-def _by_row(path: str, corpus: Corpus) -> dict[str, dict[int, float]]:
-    """A run file with corpus rows; DataError for a document that the corpus does not have."""
-    try:
-        return {
-            query: {corpus.row(doc): score for doc, score in docs.items()} for query, docs in read_run(path).items()
-        }
-    except DataError as error:
-        raise DataError(f"{path}: of another corpus ({error})") from None
