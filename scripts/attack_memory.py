@@ -33,7 +33,6 @@ from ltrr.metrics import whole_file
 from ltrr.system import open_systems
 
 _PAGE, _BATCH = 10, 250
-_LATER = datetime(2027, 1, 1, tzinfo=UTC)  # than all rounds
 ATTACKS = ("worst", "push")
 
 
@@ -43,21 +42,22 @@ def pages(world: World, funnel: Funnel) -> np.ndarray:
     return np.concatenate([funnel.search(world.test[s : s + _BATCH], _PAGE).shown.docs for s in starts])
 
 
-def attack(world: World, funnel: Funnel, memory: Any, kind: str, clicks: int, rng: np.random.Generator) -> int:
-    """Clicks of one customer; the row that `push` wants."""
+def attack(world: World, funnel: Funnel, memory: Any, kind: str, clicks: int, start: datetime, seed: int) -> int:
+    """Clicks of one customer, one every two seconds; the row that `push` wants."""
+    rng = np.random.default_rng(seed)
     ids, who = world.system.corpus.ids, Context("attacker")
     target = int(rng.integers(len(ids)))
     title = world.system.corpus[target].title
     for start in range(0, clicks, _BATCH):
         number = np.arange(start, min(start + _BATCH, clicks))
         asked = [replace(world.train[n % len(world.train)], context=who) for n in number.tolist()]
-        times = [_LATER + timedelta(seconds=60 * n) for n in number.tolist()]
+        times = [start + timedelta(seconds=2 * n) for n in number.tolist()]
         names = [f"attack-{n}" for n in number.tolist()]
         seen = impressions_of(funnel.search(asked, _PAGE), ids, times=times, sessions=names)
         events = list(seen)
         if kind == "push":
             asked = [Query("push", title, who)] * len(number)
-            times = [time + timedelta(seconds=20) for time in times]
+            times = [time + timedelta(seconds=1) for time in times]
             seen = impressions_of(funnel.search(asked, _PAGE), ids, times=times, sessions=names)
             events += seen
         for impression in seen:
@@ -75,10 +75,12 @@ def measure(world: World, kind: str, flags: Any, seed: int) -> dict[str, float]:
         funnel.search, world.train, world.train_qrels, world.system.corpus.ids,
         model=PositionBased.power(_PAGE, 1.0), reformulated=world.direct(), seed=seed,
     )  # fmt: skip
+    last = datetime.min.replace(tzinfo=UTC)
     for batch in simulation.rounds(flags.rounds, _BATCH):
         memory.observe(batch.events)
+        last = max([last, *(event.time for event in batch.events)])
     before, quality = pages(world, funnel), world.quality(funnel)["nDCG@10"]
-    target = attack(world, funnel, memory, kind, flags.clicks, np.random.default_rng(seed))
+    target = attack(world, funnel, memory, kind, flags.clicks, last, seed)
     after = pages(world, funnel)
     return {
         "other_entities": float((np.sort(before) != np.sort(after)).any(axis=1).mean()),

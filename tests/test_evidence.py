@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -86,16 +87,16 @@ def test_evidence_is_trials_where_looked_at_and_successes_where_clicked():
     assert table(book, None)["love", "e2"] == 0.5  # to others only the prediction, until three customers agree
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_order_delay_and_repetition_change_nothing(seed):
+@pytest.mark.parametrize(("seed", "budget"), [(0, 300.0), (1, 300.0), (2, 30.0), (3, 4.0)])
+def test_order_delay_and_repetition_change_nothing(seed, budget):
     events = world(seed=seed)
-    whole = ledger()
+    whole = ledger(budget=budget)
     whole.add(events)
     rng = np.random.default_rng(seed)
-    shuffled = ledger()
+    shuffled = ledger(budget=budget)
     for i in rng.permutation(len(events)):
         shuffled.add([events[i]])
-    twice = ledger()
+    twice = ledger(budget=budget)
     for start in range(0, len(events), 7):
         twice.add(events[max(0, start - 7) : start + 7])
     for other in (shuffled, twice):
@@ -125,7 +126,7 @@ def test_a_click_after_a_reformulation_credits_the_queries_before():
 
 
 def test_one_customer_is_bounded_and_alone_until_three():
-    book = ledger(half_life=timedelta(days=1e6), cap=3.0)
+    book = ledger(half_life=timedelta(days=1e6), cap=3.0, budget=1e9)
     for n in range(500):
         book.add([impression(n, "q", "e1", customer="loud"), click(n, "e1")])
     assert table(book, "other")["q", "e1"] == 0.0
@@ -137,6 +138,27 @@ def test_one_customer_is_bounded_and_alone_until_three():
     for n in range(1000, 1500):
         book.add([impression(n, "q", "e1", customer="hater")])  # never clicked
     assert table(book, "other")["q", "e1"] == pytest.approx(7 / (2 + 7 + 3), rel=1e-3)
+
+
+def test_who_is_everywhere_counts_little_for_others_and_fully_for_themselves():
+    options = {"half_life": timedelta(days=1000), "budget": 10.0}
+    honest, attacked = ledger(**options), ledger(**options)
+    for book in (honest, attacked):
+        for n, customer in enumerate(("x", "y", "z")):
+            book.add([impression(n, "q", "e1 e2", customer=customer), click(n, "e1")])
+            book.add([impression(10 + n, "r", "e1 e2", customer="xy"[n % 2]), click(10 + n, "e2")])
+    for n in range(100, 420):  # 40 trials of each of eight queries
+        query = "qrstuvwx"[n % 8]
+        attacked.add([impression(n, query, "e2 e1", customer="loud"), click(n, "e2")])
+    before, after = table(honest, "other"), table(attacked, "other")
+    assert after["q", "e2"] == before["q", "e2"] == 0.0  # they are no third, where two agree
+    assert after["r", "e2"] == before["r", "e2"] == 0.0
+    assert after["q", "e1"] == pytest.approx(before["q", "e1"], abs=0.02)
+    assert table(attacked, "loud")["s", "e2"] == pytest.approx(3 / 5, rel=1e-3)
+    assert attacked.sums._halvings.values.max() > 4
+    later = START + timedelta(days=9000)  # what they did decays, and they are one of many again
+    attacked.add([replace(impression(999, "z", "e1", customer="x"), time=later)])
+    assert attacked.sums._halvings.values.max() == 0
 
 
 def test_old_evidence_counts_less():

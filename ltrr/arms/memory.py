@@ -42,6 +42,7 @@ class Memory:
         predicted: score of a query that the generator was certain of, 0 to 1; others have p^(1 / tokens) of it.
         distinct: customers with a success that a pair needs before it reaches others.
         cap: the most trials of one customer that count for one pair.
+        budget: the most trials of one customer, decayed, that count for others in all.
         half_life: days after which evidence counts half.
         credit: part of a click's worth that goes to the query that it reformulates.
         examination: probability that a customer looks at each position; null = 1 / rank.
@@ -59,6 +60,7 @@ class Memory:
         predicted: float = 0.5,
         distinct: int = 3,
         cap: float = 3.0,
+        budget: float = 300.0,
         half_life: float = 90.0,
         credit: float = 0.5,
         examination: Sequence[float] | None = None,
@@ -69,7 +71,7 @@ class Memory:
         self._strength, self._distinct = strength, distinct
         self._neighbours, self._alike = neighbours, alike
         self._lock = threading.RLock()
-        self._options: dict[str, Any] = {"cap": cap, "half_life": timedelta(days=half_life)}
+        self._options: dict[str, Any] = {"cap": cap, "budget": budget, "half_life": timedelta(days=half_life)}
         self._book_options: dict[str, Any] = {"credit": credit}
         if examination is not None:
             self._book_options["examination"] = tuple(examination)

@@ -39,11 +39,13 @@ class Sums:
 
     Args:
         cap: the most trials or successes of one customer that count for one pair.
+        budget: trials of one customer, decayed, that count for others in all; of who has more, each counts a half, a
+            quarter, ... so that they come to no more, and that customer is none of the distinct ones.
         half_life: after which evidence counts half.
     """
 
-    def __init__(self, *, cap: float = 3.0, half_life: timedelta = timedelta(days=90)) -> None:
-        self._cap, self._half_life = cap, half_life / timedelta(microseconds=1)
+    def __init__(self, *, cap: float = 3.0, budget: float = 300.0, half_life: timedelta = timedelta(days=90)) -> None:
+        self._cap, self._budget, self._half_life = cap, budget, half_life / timedelta(microseconds=1)
         self.now = 0  # the latest event's time
         self.queries: list[str] = []  # normalised; "" = forgotten
         self.pairs_of: list[list[int]] = []  # query -> pairs
@@ -59,8 +61,10 @@ class Sums:
         self._clickers = Column(np.int32)  # of pairs: distinct customers with a success
         self._slot_pair, self._slot_customer = Column(np.int64), Column(np.int64)
         self._raw = Column(np.float64, 4)  # of slots: successes, trials, and both as of _REFERENCE
-        self._used = Column(np.float64, 2)  # of slots: what of the latter counts
+        self._used = Column(np.float64, 2)  # of slots: what of the latter counts for others
         self._counted = Column(np.int32)  # of slots: 1 = has a success
+        self._trials = Column(np.float64)  # of customers, as of _REFERENCE
+        self._halvings = Column(np.int32)  # of customers: how often what counts was halved
 
     # -- names and numbers
 
@@ -100,7 +104,9 @@ class Sums:
         decayed = evidence.values * (2.0 ** ((evidence.times - _REFERENCE) / self._half_life))[:, None]
         for i, column in enumerate((*evidence.values.T, *decayed.T)):
             self._raw.values[slots, i] += np.bincount(inverse, column, len(slots))
-        self._settle(slots)
+        self._trials.grow(len(self._customers))
+        np.add.at(self._trials.values, evidence.customers, decayed[:, 1])
+        self._settle(np.union1d(slots, self._halved()))
 
     def erase(self, customer: str) -> None:
         """Takes back a customer's evidence; forgets the name, and queries that no other evidence or prior holds."""
@@ -109,6 +115,7 @@ class Sums:
             return
         slots = np.flatnonzero(self._slot_customer.values == number)
         self._raw.values[slots] = 0.0
+        self._trials.values[number] = 0.0
         self._settle(slots)
         self._customers[number] = ""
         for query in np.unique(self._pair_query.values[self._slot_pair.values[slots]]).tolist():
@@ -139,7 +146,7 @@ class Sums:
         if number is not None:
             slots = np.array([self._slot_of.get(pair << 32 | number, -1) for pair in pairs[private].tolist()], np.int64)
             own = slots >= 0
-            evidence[private[own]] = self._used.values[slots[own]]
+            evidence[private[own]] = self._capped(slots[own])
         successes, trials = (evidence * 2.0 ** (-(self.now - _REFERENCE) / self._half_life)).T
         return np.clip((strength * predicted * self._prior.values[pairs] + successes) / (strength + trials), 0.0, 1.0)
 
@@ -180,6 +187,9 @@ class Sums:
         customers = np.array([self.customer(name) for name in _decoded(state["customers"])], np.int64)
         slots = self._slots(pairs[state["slot_pair"]] << 32 | customers[state["slot_customer"]])
         self._raw.values[slots] = state["raw"]
+        self._trials.grow(len(self._customers))
+        np.add.at(self._trials.values, self._slot_customer.values[slots], state["raw"][:, 3])
+        self._halved()
         self._settle(slots)
 
     # -- how
@@ -204,11 +214,26 @@ class Sums:
         self._slot_customer.values[slots[new]] = keys[new] & _LOW
         return slots
 
+    def _capped(self, slots: np.ndarray) -> np.ndarray:
+        """(C, 2) what counts of slots as of _REFERENCE, for their customers."""
+        raw = self._raw.values[slots]
+        part = np.minimum(1.0, self._cap / np.maximum(raw[:, :2].max(axis=1, initial=0.0), _NONE))
+        return raw[:, 2:] * part[:, None]
+
+    def _halved(self) -> np.ndarray:
+        """Slots of customers who have come above or below a multiple of their budget, which is noted."""
+        self._halvings.grow(len(self._customers))
+        now = self._trials.values * 2.0 ** (-(self.now - _REFERENCE) / self._half_life)
+        halvings = np.ceil(np.log2(np.maximum(now / self._budget, 1.0))).astype(np.int32)
+        changed = np.flatnonzero(halvings != self._halvings.values)
+        self._halvings.values[changed] = halvings[changed]
+        return np.flatnonzero(np.isin(self._slot_customer.values, changed)) if len(changed) else changed
+
     def _settle(self, slots: np.ndarray) -> None:
         """Brings pairs up to date with slots (unique), each bounded by the cap."""
         raw, pairs = self._raw.values[slots], self._slot_pair.values[slots]
-        part = np.minimum(1.0, self._cap / np.maximum(raw[:, :2].max(axis=1, initial=0.0), _NONE))
-        used = raw[:, 2:] * part[:, None]
+        halvings = self._halvings.values[self._slot_customer.values[slots]]
+        used = self._capped(slots) * 0.5 ** halvings[:, None]
         np.add.at(self._total.values, pairs, used - self._used.values[slots])
         self._used.values[slots] = used
         for query in np.unique(self._pair_query.values[pairs[raw[:, 0] > _NONE]]).tolist():
@@ -216,7 +241,7 @@ class Sums:
                 self._has_succeeded.add(query)
                 self.succeeded.append(query)
         known = self._slot_customer.values[slots] != self._customer_of.get("", -1)
-        counted = ((raw[:, 0] > _NONE) & known).astype(np.int32)
+        counted = ((raw[:, 0] > _NONE) & known & (halvings == 0)).astype(np.int32)
         np.add.at(self._clickers.values, pairs, counted - self._counted.values[slots])
         self._counted.values[slots] = counted
 
