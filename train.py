@@ -12,7 +12,8 @@ def main() -> None:
     try:
         TrainingCLI()
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        message = str(error)
+        print(f"error: {message if len(message) < 2000 else message[:2000] + ' …'}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

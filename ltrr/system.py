@@ -135,7 +135,8 @@ class System:
     def trained_on(self, parts: Iterable[str]) -> list[str]:
         """Splits of this data set on whose queries the models were trained that these parts ("arms.NAME") name."""
         told = [trained_on(v) for part in parts for v in self._parts[part].values() if isinstance(v, str)]
-        return sorted({s for one in told if one and one["data"] == self.corpus.fingerprint for s in one["splits"]})
+        learned = [each for one in told if one for each in (one, *one.get("origins", []))]
+        return sorted({s for each in learned if each["data"] == self.corpus.fingerprint for s in each["splits"]})
 
     def build(self, name: str, *, report: Callable[[str], None] = print, rebuild: bool = False) -> None:
         """Builds an arm's index where it is missing or refused."""
@@ -306,9 +307,8 @@ class System:
     @cached_property
     def depths(self) -> dict[str, int]:
         """How many candidates the funnel draws of each arm, 0 = off."""
-        depths = (self.settings.get("policy") or {}).get("depths") or dict.fromkeys(
-            [*self.fusion_arms, *self.added], _DEPTH
-        )
+        given = (self.settings.get("policy") or {}).get("depths")
+        depths = given or dict.fromkeys([*self.fusion_arms, *self.added], _DEPTH)
         for name in depths:
             check_known("policy.depths", name, self.specs)
         return {name: depth for name, depth in depths.items() if name in self.usable()}

@@ -34,6 +34,7 @@ class Judged(NamedTuple):
 def trained_on(folder: str | Path) -> dict[str, Any] | None:
     """What a model's `ltrr.json` says of its training: {"data": corpus fingerprint, "splits", "queries": sha256}.
 
+    "origins" has the same of what it started from or learned from: base model, generated queries.
     None where the folder has none: the model is from elsewhere. ConfigError for a file that cannot be read.
     """
     path = Path(folder) / "ltrr.json"

@@ -42,7 +42,7 @@ def pages(world: World, funnel: Funnel) -> np.ndarray:
     return np.concatenate([funnel.search(world.test[s : s + _BATCH], _PAGE).shown.docs for s in starts])
 
 
-def attack(world: World, funnel: Funnel, memory: Any, kind: str, clicks: int, start: datetime, seed: int) -> int:
+def attack(world: World, funnel: Funnel, memory: Any, kind: str, clicks: int, begin: datetime, seed: int) -> int:
     """Clicks of one customer, one every two seconds; the row that `push` wants."""
     rng = np.random.default_rng(seed)
     ids, who = world.system.corpus.ids, Context("attacker")
@@ -51,7 +51,7 @@ def attack(world: World, funnel: Funnel, memory: Any, kind: str, clicks: int, st
     for start in range(0, clicks, _BATCH):
         number = np.arange(start, min(start + _BATCH, clicks))
         asked = [replace(world.train[n % len(world.train)], context=who) for n in number.tolist()]
-        times = [start + timedelta(seconds=2 * n) for n in number.tolist()]
+        times = [begin + timedelta(seconds=2 * n) for n in number.tolist()]
         names = [f"attack-{n}" for n in number.tolist()]
         seen = impressions_of(funnel.search(asked, _PAGE), ids, times=times, sessions=names)
         events = list(seen)

@@ -138,11 +138,10 @@ def run() -> None:
 
         # 3) What the models have learned from, so that searches with these queries are known to be in-domain.
         notes = [note for model in (flags.model, flags.filter) if model and (note := trained_on(model))]
-        here = [note for note in notes if note["data"] == system.corpus.fingerprint]
-        if here:
-            splits = sorted({split for note in here for split in note["splits"]})
+        notes = [each for note in notes for each in (note, *note.pop("origins", []))]
+        if notes:
             with whole_file(folder / "ltrr.json") as temporary:
-                temporary.write_text(json.dumps({**here[0], "splits": splits}) + "\n", encoding="utf-8")
+                temporary.write_text(json.dumps({**notes[0], "origins": notes[1:]}) + "\n", encoding="utf-8")
         print(f"{len(texts):,} documents in {folder}")
 
 

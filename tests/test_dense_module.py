@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesSymmetricRankingLoss
+from sentence_transformers.util import dot_score
 
 from ltrr.data.pairs import Pairs
 from ltrr.models.backbone import load_encoder
@@ -120,6 +122,42 @@ def test_matryoshka_trains_prefixes(tiny_backbone, data):
     torch.testing.assert_close(both.training_step(batch, 0), (whole.training_step(batch, 0) + cut) / 2)
     with pytest.raises(ValueError, match=r"model\.dimensions: \[33\] must lie in 1 to 32"):
         module(tiny_backbone, dimensions=[33])
+
+
+def test_both_directions_are_the_symmetric_loss_of_sentence_transformers(tiny_backbone, data):
+    model = module(tiny_backbone, bidirectional=True, temperature=0.1)
+    batch = batch_of(model, data)
+    batch["exclude"] = torch.zeros_like(batch["exclude"])  # theirs knows no other positives
+    queries, documents = model.embed(batch["queries"]), model.embed(batch["documents"])
+    reference = MultipleNegativesSymmetricRankingLoss(model.network, scale=10.0, similarity_fct=dot_score)
+    expected = reference.compute_loss_from_embeddings([queries, *documents.view(6, 3, -1).unbind(1)], torch.empty(0))
+    torch.testing.assert_close(model.training_step(batch, 0), expected)
+
+
+def test_the_other_direction_leaves_out_queries_that_know_the_document(tiny_backbone, data):
+    model = module(tiny_backbone, bidirectional=True, temperature=0.1)
+    examples = [data.example(i, 0) for i in range(6)]
+    examples[3] = examples[3]._replace(positives=examples[3].positives | {examples[0].rows[0]})
+    batch = model.collate(examples)
+    queries, documents = model.embed(batch["queries"]), model.embed(batch["documents"])
+    back = torch.zeros(())
+    for b in range(6):
+        others = [q for q, e in enumerate(examples) if q == b or examples[b].rows[0] not in e.positives]
+        assert (3 in others) == (b != 0)
+        back = back - (queries[others] @ documents[3 * b] / 0.1).log_softmax(0)[others.index(b)] / 6
+    forward = info_nce(queries, documents, 3 * torch.arange(6), temperature=0.1, exclude=batch["exclude"])
+    torch.testing.assert_close(model.training_step(batch, 0), (forward + back) / 2)
+
+
+def test_numbers_outside_of_their_range_are_named(tiny_backbone):
+    for wrong in (0, -1, 513, 5000):
+        with pytest.raises(ValueError, match=rf"max_length: {wrong} tokens.* 1 to 512"):
+            dense_network(str(tiny_backbone), max_length=wrong)
+    for field, wrong in (("temperature", 0.0), ("temperature", -1.0), ("distill_weight", 1.5)):
+        with pytest.raises(ValueError, match=rf"model\.{field}: {wrong} must lie in"):
+            module(tiny_backbone, **{field: wrong})
+    with pytest.raises(ValueError, match=r"dropout: 2.* must lie in 0 to 1"):
+        dense_network(str(tiny_backbone), dropout=2.0)
 
 
 def test_the_export_equals_what_was_trained(tiny_backbone, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from conftest import ROOT
+from sentence_transformers import CrossEncoder
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -23,10 +26,16 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from ltrr.data.beir import Corpus, Document
+from ltrr.data.expansions import ExpansionWriter, read_expansions
 from ltrr.data.pairs import DevSet, Example
 from ltrr.metrics import evaluate
+from ltrr.models.cross_encoder import cross_encoder_network, load_cross_encoder
 from ltrr.models.doc2query import IGNORED, Doc2Query, Doc2QueryModule, doc2query_network
 from ltrr.models.generator import choose, load_generator
+
+sys.path.insert(0, str(ROOT / "scripts"))
+from expand import Texts, generate, judge
 
 TEXTS = [
     "the cells of the river bank hold water",
@@ -353,7 +362,54 @@ def test_choose_draws_from_the_distribution_of_transformers(options):
     assert warped.softmax(dim=1)[0, choose(logits, torch.ones(1), **asked)] > 0  # rounding cannot leave the range
 
 
+# -- the filter, with a cross-encoder
+
+
+def test_a_cross_encoder_filters_what_a_generator_wrote(folders, tmp_path):
+    """scripts/expand.py with real models: the kept queries are those that `CrossEncoder` finds most relevant."""
+    corpus = Corpus.from_documents(Document(f"d{i}", "", text, {}) for i, text in enumerate(TEXTS))
+    generator = load_generator(exported(folders["bert2bert"], tmp_path / "writer"), max_query_length=6)
+    judging = cross_encoder_network(folders["bert2bert"], max_length=32)
+    with torch.no_grad():
+        for weight in judging.parameters():
+            weight += 0.2 * torch.randn_like(weight)
+    judging.save(tmp_path / "judge")
+    scorer = load_cross_encoder(str(tmp_path / "judge"), dtype="float32")
+
+    writer = ExpansionWriter(tmp_path / "out", corpus, model=generator.id, settings={}, shard=2)
+    generate(writer, Texts(corpus), generator, 4, seed=0)
+    judge(writer, Texts(corpus), scorer)
+    writer.finish(0.5)
+    pairs = [
+        (e.query, row)
+        for start in range(0, 5, 2)
+        for row, several in zip(range(start, 5), writer.read(range(start, min(start + 2, 5))), strict=False)
+        for e in several
+    ]
+    texts = Texts(corpus)
+    expected = CrossEncoder(str(tmp_path / "judge"), device="cpu").predict(
+        [(query, texts[row]) for query, row in pairs]
+    )
+    best = sorted(range(len(pairs)), key=lambda i: -expected[i])[: round(len(pairs) / 2)]
+    kept = [(query, row) for row, queries in enumerate(read_expansions(tmp_path / "out", corpus)) for query in queries]
+    assert sorted(kept) == sorted(pairs[i] for i in best)
+    assert len(kept) < len(pairs) > 10
+
+
 # -- mistakes
+
+
+@both
+def test_numbers_outside_of_their_range_are_named(folders, kind, tmp_path):
+    limit = "512" if kind == "bert2bert" else "any number"
+    for name in ("max_length", "max_query_length"):
+        for wrong in (0, 5000) if kind == "bert2bert" else (0,):  # T5 counts distances: as many as memory holds
+            with pytest.raises(ValueError, match=rf"{name}: {wrong} tokens.* 1 to {limit}; change {name}"):
+                made(folders[kind], **{name: wrong})
+            with pytest.raises(ValueError, match=rf"{name}: {wrong} tokens.* 1 to {limit}; change {name}"):
+                load_generator(exported(folders[kind], tmp_path), **{name: wrong})
+    with pytest.raises(ValueError, match=r"model\.label_smoothing: 2.0 must lie in 0 to 1"):
+        Doc2QueryModule(made(folders[kind]), label_smoothing=2.0)
 
 
 def test_mistakes_are_named(folders, tmp_path):

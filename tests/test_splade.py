@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from transformers import (
 from ltrr.core import Sparse
 from ltrr.data.pairs import DevSet, Example
 from ltrr.metrics import evaluate
+from ltrr.models.losses import info_nce
 from ltrr.models.splade import SpladeModule, load_sparse_encoder, splade_network
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's, on batches of tests
@@ -268,6 +270,33 @@ def test_training_learns(backbone, tmp_path, options):
     for name, before in untrained.items():
         assert before < 0.7
         assert fit.callback_metrics[f"val_{name}"] > 0.8
+
+
+@pytest.mark.parametrize(("step", "share"), [(0, 0.0), (10, 0.04), (25, 0.25), (50, 1.0), (90, 1.0)])
+def test_flops_of_queries_and_documents_have_weights_of_their_own_that_rise_quadratically(network, step, share):
+    """Over the first half of 100 steps; what is left of the loss without them is InfoNCE."""
+    module = SpladeModule(network, flops_query=3.0, flops_document=0.5, flops_ramp=0.5)
+    module.trainer = SimpleNamespace(global_step=step, estimated_stepping_batches=100)  # type: ignore[assignment]
+    module.log_dict = lambda *args, **options: None  # type: ignore[method-assign]
+    batch = module.collate([Toy().example(i) for i in range(4)])
+    queries, documents = network(batch["queries"], is_query=True), network(batch["documents"])
+    squares = [float((w.mean(0) ** 2).sum()) for w in (queries, documents)]
+    assert squares[0] != pytest.approx(squares[1], rel=0.01)  # so that weights that changed places are seen
+    contrast = info_nce(queries, documents, 2 * torch.arange(4), temperature=1.0, exclude=batch["exclude"])
+    few = 3.0 * squares[0] + 0.5 * squares[1]
+    assert few > 0.01 * float(contrast)
+    torch.testing.assert_close(module.training_step(batch, 0), contrast + share * few)
+
+
+def test_numbers_outside_of_their_range_are_named(backbone, export):
+    for wrong in (0, 513, 5000):
+        with pytest.raises(ValueError, match=rf"max_length: {wrong} tokens.* 1 to 512"):
+            splade_network(str(backbone), max_length=wrong)
+        with pytest.raises(ValueError, match=rf"max_length: {wrong} tokens.* 1 to 512"):
+            load_sparse_encoder(str(export), max_length=wrong)
+    for field, wrong in (("temperature", 0.0), ("flops_ramp", 1.5), ("distill_weight", -0.1)):
+        with pytest.raises(ValueError, match=rf"model\.{field}: {wrong} must lie in"):
+            SpladeModule(splade_network(str(backbone)), **{field: wrong})
 
 
 def test_flops_makes_vectors_sparse(backbone, tmp_path):

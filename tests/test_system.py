@@ -211,6 +211,11 @@ def test_nothing_is_weighed_on_queries_that_a_model_was_trained_on(make, tmp_pat
         assert system.trained_on([where]) == []
         assert {q.id for q in system.tuning.judged("fusion").queries} > dev
 
+    elsewhere = {"data": "another corpus", "splits": ["train"], "origins": [{"data": fingerprint, "splits": ["train"]}]}
+    trained(tmp_path / "base", "")
+    (tmp_path / "base" / "ltrr.json").write_text(json.dumps(elsewhere))
+    assert system_of(str(tmp_path / "base")).trained_on([where]) == ["train"]  # what it started from was
+
     # and the weights that come out were fitted on dev, so that they depend on no train query
     here.order("convex")
     here.funnel()

@@ -75,7 +75,7 @@ def test_every_config_trains_two_steps_and_exports(config, music, tiny_backbone,
     options = {"trainer.max_steps": 2, "id": "x"} | needed(config, music, tmp_path)
     fit(config, music, tiny_backbone, tmp_path, *flags(options))
     run = tmp_path / "x"
-    assert {p.name for p in run.iterdir()} >= {"config.yaml", "export"}
+    assert {p.name for p in run.iterdir()} >= {"config.yaml", "ckpt", "export"}
     noted = json.loads((run / "export" / "ltrr.json").read_text())
     assert (noted["splits"], noted["num_queries"]) == (["train"], 30)
     saved = yaml.safe_load((run / "config.yaml").read_text())  # what can be run again as it is
@@ -197,7 +197,7 @@ def test_weights_and_biases_keep_everything_in_the_run_folder(music, tiny_backbo
     ("arguments", "message"),
     [
         (["--data.path=nowhere"], "nowhere"),
-        (["--data.path={music}", "--data.split=test"], "test queries must never train anything"),
+        (["--data.path={music}", "--data.split=test"], "test queries must never train"),
         (["--data.path={music}", "--model.learning_rate=1"], "learning_rate"),
         (["--data.path={music}", "--model.network.model=no-such-folder/x"], "no-such-folder/x"),
         (["--data.path={music}", "--model.distill=kl"], "--data.teacher FILE"),

@@ -200,14 +200,14 @@ class Pairs(LightningDataModule):
 
     def trained_on(self) -> dict[str, Any]:
         """What a model has seen, written beside it so that nothing is tuned on the same queries later."""
-        ids = json.dumps(sorted(q.id for q in self.train_queries))
         return {
             "data": self.corpus.fingerprint,
             "name": self.name,
             "splits": [self._split] if self.train_queries else [],
             "num_queries": len(self.train_queries),
-            "queries": hashlib.sha256(ids.encode()).hexdigest(),
+            "queries": hashlib.sha256(json.dumps(sorted(q.id for q in self.train_queries)).encode()).hexdigest(),
             "selected_on": self._dev,
+            "expansions": self._expansions,
         }
 
     def text(self, row: int, *, body: bool = False) -> str:

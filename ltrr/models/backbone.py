@@ -7,7 +7,7 @@ Legend: B texts, C texts tokenised at once, L tokens, D dimensions.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,19 +45,23 @@ def load_encoder(
         takes no more than 4,096 tokens a batch.
     device: as torch names it; None = cuda where there is one.
 
-    Raises ValueError for a model that is neither here nor reachable, and for a max_length that the model cannot take.
+    Raises ValueError for a model that is neither here nor reachable, for a cross-encoder, and for a max_length that
+    the model cannot take.
     """
     network = load_network(model)
+    config = getattr(network.transformers_model, "config", None)
+    if any("SequenceClassification" in name for name in getattr(config, "architectures", None) or ()):
+        raise ValueError(
+            f"model {model!r} is a cross-encoder, which scores pairs and has no vectors. Give it as ranker.model, "
+            "and a bi-encoder (runs/dense-1/export, offline) here."
+        )
     max_length = max_length if max_length is not None else network.max_seq_length or _LENGTH
-    limit = getattr(getattr(network.transformers_model, "config", None), "max_position_embeddings", max_length)
-    if not 1 <= max_length <= limit:
-        raise ValueError(f"max_length: {max_length} tokens, but model {model!r} takes 1 to {limit}. Lower max_length.")
-    network.max_seq_length = max_length
+    network.max_seq_length = check_length(max_length, config)
     query_prompt, document_prompt = (
         network.prompts.get(kind) or "" if given is None else given
         for kind, given in (("query", query_prompt), ("document", document_prompt))
     )
-    name = f"{Path(model).name}@{sha256_of(network)}"
+    name = f"{Path(model).name}@{sha256_of(network, without=_drawn_poolers(network))}"
     identity = f"{name};max_length={max_length};query_prompt={query_prompt!r};document_prompt={document_prompt!r}"
 
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -163,12 +167,31 @@ def here_or_hub(model: str, read: Callable[[str, bool], Loaded], kind: str, file
     ) from None
 
 
-def sha256_of(network: nn.Module) -> str:
-    """Of the parameters' shapes and bytes, whatever a library version calls them or how files hold them."""
+def check_length(length: int, config: Any, name: str = "max_length") -> int:
+    """The length; ValueError where a transformers model with this config cannot take so many tokens."""
+    limit = getattr(config, "max_position_embeddings", None)  # T5 has none: it counts distances
+    if not 1 <= length <= (limit or length):
+        raise ValueError(f"{name}: {length} tokens, but the model takes 1 to {limit or 'any number'}; change {name}")
+    return length
+
+
+def sha256_of(network: nn.Module, without: Collection[str] = ()) -> str:
+    """Of the parameters' shapes and bytes, whatever a library version calls them or how files hold them.
+
+    without: names of parameters that are left out.
+    """
     digests = [
-        hashlib.sha256(repr(tuple(weight.shape)).encode() + _bytes(weight)).digest() for weight in network.parameters()
+        hashlib.sha256(repr(tuple(weight.shape)).encode() + _bytes(weight)).digest()
+        for name, weight in network.named_parameters()
+        if name not in without
     ]
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def _drawn_poolers(network: nn.Module) -> set[str]:
+    """Poolers that the files lack, as those of MLM models do: drawn anew at each load, and read by no pooling here."""
+    read = {name: hasattr(weight, "_is_hf_initialized") for name, weight in network.named_parameters()}
+    return {name for name in read if ".pooler." in name and not read[name]} if any(read.values()) else set()
 
 
 def _bytes(weight: torch.Tensor) -> bytes:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ltrr.core import DevSet, Example
-from ltrr.models.backbone import CPU_TOKENS, QUIET, by_length, here_or_hub, pack_linears, sha256_of
+from ltrr.models.backbone import CPU_TOKENS, QUIET, by_length, check_length, here_or_hub, pack_linears, sha256_of
 from ltrr.models.losses import lambda_loss, listwise_softmax, pointwise
-from ltrr.models.training import adamw, finite, set_dropout, validate
+from ltrr.models.training import FiniteGradients, adamw, finite, set_dropout, validate
 
 GPU_TOKENS = 131_072  # tokens that go through a GPU at once
 TOKENISED_AT_ONCE = 1024  # pairs: sorting by length needs many, a living progress bar few
@@ -36,7 +36,11 @@ class CrossEncoderNetwork(nn.Module):
     id = ""  # names the weights; `load_cross_encoder` sets it
 
     def __init__(self, text: CrossEncoder, signals: int = 0, batch_tokens: int | None = None) -> None:
-        """signals: S finite numbers beside each pair, standardised here. batch_tokens: None = by device."""
+        """signals: S finite numbers beside each pair, standardised here. batch_tokens: None = by device.
+
+        Signals are given from Python alone: to `score` and `forward`, or as `signals` (N, S) of the examples that
+        `CrossEncoderModule.collate` gets. The data of train.py and the ranker have none, so there S = 0.
+        """
         super().__init__()
         self.text = text
         self.num_signals = signals
@@ -94,15 +98,14 @@ def cross_encoder_network(
         it is; any other encoder gets a new output on tanh of the first token.
     max_length: tokens of a pair; longer ones are cut.
     dropout: of all layers, 0 to 1.
-    signals: numbers beside the texts of each pair (S).
+    signals: numbers beside the texts of each pair (S); above 0 from Python alone (see `CrossEncoderNetwork`).
 
     Raises ValueError for a model that is neither here nor reachable, and for a max_length that the model cannot take.
     """
     text = _load(model, max_length)
     set_dropout(text, dropout)
-    inner: Any = text.transformers_model
-    trained = any("SequenceClassification" in name for name in inner.config.architectures or ())
-    if not trained and (pooler := getattr(inner.base_model, "pooler", None)):
+    base: Any = text.transformers_model
+    if not _has_score(text) and (pooler := getattr(base.base_model, "pooler", None)):
         nn.init.eye_(pooler.dense.weight)  # a bi-encoder's unused pooler is decayed: it hides four fifths of the signal
         nn.init.zeros_(pooler.dense.bias)
     return CrossEncoderNetwork(text, signals).float().train()
@@ -118,14 +121,21 @@ def load_cross_encoder(
 ) -> CrossEncoderNetwork:
     """A ready scorer (`id`, `score`).
 
-    model: as for `cross_encoder_network`, or the `export` folder of a training run.
+    model: the `export` folder of a training run, another folder of a cross-encoder, or a hub name.
     max_length: tokens of a pair; None = as it was trained.
     batch_tokens: tokens that are scored at once, padding included; None = 4,096 on a CPU, 131,072 on a GPU.
     device: as torch names it; None = cuda where there is one.
     dtype: of all layers but the last, which stays float32, so that scores have no ties; None = half precision on a GPU,
         bfloat16 on a CPU that multiplies it (AMX: 2.7 times as fast), else float32.
+
+    Raises ValueError as `cross_encoder_network`, and for a model that was not trained to score pairs.
     """
     text = _load(model, max_length)
+    if not _has_score(text):
+        raise ValueError(
+            f"model {model!r} is no cross-encoder: it has no trained score of pairs. Train one and give its folder:\n"
+            f"python train.py fit --config configs/cross_encoder.yaml --model.network.model {model} --data.path DATA"
+        )
     saved = Path(model) / _SIGNALS
     head = load_file(saved) if saved.exists() else {}
     network = CrossEncoderNetwork(text, len(head["0.weight"]) if head else 0, batch_tokens)
@@ -160,10 +170,14 @@ def _load(model: str, max_length: int | None) -> CrossEncoder:
 
     text = here_or_hub(model, read, "a cross-encoder's folder", "config.json")
     if max_length is not None:
-        limit = getattr(text.config, "max_position_embeddings", max_length)
-        if not 1 <= max_length <= limit:
-            raise ValueError(f"max_length: {max_length} tokens, but {model!r} takes 1 to {limit}. Lower max_length.")
+        check_length(max_length, text.config)
     return text
+
+
+def _has_score(text: CrossEncoder) -> bool:
+    """Whether the files held the last layer; else it is drawn anew at each load."""
+    inner: Any = text.transformers_model
+    return any("SequenceClassification" in name for name in inner.config.architectures or ())
 
 
 class CrossEncoderModule(LightningModule):
@@ -203,10 +217,19 @@ class CrossEncoderModule(LightningModule):
             "grades": torch.tensor([e.grades for e in examples]),  # (B, N)
         }
         if self.network.num_signals:
-            if not hasattr(examples[0], "signals"):
-                raise ValueError("model.network.signals: the training data has no signals; set it to 0")
             batch["signals"] = torch.tensor([row for e in examples for row in e.signals])  # type: ignore[attr-defined]  # (B·N, S)
         return batch
+
+    def configure_callbacks(self) -> list[Any]:
+        return [FiniteGradients()]
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.network.num_signals and data is not None and not getattr(data, "has_signals", False):
+            raise ValueError(
+                f"model.network.signals: {self.network.num_signals}, but the training data have no signals (they are "
+                "given from Python alone); set it to 0"
+            )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         grades = batch["grades"]

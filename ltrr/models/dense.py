@@ -1,13 +1,13 @@
 """Bi-encoder training: contrastive, with in-batch, mined and other devices' negatives, or distilled from a teacher.
 
 Knows sentence-transformers modules and batches of examples; knows nothing about files or indexes.
-Legend: B queries, N documents of a query, M documents of the batch (all devices together), D dimensions, L tokens.
+Legend: B queries, Q queries of all devices together, N documents of a query, M documents of the batch (all devices
+together), D dimensions, L tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +20,18 @@ from torch.utils.checkpoint import checkpoint
 
 from ltrr.core import Candidates, DevSet, Example, top_k
 from ltrr.metrics import to_run
-from ltrr.models.backbone import CPU_TOKENS, TOKENISED_AT_ONCE, by_length, load_network
+from ltrr.models.backbone import CPU_TOKENS, TOKENISED_AT_ONCE, by_length, check_length, load_network
 from ltrr.models.losses import info_nce, kl_distillation, margin_mse, matryoshka
-from ltrr.models.training import adamw, check_teacher, exclusions, finite, set_dropout, validate
+from ltrr.models.training import (
+    FiniteGradients,
+    adamw,
+    check_range,
+    check_teacher,
+    exclusions,
+    finite,
+    set_dropout,
+    validate,
+)
 
 
 def dense_network(
@@ -39,10 +48,12 @@ def dense_network(
         sentence-transformers modules gets mean pooling.
     max_length: tokens; longer texts are cut.
     query_prompt, document_prompt: put before each text; the export keeps them.
-    dropout: of every layer; with attention dropout CPUs train half as fast.
+    dropout: of every layer, 0 to 1; with attention dropout CPUs train half as fast.
+
+    Raises ValueError for a model that is neither here nor reachable, and for a max_length that the model cannot take.
     """
     network = load_network(model)
-    network.max_seq_length = max_length
+    network.max_seq_length = check_length(max_length, getattr(network.transformers_model, "config", None))
     prompts: dict[str, str | None] = {"query": query_prompt, "document": document_prompt}
     network.prompts = prompts
     for name, parameter in network.named_parameters():
@@ -57,11 +68,12 @@ class DenseModule(LightningModule):
 
     Args:
         network: from `dense_network`.
-        temperature: of InfoNCE over cosine similarities.
-        bidirectional: whether each positive must also find its query among the queries.
+        temperature: of InfoNCE over cosine similarities, 0.001 to 1000.
+        bidirectional: whether each positive must also find its query among the queries of all devices; the loss is the
+            mean of both directions (Radford et al. 2021, CLIP).
         distill: loss against the teacher's scores, on the documents of each query: margin_mse (Hofstätter et al. 2020)
             or kl; null = none.
-        distill_weight: of that loss; InfoNCE has 1 − distill_weight.
+        distill_weight: of that loss, 0 to 1; InfoNCE has 1 − distill_weight.
         distill_scale: what cosine similarities are multiplied by to be compared with the teacher's scores.
         dimensions: sizes of the Matryoshka prefixes trained at once (Kusupati et al. 2022); empty = the whole vector.
         chunk_tokens: tokens encoded at a time, 0 = no chunks. The gradient is that of the whole batch, memory that of a
@@ -88,6 +100,8 @@ class DenseModule(LightningModule):
     ) -> None:
         super().__init__()
         self.network = network
+        check_range("model.temperature", temperature, 1e-3, 1e3)
+        check_range("model.distill_weight", distill_weight, 0, 1)
         self._temperature, self._bidirectional = temperature, bidirectional
         self._distill, self._distill_weight, self._distill_scale = distill, distill_weight, distill_scale
         self._dimensions = dimensions or []
@@ -119,6 +133,9 @@ class DenseModule(LightningModule):
         return self.network.preprocess(list(texts), prompt=self.network.prompts.get(kind) or None)
 
     # -- training
+
+    def configure_callbacks(self) -> list[Any]:
+        return [FiniteGradients()]
 
     def on_fit_start(self) -> None:
         check_teacher(self, self._distill)
@@ -152,21 +169,29 @@ class DenseModule(LightningModule):
         return finite(loss, batch["ids"])
 
     def _contrastive(self, queries: Tensor, documents: Tensor, batch: dict[str, Any]) -> Tensor:
-        per_query = len(documents) // len(queries)
-        exclude, first = batch["exclude"], 0
-        if self.trainer.world_size > 1:  # every device's documents are negatives here, and gradients go back to them
-            gathered: Any = self.all_gather([documents, batch["rows"]], sync_grads=True)
-            documents, rows = gathered[0].flatten(0, 1), gathered[1].flatten()  # (M, D), (M,)
-            exclude = exclusions(rows, batch["positives"]).to(queries.device)
-            first = self.global_rank * len(queries) * per_query
-        target = first + per_query * torch.arange(len(queries), device=queries.device)
-        contrast = partial(
-            info_nce,
-            target=target,
-            temperature=self._temperature,
-            exclude=exclude,
-            bidirectional=self._bidirectional,
-        )
+        per_query, exclude = len(documents) // len(queries), batch["exclude"]
+        own = torch.arange(len(queries), device=queries.device)  # (B,) places among the queries of all devices
+        together = self.trainer.world_size > 1
+        if together:  # every device's texts are negatives here, and gradients go back to them
+            own = own + self.global_rank * len(queries)
+            gathered: Any = self.all_gather([queries, documents, batch["rows"]], sync_grads=True)
+            queries, documents, rows = (each.flatten(0, 1) for each in gathered)  # (Q, D), (M, D), (M,)
+            exclude = exclusions(rows, batch["positives"]).to(queries.device)  # (B, M)
+        if self._bidirectional:
+            shared: Any = exclude[:, ::per_query].contiguous()  # (B, Q) queries whose positive is one of ours too
+            if together:
+                shared = self.all_gather(shared)
+                shared = shared.flatten(0, 1)  # (Q, Q)
+            others = shared[:, own].T  # (B, Q) queries that are no negatives of our positives
+
+        def contrast(queries: Tensor, documents: Tensor) -> Tensor:
+            target = per_query * own
+            loss = info_nce(queries[own], documents, target, temperature=self._temperature, exclude=exclude)
+            if not self._bidirectional:
+                return loss
+            back = info_nce(documents[target], queries, own, temperature=self._temperature, exclude=others)
+            return (loss + back) / 2
+
         return (
             matryoshka(contrast, queries, documents, self._dimensions)
             if self._dimensions

@@ -27,8 +27,8 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from ltrr.core import DevSet, Example
-from ltrr.models.backbone import here_or_hub
-from ltrr.models.training import adamw, finite, set_dropout, validate
+from ltrr.models.backbone import check_length, here_or_hub
+from ltrr.models.training import FiniteGradients, adamw, check_range, finite, set_dropout, validate
 
 IGNORED = -100  # label of padding
 _AT_ONCE = 32  # documents encoded or scored at a time in validation
@@ -41,7 +41,9 @@ class Doc2Query(nn.Module):
     def __init__(self, model: Any, tokenizer: Any, max_length: int, max_query_length: int) -> None:
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
-        self.max_length, self.max_query_length = max_length, max_query_length
+        encoder, decoder = (getattr(model.config, part, model.config) for part in ("encoder", "decoder"))
+        self.max_length = check_length(max_length, encoder)
+        self.max_query_length = check_length(max_query_length, decoder, "max_query_length")
         self.start: int = model.generation_config.decoder_start_token_id
         ends = model.generation_config.eos_token_id
         self.ends: list[int] = ends if isinstance(ends, list) else [ends]
@@ -105,7 +107,8 @@ def doc2query_network(
     dropout: of all layers, 0 to 1.
     decoder_layers: of a new BERT2BERT: its encoder's last ones, which is what the decoder starts from; null = all.
 
-    Raises ValueError for a model that is neither here nor reachable, and for more layers than there are.
+    Raises ValueError for a model that is neither here nor reachable, for more layers than there are, and for lengths
+    that it cannot take.
     """
     config, source = seq2seq_source(model)
     tokenizer = AutoTokenizer.from_pretrained(**source)
@@ -145,6 +148,7 @@ class Doc2QueryModule(LightningModule):
     ) -> None:
         super().__init__()
         self.network = network
+        check_range("model.label_smoothing", label_smoothing, 0, 1)
         self._label_smoothing = label_smoothing
         self._lr, self._weight_decay, self._warmup = lr, weight_decay, warmup
 
@@ -162,6 +166,9 @@ class Doc2QueryModule(LightningModule):
         )
         tokens = int(documents["attention_mask"].sum() + (labels != IGNORED).sum())
         return {"ids": [e.id for e in examples], "tokens": tokens, **documents, "labels": labels}
+
+    def configure_callbacks(self) -> list[Any]:
+        return [FiniteGradients()]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         mask, labels = batch["attention_mask"], batch["labels"]

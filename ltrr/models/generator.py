@@ -48,7 +48,8 @@ def load_generator(
     batch_size: documents sampled for at a time.
     device: as torch names it; None = cuda where there is one.
 
-    Raises ValueError for a model that is neither here nor reachable, and for one without a decoder.
+    Raises ValueError for a model that is neither here nor reachable, for one without a decoder, and for lengths that it
+    cannot take.
     """
     config, source = seq2seq_source(model)
     if not config.is_encoder_decoder:
@@ -56,7 +57,7 @@ def load_generator(
             f"model {model!r} is an encoder, which writes nothing; give the export folder of a doc2query run"
         )
     found, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(**source), AutoTokenizer.from_pretrained(**source)
-    max_length = max_length or min(tokenizer.model_max_length, _LONGEST)
+    max_length = min(tokenizer.model_max_length, _LONGEST) if max_length is None else max_length
     network = Doc2Query(found.float(), tokenizer, max_length, max_query_length)
     name = f"{Path(model).name}@{sha256_of(network)}"
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

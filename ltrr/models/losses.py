@@ -35,24 +35,17 @@ def info_nce(
     *,
     temperature: float,
     exclude: Tensor | None = None,  # (B, M) bool
-    bidirectional: bool = False,
 ) -> Tensor:
     """Mean of −log softmax_m(q·d_m / temperature) at each query's document (van den Oord et al. 2018).
 
     target: place of each query's positive in `documents`; temperature > 0.
     exclude: true for documents that are no negatives of the query (other positives of it); a query's own target stays.
-    bidirectional: the mean with the other direction, where each target document looks for its query among the B
-        (Radford et al. 2021, CLIP).
     """
     with torch.autocast(queries.device.type, enabled=False):  # it would multiply in half precision
         logits = _full(queries) @ _full(documents).T / temperature  # (B, M)
     if exclude is not None:
         logits = logits.masked_fill(exclude.scatter(1, target[:, None], False), -math.inf)
-    forward = nn.functional.cross_entropy(logits, target)
-    if not bidirectional:
-        return forward
-    own = torch.arange(len(target), device=target.device)
-    return (forward + nn.functional.cross_entropy(logits[:, target].T, own)) / 2
+    return nn.functional.cross_entropy(logits, target)
 
 
 def matryoshka(

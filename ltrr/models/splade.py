@@ -23,10 +23,19 @@ from transformers import BertForMaskedLM, BertModel
 
 from ltrr.core import DevSet, Example, Sparse, top_k
 from ltrr.metrics import to_run
-from ltrr.models.backbone import CPU_TOKENS, here_or_hub, pack_linears, sha256_of
+from ltrr.models.backbone import CPU_TOKENS, check_length, here_or_hub, pack_linears, sha256_of
 from ltrr.models.losses import flops, info_nce, kl_distillation, margin_mse, quadratic_ramp
 from ltrr.models.sparse_network import Splade
-from ltrr.models.training import adamw, check_teacher, exclusions, finite, set_dropout, validate
+from ltrr.models.training import (
+    FiniteGradients,
+    adamw,
+    check_range,
+    check_teacher,
+    exclusions,
+    finite,
+    set_dropout,
+    validate,
+)
 
 _COUNTED = 10_000  # texts whose terms are counted for idf
 
@@ -48,12 +57,14 @@ def splade_network(
     max_active: terms kept of a text outside of training, the heaviest; null = as the model was exported, or all.
     query: mlm = as documents; idf = inference-free: a learned weight for each token present, idf at first.
     sigmas: a new head's terms are active from so many standard deviations above their mean logit.
-    dropout: of every layer; with attention dropout CPUs train half as fast.
+    dropout: of every layer, 0 to 1; with attention dropout CPUs train half as fast.
 
-    Raises ValueError for a model that is not there, has no MLM head and is no BERT, or pools in another way than max.
+    Raises ValueError for a model that is not there, has no MLM head and is no BERT, or pools in another way than max,
+    and for a max_length that it cannot take. The layouts of naver/splade-* (an MLM head without or with
+    sentence-transformers modules) are tested on tiny look-alikes; the hub's own weights were not at hand to verify.
     """
     network = _open(model, sigmas)
-    network.max_length = max_length or network.max_length
+    network.max_length = check_length(network.max_length if max_length is None else max_length, network.mlm.config)
     network.max_active = max_active or network.max_active
     if query == "mlm":
         network.query_weight = None
@@ -89,7 +100,7 @@ def load_sparse_encoder(
             f"python train.py fit --config configs/splade.yaml --model.network.model {model} "
             "--data.path DATA"
         )
-    network.max_length = max_length or network.max_length
+    network.max_length = check_length(network.max_length if max_length is None else max_length, network.mlm.config)
     network.max_active = max_active or network.max_active
     name = f"{Path(model).name}@{sha256_of(network)};max_length={network.max_length};max_active={network.max_active}"
 
@@ -123,13 +134,13 @@ class SpladeModule(LightningModule):
 
     Args:
         network: from `splade_network`.
-        temperature: what dot products are divided by, in every loss.
+        temperature: what dot products are divided by, in every loss, 0.001 to 1000.
         flops_query: weight of the FLOPS regularisation of queries (Paria et al. 2020); 0 for inference-free queries.
         flops_document: of documents.
-        flops_ramp: share of the steps in which both weights rise from 0, quadratically.
+        flops_ramp: share, 0 to 1, of the steps in which both weights rise from 0, quadratically.
         distill: loss against the teacher's scores, on the documents of each query: margin_mse (Hofstätter et al. 2020)
             or kl; null = none.
-        distill_weight: of that loss; InfoNCE has 1 − distill_weight.
+        distill_weight: of that loss, 0 to 1; InfoNCE has 1 − distill_weight.
         lr: peak learning rate of AdamW.
         weight_decay: of matrices.
         warmup: share of the steps in which the learning rate rises.
@@ -151,6 +162,9 @@ class SpladeModule(LightningModule):
     ) -> None:
         super().__init__()
         self.network = network
+        check_range("model.temperature", temperature, 1e-3, 1e3)
+        check_range("model.flops_ramp", flops_ramp, 0, 1)
+        check_range("model.distill_weight", distill_weight, 0, 1)
         self._temperature = temperature
         self._flops_query, self._flops_document, self._flops_ramp = flops_query, flops_document, flops_ramp
         self._distill, self._distill_weight = distill, distill_weight
@@ -169,6 +183,9 @@ class SpladeModule(LightningModule):
             "exclude": exclusions(rows, [e.positives for e in examples]),  # (B, M)
             "teacher": torch.tensor([e.teacher for e in examples]),  # (B, N)
         }
+
+    def configure_callbacks(self) -> list[Any]:
+        return [FiniteGradients()]
 
     def on_fit_start(self) -> None:
         check_teacher(self, self._distill)

@@ -7,6 +7,7 @@ M = B·N documents of the batch.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor, nn
@@ -28,15 +30,32 @@ MEASURES = ("nDCG@10", "RR@10")
 _EXAMPLES = 20  # queries in the table of examples
 
 
-def finite(loss: Tensor, ids: Sequence[str]) -> Tensor:
-    """The loss; ValueError naming the batch where it is NaN or infinite, before it reaches the weights."""
-    if not torch.isfinite(loss):
-        shown = ", ".join(ids[:50]) + (" …" if len(ids) > 50 else "")
-        raise ValueError(
-            f"the loss is {loss.item()} on the batch of queries {shown}.\n"
-            "Look at these queries and their documents; lower model.lr, or set --trainer.precision 32-true."
-        )
-    return loss
+def finite(value: Tensor, ids: Sequence[str], name: str = "loss") -> Tensor:
+    """The value; ValueError where it is NaN or infinite, before it reaches the weights.
+
+    Where one device meets such a value all devices raise, so that none waits for it, and name that device's batch.
+    """
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    fine = torch.isfinite(value.detach()).float()
+    if world > 1:
+        dist.all_reduce(fine, dist.ReduceOp.MIN)
+    if fine:
+        return value
+    found: list[Any] = [(value.item(), list(ids))] * world
+    if world > 1:
+        dist.all_gather_object(found, found[0])
+    broken = [(number, own) for number, own in found if not math.isfinite(number)]
+    named = [one for _, own in broken for one in own]
+    raise ValueError(
+        f"the {name} is {broken[0][0]} on the batch of queries {', '.join(named[:50])}{' …' * (len(named) > 50)}.\n"
+        "Look at these queries and their documents; lower model.lr, or set --trainer.precision 32-true."
+    )
+
+
+def check_range(field: str, value: float, low: float, high: float) -> None:
+    """ValueError naming the field for a value below low, above high, or NaN."""
+    if not low <= value <= high:
+        raise ValueError(f"{field}: {value} must lie in {low:g} to {high:g}")
 
 
 def check_teacher(module: LightningModule, distill: str | None) -> None:
@@ -51,8 +70,9 @@ def check_teacher(module: LightningModule, distill: str | None) -> None:
 def adamw(module: nn.Module, lr: float, weight_decay: float, warmup: float, total_steps: int) -> dict[str, Any]:
     """AdamW (Loshchilov & Hutter 2019) with linear warm-up and decay; no weight decay on biases and norms.
 
-    warmup: share of total_steps, 0 to 1.
+    warmup: share of total_steps, 0 to 1; ValueError for another.
     """
+    check_range("model.warmup", warmup, 0, 1)
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
@@ -64,7 +84,11 @@ def adamw(module: nn.Module, lr: float, weight_decay: float, warmup: float, tota
 
 
 def set_dropout(network: nn.Module, share: float) -> None:
-    """Sets every dropout. On CPUs attention with dropout has no fast path: zero trains twice as fast."""
+    """Sets every dropout. On CPUs attention with dropout has no fast path: zero trains twice as fast.
+
+    share: 0 to 1; ValueError for another.
+    """
+    check_range("model.network.dropout", share, 0, 1)
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = share
@@ -104,30 +128,35 @@ def _examples(run: Run, dev: DevSet) -> list[list[Any]]:
 
 
 class Throughput(Callback):
-    """Logs samples and tokens a second, padding excluded, over the steps since the last log."""
+    """Logs samples and tokens a second, padding and validation excluded, at the steps at which Lightning logs."""
+
+    _start = 0.0  # Lightning may validate before it trains
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._reset()
+        self._reset(trainer.global_step)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._paused = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._reset()  # validation is not training
+        self._start += time.perf_counter() - self._paused
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._samples += len(batch["ids"])
         self._tokens += int(batch["tokens"])
-        self._steps += 1
-        if self._steps == trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and step % every == 0 and step > self._logged:  # once, however many batches make a step
             seconds = (time.perf_counter() - self._start) / trainer.world_size
             pl_module.log("samples/s", self._samples / seconds, prog_bar=True, batch_size=1)
             pl_module.log("tokens/s", self._tokens / seconds, prog_bar=True, batch_size=1)
             if trainer.is_global_zero and not sys.stdout.isatty():  # a log file gets lines, not a bar
                 print(f"step {trainer.global_step}/{trainer.estimated_stepping_batches}, {_shown(trainer)}", flush=True)
-            self._reset()
+            self._reset(step)
 
-    def _reset(self) -> None:
-        self._start, self._samples, self._tokens, self._steps = time.perf_counter(), 0, 0, 0
+    def _reset(self, step: int) -> None:
+        self._start, self._logged, self._samples, self._tokens = time.perf_counter(), step, 0, 0
 
 
 def _shown(trainer: Trainer) -> str:
@@ -140,7 +169,24 @@ class SeedSteps(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         seed: int = trainer.datamodule.seed  # type: ignore[attr-defined]
-        torch.manual_seed((seed << 40) + trainer.global_step * trainer.world_size + trainer.global_rank)
+        drawn = np.random.SeedSequence([seed, trainer.global_step, trainer.global_rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(drawn[0]))
+
+
+class FiniteGradients(Callback):
+    """Stops, naming the batch, before gradients that are not finite reach the weights."""
+
+    def __init__(self) -> None:
+        self._ids: list[str] = []  # of the batches since the last step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._ids += batch["ids"]
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        if trainer.scaler is None:  # float16's scaler leaves out such steps by itself
+            finite(nn.utils.get_total_norm(gradients, math.inf), self._ids, "gradient")
+        self._ids = []
 
 
 class Export(Callback):
@@ -165,6 +211,15 @@ def write_export(module: Any, folder: Path, trained_on: Mapping[str, Any]) -> No
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     module.export(temporary)
-    (temporary / "ltrr.json").write_text(json.dumps(trained_on, indent=1) + "\n", encoding="utf-8")
+    note = {**trained_on, "origins": _origins(module, trained_on.get("expansions"))}
+    (temporary / "ltrr.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+
+
+def _origins(module: torch.nn.Module, *folders: str | None) -> list[dict[str, Any]]:
+    """What the models that these weights started from, and folders, note of their training."""
+    loaded = [getattr(getattr(part, "config", None), "name_or_path", None) for part in module.modules()]
+    paths = [Path(folder) / "ltrr.json" for folder in dict.fromkeys([*loaded, *folders]) if folder]
+    notes = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    return [each for note in notes for each in (note, *note.pop("origins", []))]
