@@ -31,23 +31,23 @@ _TRAIN = Path(__file__).parent.parent / "train.py"
 _CATALOGUE = Path("runs/quickstart/catalogue")
 _SMALL = {  # model -> what differs from its config: minutes on 2 cores
     "dense": {
-        "trainer.max_steps": 60,
+        "trainer.max_steps": 50,
         "data.batch_size": 32,
         "model.network.max_length": 64,
     },
     "splade": {
-        "trainer.max_steps": 60,
+        "trainer.max_steps": 45,
         "data.batch_size": 16,
         "model.network.max_length": 64,
     },
     "cross_encoder": {
-        "trainer.max_steps": 50,
+        "trainer.max_steps": 35,
         "data.batch_size": 8,
         "data.num_candidates": 10,
         "model.network.max_length": 64,
     },
     "doc2query": {
-        "trainer.max_steps": 40,
+        "trainer.max_steps": 30,
         "data.batch_size": 16,
         "data.num_candidates": 5,
         "model.network.max_length": 64,
