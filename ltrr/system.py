@@ -231,11 +231,11 @@ class System:
 
     @cached_property
     def fusion_arms(self) -> list[str]:
-        """The arms that are fused: those the config names, or all usable ones but popular and those that are added."""
+        """The arms that are fused: those the config names, or all usable ones that read the query and are not added."""
         named = (self.settings.get("fusion") or {}).get("arms")
         for name in named or ():
             check_known("fusion.arms", name, self.specs)
-        left_out = () if named else ("popular", *self.added)
+        left_out = () if named else ("popular", "personal", "fresh", *self.added)
         fused = [n for n in (named or self.specs) if n in self.usable() and n not in left_out]
         if not fused:
             raise ConfigError("fusion.arms: no arm is left to fuse; those with `model: null` are not there")
