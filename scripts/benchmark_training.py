@@ -172,7 +172,7 @@ def splade_head(device: str | None = None) -> dict[str, float]:
                     check=True,
                     capture_output=True,
                     text=True,
-                ).stdout
+                ).stdout.splitlines()[-1]  # others may print before
             )
             for head in ("fused", "plain")
         }
