@@ -77,6 +77,7 @@ STEPS = [
     table("msrd-sparse", _MSRD, "--arms.sparse.model runs/splade-msrd/export"),
     # The ranker learns from what untrained arms bring: the trained ones know the positives of train.
     mined("scifact-ranker", _SCIFACT, "--arm rrf --split train --window 1 50 --margin none"),
+    mined("msrd-ranker", _MSRD, "--arm rrf --split train --window 1 50 --margin none"),
     mined("scifact-dev", _SCIFACT, "--arm rrf --split dev --candidates --num 20"),
     mined("msrd-dev", _MSRD, "--arm rrf --split dev --candidates --num 20"),
     fit(
@@ -86,7 +87,8 @@ STEPS = [
     ),
     fit(
         "cross_encoder-msrd", "cross_encoder", _MSRD, "--model.network.model runs/dense-msrd/export",
-        "--model.network.max_length 160",
+        "--model.network.max_length 160 --trainer.max_steps 500 --trainer.val_check_interval 125",
+        "--data.negatives '[\"runs/mined/msrd-ranker/negatives.trec\"]'",
         "--data.candidates runs/mined/msrd-dev/candidates.trec",
     ),
     table("scifact-ranked", _SCIFACT, _RRF, "--ranker.model runs/cross_encoder-scifact/export"),
