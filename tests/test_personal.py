@@ -16,6 +16,8 @@ from ltrr.arms.personal import Personal
 from ltrr.core import Arm, Context, Query
 from ltrr.data.beir import Corpus, Document, open_dataset
 from ltrr.feedback.events import Action, Impression, Kind
+from ltrr.feedback.loop import Loop
+from ltrr.feedback.store import EventStore
 from ltrr.index.manifest import IndexRefused
 
 START = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -242,8 +244,10 @@ def test_order_and_repetition_change_nothing(table: Path, tmp_path: Path) -> Non
     """Actions may come before their impression, twice, or with other ids' content; late ones earn nothing."""
     arm = opened(tmp_path, table)
     events = acted(1, 3, "c0") + acted(2, 5, "c0", "like")
-    late = Action("late", "i1", "d7", "favourite", START + timedelta(days=3))
-    arm.observe([*events, late])
+    expected = everyone(opened(tmp_path, table))
+    arm.observe([*events, Action("late", "i1", "d3", "favourite", START + timedelta(days=3))])
+    arm.observe([Action("other", "i2", "d7", "favourite", START + timedelta(minutes=3))])  # was not on that page
+    assert not equal(everyone(arm), expected)
     expected = everyone(arm)
     arm.observe(events + events[::-1])
     arm.observe([Action("a1", "i1", "d9", "favourite", START)])  # an id that it has had
@@ -270,9 +274,9 @@ def test_erasing_restores_exactly(table: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(after.pop("c1"), kept)
     del after["c0"]
     assert equal(after, before)
-    arm.save(tmp_path / "state.json")
+    arm.save(tmp_path / "state.npz")
     again = Personal(interactions=str(table), components=4).open(CORPUS, tmp_path)
-    again.load(tmp_path / "state.json")
+    again.load(tmp_path / "state.npz")
     assert found(again, query("c0")) == found(arm, query())  # what the table says of them is forgotten, too
     again.observe(acted(9, 3, "c0"))
     assert all(row % 2 for row in found(again, query("c0"), 8))  # who comes back starts afresh
@@ -281,13 +285,52 @@ def test_erasing_restores_exactly(table: Path, tmp_path: Path) -> None:
 def test_saved_and_loaded_it_goes_on_as_before(table: Path, tmp_path: Path) -> None:
     arm, again = opened(tmp_path, table), Personal(interactions=str(table), components=4).open(CORPUS, tmp_path)
     arm.observe([*acted(1, 3, "new", session="s"), *acted(2, 5, "c0"), acted(3, 8, "c2")[1]])  # one waits
-    arm.save(tmp_path / "state.json")
-    again.load(tmp_path / "state.json")
+    arm.save(tmp_path / "state.npz")
+    again.load(tmp_path / "state.npz")
     for both in (arm, again):
         both.observe(acted(3, 8, "c2"))
     queries = [query("new"), query("c0"), query("c2"), query(session="s"), query("c1", session="s")]
     np.testing.assert_array_equal(arm.embed(queries), again.embed(queries))
     assert not np.array_equal(arm.embed([query("c2")]), opened(tmp_path, table).embed([query("c2")]))
+
+
+def test_compaction_keeps_what_counts_and_what_is_awaited(table: Path, tmp_path: Path) -> None:
+    arm = opened(tmp_path, table)
+    arm.observe([*acted(1, 3, "new"), acted(2, 5, "c1")[0], acted(3, 5, "c2")[1]])  # two lack their other half
+    expected = everyone(arm)
+    arm.compact()
+    assert equal(everyone(arm), expected)
+    week = 7 * 24 * 60
+    arm.observe(acted(week, 7, "c0"))
+    expected = everyone(arm)
+    arm.compact()
+    assert equal(everyone(arm), expected)
+    arm.observe([acted(2, 5, "c1")[1], acted(3, 5, "c2")[0]])  # just in time
+    after = everyone(arm)
+    assert {name for name in after if not np.array_equal(after[name], expected[name])} == {"c1", "c2"}
+    for number in (week + 1, 2 * week + 9):
+        arm.observe([acted(number, 5, "c3")[0]])
+    arm.compact()
+    assert (len(arm._seen), len(arm._did)) == (5, 4)  # the second page without an action is too young to be forgotten
+    arm.observe(acted(week * 600, 1, "c0"))
+    arm.compact()
+    assert list(arm._seen) == [f"i{week * 600}"]  # ten half lives later
+
+
+def test_the_loop_teaches_it_again_after_a_restart(table: Path, tmp_path: Path) -> None:
+    arm = opened(tmp_path / "i", table)
+    again, rows = opened(tmp_path / "i", table), {entity: row for row, entity in enumerate(CORPUS.ids)}
+    with EventStore(f"sqlite:///{tmp_path}/events.db") as store:
+        with Loop(store, {"personal": arm}, rows, tmp_path / "learned") as loop:
+            loop.record(acted(1, 3, "new", session="s") + acted(2, 5, "c1") + acted(3, 7, "c0"))
+            loop.erase("new")
+        loop = Loop(store, {"personal": again}, rows, tmp_path / "learned")
+        assert equal(everyone(again), everyone(arm))
+        loop.record(acted(4, 7, "c0"))
+        assert found(again, query("new")) == found(again, query())
+        replayed = opened(tmp_path / "i", table)
+        Loop(store, {"personal": replayed}, rows)
+        assert equal(everyone(again), everyone(replayed))
 
 
 def test_actions_on_unknown_entities_teach_nothing(table: Path, tmp_path: Path) -> None:

@@ -12,23 +12,27 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from scipy import sparse
 
-from ltrr.arms.engagement import Engagement, co_engagement, day_of, popular_of
+from ltrr.arms.engagement import Engagement, co_engagement, popular_of
 from ltrr.arms.shards import encode_shards
 from ltrr.core import Candidates, Encoder, Query, top_k
 from ltrr.data.beir import Corpus
 from ltrr.feedback.events import Action, Impression, Reward
+from ltrr.feedback.evidence import Did, Seen, light, microseconds, worth
 from ltrr.index import manifest
 from ltrr.metrics import whole_file
 
 _BATCH = 128  # queries scored at once
 _LAST, _SESSION = 5, 0.5  # entities of a session that count, and their weight beside the customer's 1
+_GRACE, _FORGOTTEN = 7, 10  # days that an event waits for its other half; half lives after which nothing counts
+_DAY = microseconds(timedelta(days=1))
 _RIDGE = 3.0  # documents' worth, of learned vectors that are predicted from text
 
 
@@ -107,8 +111,8 @@ class Personal:
             self._popular = {str(name): (docs, scores) for name, docs, scores in zip(*popular, strict=True)}
         self._number = {name: number for number, name in enumerate(self._table.names.tolist())}
         self._starts = np.searchsorted(self._table.who, np.arange(len(self._number) + 1))  # (U + 1,)
-        self._corpus = corpus
-        self._restart({}, {}, ())
+        self._rows = {entity: row for row, entity in enumerate(corpus.ids)}
+        self._restart((), (), ())
         return self
 
     def search(self, queries: Sequence[Query], k: int) -> Candidates:
@@ -137,57 +141,72 @@ class Personal:
 
     def observe(self, events: Iterable[Impression | Action]) -> None:
         """Learns from events, in any order; those that it has had change nothing."""
+        self.take(*light(events, self._rows))
+
+    def take(self, seen: Sequence[Seen], did: Sequence[Did]) -> None:
+        """As `observe`, from the light rows of an event store."""
         with self._lock:
-            for e in events:
-                if isinstance(e, Impression):
-                    self._seen.setdefault(e.id, [e.context.customer, e.session, e.time.isoformat()])
-                    self._settle(e.id)
-                else:
-                    did = self._did.setdefault(e.impression, {})
-                    did.setdefault(e.id, [e.entity, e.kind, e.time.isoformat(), e.seconds])
-                    self._settle(e.impression)
+            for s in seen:
+                self._seen.setdefault(s.id, s)
+                self._settle(s.id)
+            for d in did:
+                self._did.setdefault(d.impression, {}).setdefault(d.id, d)
+                self._settle(d.impression)
 
     def erase(self, customer: str) -> None:
         """Forgets a customer, the table's engagement included; entity vectors forget them with the next build."""
         with self._lock:
-            seen = {i: fields for i, fields in self._seen.items() if fields[0] != customer}
-            did = {i: of for i, of in self._did.items() if i in seen or i not in self._seen}
+            seen = [s for s in self._seen.values() if s.customer != customer]
+            gone = {s.id for s in self._seen.values() if s.customer == customer}
+            did = [d for i, of in self._did.items() if i not in gone for d in of.values()]
             self._restart(seen, did, [*self._erased, customer])
 
-    def save(self, path: Path) -> None:
-        """What came since the build, as JSON; whole or not at all."""
+    def compact(self) -> None:
+        """Forgets events that were without their other half for a week, and what hardly counts any more."""
         with self._lock:
-            state = json.dumps([self._seen, self._did, sorted(self._erased)])
-        with whole_file(path) as temporary:
-            temporary.write_text(state, encoding="utf-8")
+            now = max(
+                (e.time for e in chain(self._seen.values(), *(d.values() for d in self._did.values()))), default=0
+            )
+            waits, counts = now - _GRACE * _DAY, now - _FORGOTTEN * self._half_life * _DAY
+            seen = [s for s in self._seen.values() if s.time >= (counts if self._earned.get(s.id) else waits)]
+            kept = {s.id for s in seen}
+            did = [d for i, of in self._did.items() for d in of.values() if i in kept or d.time >= waits]
+            self._restart(seen, did, self._erased)
+
+    def save(self, path: Path) -> None:
+        """What came since the build, in one file without objects; whole or not at all."""
+        with self._lock:
+            state = [[*self._seen.values()], [d for of in self._did.values() for d in of.values()], [*self._erased]]
+        with whole_file(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, state=np.frombuffer(json.dumps(state).encode(), np.uint8))
 
     def load(self, path: Path) -> None:
         """Goes on from what `save` wrote."""
+        with np.load(path, allow_pickle=False) as file:
+            seen, did, erased = json.loads(file["state"].tobytes())
         with self._lock:
-            self._restart(*json.loads(path.read_text(encoding="utf-8")))
+            self._restart([Seen(*fields) for fields in seen], [Did(*fields) for fields in did], erased)
 
-    def _restart(self, seen: dict[str, list], did: dict[str, dict[str, list]], erased: Iterable[str]) -> None:
-        self._seen = seen  # impression -> customer, session, time
-        self._did = did  # impression -> action -> entity, kind, time, seconds
-        self._erased = set(erased)
+    def _restart(self, seen: Iterable[Seen], did: Iterable[Did], erased: Iterable[str]) -> None:
+        self._seen: dict[str, Seen] = {}
+        self._did: dict[str, dict[str, Did]] = {}  # impression -> action -> did
         self._earned: dict[str, list[tuple[float, str, int, float]]] = {}  # impression -> day, itself, row, reward
-        self._of: dict[tuple[str, str | None], set[str]] = {}  # ("customer" or "session", name) -> impressions
-        for impression in seen:
+        self._of: dict[tuple[str, str], set[str]] = {}  # ("customer" or "session", name) -> impressions
+        self._erased = set(erased)
+        for s in seen:
+            self._seen[s.id] = s
+        for d in did:
+            self._did.setdefault(d.impression, {})[d.id] = d
+        for impression in self._seen:
             self._settle(impression)
 
     def _settle(self, impression: str) -> None:
         """What an impression earned, once it and an action are there."""
         if impression in self._seen and impression in self._did:
-            customer, session, shown_at = self._seen[impression]
-            time = datetime.fromisoformat(shown_at)
-            did = [
-                Action(i, impression, entity, kind, datetime.fromisoformat(at), seconds)
-                for i, (entity, kind, at, seconds) in self._did[impression].items()
-            ]
-            worth = sorted(self._reward.of_entities(time, did).items())
-            known = [(self._corpus.row(entity), reward) for entity, reward in worth if entity in self._corpus]
-            self._earned[impression] = [(day_of(time), impression, row, reward) for row, reward in known]
-            for who in (("customer", customer), ("session", session)):
+            seen = self._seen[impression]
+            earned = sorted(worth(self._reward, seen, self._did[impression].values()).items())
+            self._earned[impression] = [(seen.time / _DAY, impression, row, reward) for row, reward in earned]
+            for who in (("customer", seen.customer), ("session", seen.session)):
                 self._of.setdefault(who, set()).add(impression)
 
     # -- profiles: rows and weights

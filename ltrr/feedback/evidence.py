@@ -44,6 +44,32 @@ class Did(NamedTuple):
     seconds: float | None
 
 
+def light(events: Iterable[Impression | Action], rows: Mapping[str, int]) -> tuple[list[Seen], list[Did]]:
+    """Events as learners take them; rows: entity -> corpus row."""
+    seen, did = [], []
+    for event in events:
+        time = microseconds(event.time - EPOCH)
+        if isinstance(event, Impression):
+            shown, customer = [rows.get(entity, -1) for entity in event.shown], event.context.customer or ""
+            seen.append(Seen(event.id, event.session or event.id, customer, time, event.normalised, shown))
+        else:
+            row = rows.get(event.entity, -1)
+            did.append(Did(event.id, event.impression, row, event.kind, time, event.seconds))
+    return seen, did
+
+
+def worth(reward: Reward, seen: Seen, did: Iterable[Did]) -> dict[int, float]:
+    """Row -> reward, of rows that were shown."""
+    shown = set(seen.rows) - {-1}
+    actions = [
+        Action(d.id, d.impression, str(d.row), d.kind, EPOCH + timedelta(microseconds=d.time), d.seconds)  # type: ignore[arg-type]
+        for d in did
+        if d.row in shown
+    ]
+    earned = reward.of_entities(EPOCH + timedelta(microseconds=seen.time), actions)
+    return {int(row): value for row, value in earned.items()}
+
+
 class Ledger:
     """Turns events into sums, and takes back what later events of a session change.
 
@@ -79,17 +105,7 @@ class Ledger:
 
     def add(self, events: Iterable[Impression | Action]) -> None:
         """Takes events; what was there already changes nothing."""
-        seen, did = [], []
-        for event in events:
-            time = microseconds(event.time - EPOCH)
-            if isinstance(event, Impression):
-                rows = [self._rows.get(entity, -1) for entity in event.shown]
-                customer = event.context.customer or ""
-                seen.append(Seen(event.id, event.session or event.id, customer, time, event.normalised, rows))
-            else:
-                row = self._rows.get(event.entity, -1)
-                did.append(Did(event.id, event.impression, row, event.kind, time, event.seconds))
-        self.take(seen, did)
+        self.take(*light(events, self._rows))
 
     def take(self, seen: Sequence[Seen], did: Sequence[Did]) -> None:
         """As `add`, from what a store gives without making events of it."""
@@ -152,7 +168,7 @@ class Ledger:
             if session not in self._open:
                 continue
             whole = sorted(self._open[session].values(), key=lambda s: (s.time, s.id))
-            wins = [self._worth(s) if s.id in self._actions else {} for s in whole]
+            wins = [worth(self._reward, s, self._actions.get(s.id, {}).values()) for s in whole]
             for i, (s, values) in enumerate(zip(whole, wins, strict=True)):
                 better += [(len(seen) + i, s.rows.index(row), value) for row, value in values.items()]
                 for row in [row for row, value in values.items() if value > 0]:
@@ -187,17 +203,6 @@ class Ledger:
         values = np.stack([np.concatenate([successes, credit]), np.concatenate([trials, credit])], axis=1)
         known = rows >= 0
         return Increments(query[known], rows[known], customer[known], time[known], values[known])
-
-    def _worth(self, seen: Seen) -> dict[int, float]:
-        """Row -> reward, of rows that were shown."""
-        shown = set(seen.rows) - {-1}
-        actions = [
-            Action(d.id, d.impression, str(d.row), d.kind, EPOCH + timedelta(microseconds=d.time), d.seconds)  # type: ignore[arg-type]
-            for d in self._actions[seen.id].values()
-            if d.row in shown
-        ]
-        worth = self._reward.of_entities(EPOCH + timedelta(microseconds=seen.time), actions)
-        return {int(row): value for row, value in worth.items()}
 
 
 def microseconds(span: timedelta) -> int:
