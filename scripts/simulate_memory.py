@@ -1,10 +1,12 @@
 """Memory learns from simulated clicks: quality on test queries after each amount of feedback.
 
 python scripts/simulate_memory.py --config configs/memory.yaml --data FOLDER --out DIR [--rounds 5000 50000]
-    [--seeds 10] [--eta 1] [--noise 0.1] [--direct 0.5] [--by intent] [--data.qrels qrels-random]
+    [--seeds 10] [--eta 1] [--noise 0.1] [--direct 0.5] [--by intent] [--observed DIR] [--data.qrels qrels-random]
 
 Customers ask train queries; what they click teaches the memory arm; test queries are asked in between and teach
-nothing. 0 rounds are the other arms (and predictions, where there are any). --direct: the share of those who clicked
+nothing. "without" has no memory arm, 0 rounds nothing but predictions, where there are any; "train_labels" are the
+positives of the ten nearest train queries, weighted by similarity. --observed: writes the queries that the last seed's
+customers found documents with (scripts/observed.py). --direct: the share of those who clicked
 nothing who ask again, by the title of what they want. --by: also by a field of the queries' metadata, which is read for
 analysis only. Writes DIR/results.json, DIR/table.md and DIR/curve.png.
 """
@@ -21,7 +23,10 @@ from _common import arguments, main
 from tqdm import tqdm
 
 from ltrr.config import ConfigError
-from ltrr.data.beir import open_dataset
+from ltrr.core import Arm, Page
+from ltrr.data.beir import Split, open_dataset
+from ltrr.data.expansions import write_observed
+from ltrr.evaluate.nearest import NearestQueries
 from ltrr.evaluate.report import paired_randomisation
 from ltrr.feedback.clicks import PositionBased
 from ltrr.feedback.simulate import Remembered, Simulation
@@ -30,6 +35,7 @@ from ltrr.metrics import drop_self, evaluate, to_run, whole_file
 from ltrr.policy.baselines import FixedPolicy
 from ltrr.system import System, open_systems
 
+WITHOUT, LABELS = "without", "train_labels"
 MEASURES = ("nDCG@10", "R@10")
 _DEPTH, _BATCH, _PAGE = 100, 250, 10
 
@@ -45,12 +51,18 @@ class World:
         self.train, self.train_qrels = system.dataset.split("train")
         self.test, self.test_qrels = system.dataset.split("test")
 
-    def funnel(self) -> tuple[Funnel, Any]:
-        """A funnel and its memory, which knows nothing but predictions yet."""
+    def funnel(self, depth: int = _DEPTH) -> tuple[Funnel, Any]:
+        """A funnel and its memory, which knows nothing but predictions yet; depth 0 = it is not asked."""
         memory = self.system.make(self.name)[0]
         arms = {**self._static, self.name: memory}
-        policy = FixedPolicy(list(arms), dict.fromkeys(arms, _DEPTH), _DEPTH)
+        policy = FixedPolicy(list(arms), dict.fromkeys(arms, _DEPTH) | {self.name: depth}, _DEPTH)
         return Funnel(arms, policy, self.order), memory
+
+    def labels(self) -> Arm:
+        """What is no search at all: the positives of the ten nearest train queries."""
+        from ltrr.models.backbone import load_encoder  # torch takes seconds to import
+
+        return NearestQueries(load_encoder(), self.system.corpus, [Split(self.train, self.train_qrels)])
 
     def direct(self) -> dict[str, str]:
         """Train query -> title of what it wants most."""
@@ -58,22 +70,23 @@ class World:
         best = {q: max(grades, key=lambda doc: (grades[doc], doc)) for q, grades in self.train_qrels.items() if grades}
         return {q: corpus[corpus.row(doc)].title for q, doc in best.items()}
 
-    def quality(self, funnel: Funnel) -> dict[str, np.ndarray]:
+    def quality(self, funnel: Funnel | Arm) -> dict[str, np.ndarray]:
         """Measure -> (Q,) of the test queries."""
         run = {}
         for start in range(0, len(self.test), _BATCH):
             some = self.test[start : start + _BATCH]
-            found = funnel.search(some, _PAGE + 1).shown  # one may be the query itself
-            run |= drop_self(to_run([q.id for q in some], found, self.system.corpus.ids))
+            found = funnel.search(some, _PAGE + 1)  # one may be the query itself
+            shown = found.shown if isinstance(found, Page) else found
+            run |= drop_self(to_run([q.id for q in some], shown, self.system.corpus.ids))
         per_query = evaluate(run, self.test_qrels, MEASURES)
         assert per_query.query_ids == [q.id for q in self.test if max(self.test_qrels[q.id].values(), default=0) > 0]
         return {measure: per_query.of(measure) for measure in MEASURES}
 
 
-def simulate(world: World, flags: Any, seed: int) -> dict[int, dict[str, np.ndarray]]:
-    """Rounds -> measure -> (Q,)."""
+def simulate(world: World, flags: Any, seed: int) -> tuple[dict[str, dict[str, np.ndarray]], Any]:
+    """Rounds -> measure -> (Q,); the memory at the end."""
     funnel, memory = world.funnel()
-    found = {0: world.quality(funnel)}
+    found = {"0": world.quality(funnel)}
     simulation = Simulation(
         funnel.search,
         world.train,
@@ -90,18 +103,18 @@ def simulate(world: World, flags: Any, seed: int) -> dict[int, dict[str, np.ndar
         for batch in simulation.rounds(rounds - done, _BATCH):
             memory.observe(batch.events)
         done = rounds
-        found[rounds] = world.quality(funnel)
-    return found
+        found[f"{rounds:,}"] = world.quality(funnel)
+    return found, memory
 
 
-def plot(path: Path, curves: dict[str, dict[int, tuple[float, float, float]]], measure: str) -> None:
+def plot(path: Path, curves: dict[str, dict[str, tuple[float, float, float]]], measure: str) -> None:
     figure, panel = plt.subplots(figsize=(8, 5), layout="constrained")
     for name, points in curves.items():
         x = range(len(points))
         mean, low, high = np.array(list(points.values())).T
         panel.plot(x, mean, "o-", label=name)
         panel.fill_between(x, low, high, alpha=0.2)
-    panel.set_xticks(range(len(points)), [f"{rounds:,}" for rounds in points])
+    panel.set_xticks(range(len(points)), list(points))
     panel.set_xlabel("simulated rounds")
     panel.set_ylabel(f"{measure} on test queries")
     panel.grid(color="0.9")
@@ -137,12 +150,21 @@ def run() -> None:
             parser.add_argument("--noise", type=float, default=0.1, help="clicks on what is not relevant"),
             parser.add_argument("--direct", type=float, default=0.5, help="who ask again by the title, 0 = nobody"),
             parser.add_argument("--arm", default="memory", help="the arm that learns"),
+            parser.add_argument("--observed", type=Path, help="folder for the queries that found documents"),
             parser.add_argument("--by", help="also by this field of the queries' metadata, for example intent"),
         ),
     )
     (system,) = open_systems(flags.config, overrides)
     world = World(system, flags.arm)
-    seeds = [simulate(world, flags, seed) for seed in tqdm(range(flags.seeds), "simulate", unit="seed")]
+    fixed = {WITHOUT: world.quality(world.funnel(0)[0]), LABELS: world.quality(world.labels())}
+    seeds, memory = [], None
+    for seed in tqdm(range(flags.seeds), "simulate", unit="seed"):
+        found, memory = simulate(world, flags, seed)
+        seeds.append(fixed | found)
+    if flags.observed and memory is not None:
+        write_observed(flags.observed, system.corpus, memory.observed())
+        with whole_file(flags.observed / "ltrr.json") as temporary:  # customers asked train queries
+            temporary.write_text(json.dumps({"data": system.corpus.fingerprint, "splits": ["train"]}) + "\n")
     ids = [q.id for q in world.test if max(world.test_qrels[q.id].values(), default=0) > 0]
     groups = {"all": np.ones(len(ids), bool)}
     if flags.by:
@@ -152,29 +174,33 @@ def run() -> None:
     groups = {name: mask for name, mask in groups.items() if mask.any()}
     results: dict[str, Any] = {"dataset": system.dataset.name, "seeds": flags.seeds, "queries": len(ids), "groups": {}}
     lines = [
-        "| queries | n | rounds | nDCG@10 | R@10 | p (nDCG@10, against 0 rounds) |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| queries | n | rounds | nDCG@10 | R@10 | p (nDCG@10) | p (R@10) |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
     for name, mask in groups.items():
         rows = {}
         for rounds in seeds[0]:
             values = {m: np.stack([found[rounds][m][mask] for found in seeds]) for m in MEASURES}
             cells = {m: interval(values[m]) for m in MEASURES}
-            start = np.stack([found[0]["nDCG@10"][mask] for found in seeds]).mean(axis=0)
-            p = paired_randomisation(values["nDCG@10"].mean(axis=0), start) if rounds else 1.0
-            rows[rounds] = {m: dict(zip(("mean", "low", "high"), cell, strict=True)) for m, cell in cells.items()} | {
-                "p": p
-            }
-            shown = " | ".join(f"{mean:.4f} ({low:.3f} to {high:.3f})" for mean, low, high in cells.values())
-            lines.append(f"| {name} | {mask.sum()} | {rounds:,} | {shown} | {'' if not rounds else f'{p:.4f}'} |")
+            p = {m: paired_randomisation(values[m].mean(axis=0), fixed[WITHOUT][m][mask]) for m in MEASURES}
+            told = {m: dict(zip(("mean", "low", "high"), cell, strict=True)) for m, cell in cells.items()}
+            rows[rounds] = {m: told[m] | {"p": p[m]} for m in MEASURES}
+            shown = [f"{mean:.4f} ({low:.3f} to {high:.3f})" for mean, low, high in cells.values()]
+            shown += ["" if rounds == WITHOUT else f"{p[m]:.4f}" for m in MEASURES]
+            lines.append(f"| {name} | {mask.sum()} | {rounds} | {' | '.join(shown)} |")
         results["groups"][name] = {"queries": int(mask.sum()), "rounds": rows}
+    lines += ["", f"p: paired randomisation against `{WITHOUT}`, of a query's mean over seeds, not adjusted."]
     flags.out.mkdir(parents=True, exist_ok=True)
     with whole_file(flags.out / "results.json") as temporary:
         temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
     with whole_file(flags.out / "table.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     curves = {
-        name: {r: tuple(row["R@10"].values()) for r, row in group["rounds"].items()}
+        name: {
+            r: (row["R@10"]["mean"], row["R@10"]["low"], row["R@10"]["high"])
+            for r, row in group["rounds"].items()
+            if r not in fixed
+        }
         for name, group in results["groups"].items()
     }
     plot(flags.out / "curve.png", curves, "R@10")

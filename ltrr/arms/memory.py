@@ -141,6 +141,15 @@ class Memory:
             ]
         return Candidates.from_lists([rows for rows, _ in found], [scores for _, scores in found], k).first(k)
 
+    def observed(self) -> list[tuple[int, str, float]]:
+        """(row, query, observed score) of pairs that enough customers agree on: queries for other arms' fields."""
+        with self._lock:
+            pairs, texts = self._sums.agreed(self._distinct)
+            scores = self._sums.scores(
+                pairs, None, np.zeros(len(pairs)), strength=self._strength, distinct=self._distinct
+            )
+            return list(zip(self._sums.rows(pairs).tolist(), texts, scores.tolist(), strict=True))
+
     def _lookup(self, text: str, customer: str | None, vector: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Rows and scores: of each entity the best of similarity times remembered score."""
         numbers, alike, by_words = self._like(text, vector)

@@ -1,4 +1,4 @@
-"""Queries generated for every document, in a folder of shards (scripts/expand.py writes it).
+"""Queries generated or observed for every document, in a folder of shards (scripts/{expand,observed}.py write it).
 
 Knows JSON lines, checksums and corpus rows; knows nothing about the models that write or judge queries.
 
@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -156,6 +157,25 @@ class Expansions(Sequence[list[str]]):
 def read_expansions(folder: str | Path, corpus: Corpus) -> Expansions:
     """What scripts/expand.py wrote for this corpus; DataError where it is unfinished, damaged or of another corpus."""
     return Expansions(Path(folder), corpus)
+
+
+def write_observed(
+    folder: Path, corpus: Corpus, observed: Iterable[tuple[int, str, float]], predicted: Expansions | None = None
+) -> None:
+    """Queries that customers found documents with, after those that a generator wrote and a filter left.
+
+    observed: (row, query, score in (0, 1]); a score stands where a generated query has its likelihood. DataError where
+    the folder holds expansions of something else.
+    """
+    queries: dict[int, list[Expansion]] = defaultdict(list)
+    for row, query, score in sorted(observed):
+        queries[row].append(Expansion(query, math.log(score), 1))
+    of = {"observed": _sha256(repr(sorted(queries.items())).encode()), "predicted": predicted.id if predicted else None}
+    writer = ExpansionWriter(folder, corpus, model="observed", settings=of, shard=512)
+    for rows in writer.missing():
+        earlier = ([e._replace(relevance=math.nan) for e in predicted.of(row)] if predicted else [] for row in rows)
+        writer.write(rows, [[*several, *queries[row]] for row, several in zip(rows, earlier, strict=True)])
+    writer.finish()
 
 
 def expansion_id(folder: str | Path) -> str:

@@ -130,6 +130,11 @@ class Sums:
         """(P,) corpus rows."""
         return self._pair_row.values[pairs]
 
+    def agreed(self, distinct: int) -> tuple[np.ndarray, list[str]]:
+        """(P,) pairs with successes of at least so many customers, and their queries."""
+        pairs = np.flatnonzero(self._clickers.values >= max(distinct, 1))
+        return pairs, [self.queries[query] for query in self._pair_query.values[pairs].tolist()]
+
     def scores(
         self, pairs: np.ndarray, customer: str | None, predicted: np.ndarray, *, strength: float, distinct: int
     ) -> np.ndarray:

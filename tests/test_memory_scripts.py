@@ -1,0 +1,115 @@
+"""What the scripts around memory write, in a tiny world: contracts that reproduce.py and results.py read."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from test_scripts import script
+
+from ltrr.arms.lexical import Lexical
+from ltrr.core import Context, Query
+from ltrr.data.beir import open_dataset
+from ltrr.data.expansions import read_expansions, write_observed
+from ltrr.data.lines import DataError
+from ltrr.feedback.events import Action, Impression
+from ltrr.feedback.store import EventStore
+
+CONFIG = """cache: {cache}
+arms:
+  lexical: {{class: ltrr.arms.lexical.Lexical, tune: false}}
+  memory: {{class: ltrr.arms.memory.Memory}}
+fusion: {{arms: [lexical], weights: {{lexical: 1.0}}, added: {{memory: 1.0}}}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(CONFIG.format(cache=tmp_path / "cache"), encoding="utf-8")
+    return path
+
+
+def test_memory_is_simulated_beside_what_it_is_compared_with(music: Path, config: Path, tmp_path: Path) -> None:
+    out, observed = tmp_path / "out", tmp_path / "observed"
+    flags = ("--config", config, "--data", music, "--out", out, "--observed", observed)
+    done = script("scripts/simulate_memory.py", *flags, "--rounds", 30, 200, "--seeds", 2, "--by", "intent")
+    results = json.loads((out / "results.json").read_text())
+    assert (results["seeds"], results["dataset"]) == (2, "tiny")
+    assert set(results["groups"]) == {"all", "attribute", "direct"}
+    rounds = results["groups"]["all"]["rounds"]
+    assert list(rounds) == ["without", "train_labels", "0", "30", "200"]
+    for cells in rounds.values():
+        for cell in (cells["nDCG@10"], cells["R@10"]):
+            assert cell["low"] <= cell["mean"] <= cell["high"]
+            assert 0 < cell["p"] <= 1
+    assert rounds["0"] == rounds["without"]  # nothing is predicted here
+    assert rounds["200"]["nDCG@10"]["mean"] != rounds["0"]["nDCG@10"]["mean"]
+    assert (out / "curve.png").stat().st_size > 1000
+    assert (out / "table.md").read_text() in done.stdout
+    corpus = open_dataset(music).corpus
+    queries = list(read_expansions(observed, corpus).pairs())
+    asked = {query.text.lower() for query in open_dataset(music).split("train").queries}
+    assert queries
+    assert {e.query for _, e in queries} <= asked
+    assert json.loads((observed / "ltrr.json").read_text()) == {"data": corpus.fingerprint, "splits": ["train"]}
+
+
+def test_an_attack_is_measured(music: Path, config: Path, tmp_path: Path) -> None:
+    flags = ("--config", config, "--data", music, "--out", tmp_path / "out")
+    done = script("scripts/attack_memory.py", *flags, "--rounds", 60, "--clicks", 40, "--seeds", 2)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(results["attacks"]) == {"worst", "push"}
+    for measures in results["attacks"].values():
+        assert set(measures) == {"other_entities", "other_order", "target_enters", "nDCG@10_change"}
+        assert all(len(values) == 2 for values in measures.values())
+    assert (tmp_path / "out" / "table.md").read_text() in done.stdout
+
+
+def lived(path: Path) -> str:
+    """URL of a store in which four customers click d0 for zorp, and one for blib."""
+    url, time = f"sqlite:///{path}", datetime(2026, 1, 5, tzinfo=UTC)
+    with EventStore(url) as store:
+        for n, (customer, query) in enumerate([*((f"c{i}", "Zorp!") for i in range(4)), ("c0", "blib")]):
+            seen = Impression(f"i{n}", time, query, ("s0", "s1"), context=Context(customer))
+            store.append([seen, Action(f"a{n}", seen.id, "s0", "click", time + timedelta(seconds=9))])
+    return url
+
+
+def test_observed_queries_come_from_the_store_and_full_text_finds_with_them(
+    music: Path, config: Path, tmp_path: Path
+) -> None:
+    url, out = lived(tmp_path / "events.db"), tmp_path / "observed"
+    flags = ("--config", config, "--data", music, "--events", url)
+    assert f"1 queries of 1 documents in {out}" in script("scripts/observed.py", *flags, "--out", out).stdout
+    corpus = open_dataset(music).corpus
+    assert [(corpus.ids[row], e.query) for row, e in read_expansions(out, corpus).pairs()] == [("s0", "zorp")]
+    arm = Lexical(expansion=str(out), boosts={"expansion_english": 1.0})
+    arm.build(corpus, tmp_path / "index")
+    arm.open(corpus, tmp_path / "index")
+    found = arm.search([Query("q", "zorp"), Query("q", "blib")], 3)
+    assert corpus.ids[found.docs[0, 0]] == "s0"
+    assert (found.docs[1] < 0).all()
+    wrong = script("scripts/observed.py", "--config", config, "--data", music, "--out", out, check=False)
+    assert "--events" in wrong.stderr
+
+
+def test_observed_queries_follow_predicted_ones(music: Path, tmp_path: Path) -> None:
+    corpus = open_dataset(music).corpus
+    write_observed(tmp_path / "p", corpus, [(3, "predicted", 0.5)])
+    write_observed(tmp_path / "o", corpus, [(3, "b", 0.5), (3, "a", 1.0)], read_expansions(tmp_path / "p", corpus))
+    assert read_expansions(tmp_path / "o", corpus)[3] == ["predicted", "a", "b"]
+    with pytest.raises(DataError, match="another folder"):
+        write_observed(tmp_path / "o", corpus, [(3, "b", 0.5)])
+
+
+def test_benchmarks_of_memory_and_store_write_their_figures(tmp_path: Path) -> None:
+    script("scripts/benchmark_memory.py", "--events", 3000, "--out", tmp_path / "m")
+    found = json.loads((tmp_path / "m" / "results.json").read_text())
+    assert (found["events"], found["pairs"] > 1000) == (3000, True)
+    assert {"replay_s", "lookup_median_ms", "lookup_p99_ms", "snapshot_s", "restart_s", "peak_gib"} <= set(found)
+    script("scripts/benchmark_store.py", "--num", 300, "--out", tmp_path / "s")
+    found = json.loads((tmp_path / "s" / "results.json").read_text())
+    assert set(found["sqlite"]) == {"events_per_s", "raw_per_s", "ratio", "mean_group"}
