@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property
@@ -112,8 +113,8 @@ class System:
         named = (settings.get("fusion") or {}).get("arms") or ()
         if len(set(named)) < len(named):
             raise ConfigError(f"fusion.arms: {', '.join(named)} names an arm twice")
-        fingerprint = self.corpus.fingerprint[:12]
-        self.folder = Path(settings.get("cache") or "runs/cache") / f"{dataset.name}-{fingerprint}"
+        self.folder = Path(settings.get("cache") or "runs/cache") / f"{dataset.name}-{self.corpus.fingerprint[:12]}"
+        self._models: dict[str, Any] = {}  # loader and options -> model, which parts share
         self.arm = cache(self._open)  # name -> opened arm
         self._plan = cache(self._planned)  # name -> class, arguments, folder
         trained = self.trained_on(self._parts)
@@ -192,8 +193,7 @@ class System:
     def make(self, name: str) -> tuple[Any, Path]:
         """An arm that is not opened yet, and its index folder."""
         cls, spec, root = self._plan(name)
-        where = f"arms.{name}"
-        return construct(where, cls, self._inject(where, cls, spec)), root
+        return construct(f"arms.{name}", cls, self._inject(f"arms.{name}", cls, spec)), root
 
     def identity(self, name: str) -> list[str]:
         """What an opened arm's scores depend on: class, arguments and the build in use (which vouches for a model)."""
@@ -203,14 +203,15 @@ class System:
 
     def _inject(self, where: str, cls: type, spec: Mapping[str, Any]) -> dict[str, Any]:
         """Gives a constructor its model (from `model`, `encoder`) or the corpus, where it asks for one."""
-        arguments = dict(spec)
-        parameters = inspect.signature(cls).parameters
+        arguments, parameters = dict(spec), inspect.signature(cls).parameters
         for parameter in LOADERS.keys() & parameters.keys():
             options = {"model": arguments.pop("model")} if "model" in arguments else {}
             options |= arguments.pop("encoder", None) or {}
             module, _, name = LOADERS[parameter].rpartition(".")
             loader = getattr(importlib.import_module(module), name)  # torch takes seconds: only for who has a model
-            arguments[parameter] = construct(f"{where}.encoder", loader, options)
+            if (key := json.dumps([parameter, options], sort_keys=True, default=str)) not in self._models:
+                self._models[key] = construct(f"{where}.encoder", loader, options)
+            arguments[parameter] = self._models[key]
         if "corpus" in parameters:
             arguments["corpus"] = self.corpus
         return arguments
@@ -308,8 +309,7 @@ class System:
     def depths(self) -> dict[str, int]:
         """How many candidates the funnel draws of each arm, 0 = off."""
         given = (self.settings.get("policy") or {}).get("depths")
-        depths = given or dict.fromkeys([*self.fusion_arms, *self.added], _DEPTH)
-        for name in depths:
+        for name in (depths := given or dict.fromkeys([*self.fusion_arms, *self.added], _DEPTH)):
             check_known("policy.depths", name, self.specs)
         return {name: depth for name, depth in depths.items() if name in self.usable()}
 

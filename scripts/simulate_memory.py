@@ -14,6 +14,7 @@ analysis only. Writes DIR/results.json, DIR/table.md and DIR/curve.png.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from _common import arguments, main
 from tqdm import tqdm
 
 from ltrr.config import ConfigError
-from ltrr.core import Arm, Page
+from ltrr.core import Arm, Encoder, Page
 from ltrr.data.beir import Split, open_dataset
 from ltrr.data.expansions import write_observed
 from ltrr.evaluate.nearest import NearestQueries
@@ -40,6 +41,22 @@ MEASURES = ("nDCG@10", "R@10")
 _DEPTH, _BATCH, _PAGE = 100, 250, 10
 
 
+class Once:
+    """An Encoder that encodes a text once, for all seeds."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.id = encoder.id
+        self._encoder = encoder
+        self._known: dict[tuple[str, bool], np.ndarray] = {}
+
+    def encode(self, texts: Sequence[str], *, is_query: bool = False) -> np.ndarray:
+        """(B, D)."""
+        new = [text for text in dict.fromkeys(texts) if (text, is_query) not in self._known]
+        vectors = self._encoder.encode(new, is_query=is_query)
+        self._known |= {(text, is_query): vector for text, vector in zip(new, vectors, strict=True)}
+        return np.stack([self._known[text, is_query] for text in texts])
+
+
 class World:
     """A system whose arms are asked each query once, but for memory, and what customers ask."""
 
@@ -47,6 +64,7 @@ class World:
         if name not in system.specs:
             raise ConfigError(f"arms: there is no arm {name!r} to teach; see configs/memory.yaml")
         self.system, self.name, self.order = system, name, system.order()
+        self._once: Once | None = None
         self._static = {n: Remembered(system.arm(n), _DEPTH) for n in system.usable() if n != name}
         self.train, self.train_qrels = system.dataset.split("train")
         self.test, self.test_qrels = system.dataset.split("test")
@@ -54,6 +72,8 @@ class World:
     def funnel(self, depth: int = _DEPTH) -> tuple[Funnel, Any]:
         """A funnel and its memory, which knows nothing but predictions yet; depth 0 = it is not asked."""
         memory = self.system.make(self.name)[0]
+        if getattr(memory, "encoder", None) is not None:
+            memory.encoder = self._once = self._once or Once(memory.encoder)
         arms = {**self._static, self.name: memory}
         policy = FixedPolicy(list(arms), dict.fromkeys(arms, _DEPTH) | {self.name: depth}, _DEPTH)
         return Funnel(arms, policy, self.order), memory

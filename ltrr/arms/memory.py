@@ -27,6 +27,7 @@ from ltrr.feedback.evidence import Did, Ledger, Seen
 from ltrr.feedback.sums import Column, Sums
 from ltrr.metrics import whole_file
 
+_BATCH = 64  # queries compared with remembered ones at once
 _CACHED = 50_000  # vectors of queries that are kept
 _CANDIDATES = 4_000  # remembered queries that share a word, looked at for one query; those with rarer words first
 
@@ -67,7 +68,7 @@ class Memory:
         neighbours: int = 20,
         alike: float = 0.5,
     ) -> None:
-        self._corpus, self._encoder = corpus, encoder
+        self._corpus, self.encoder = corpus, encoder
         self._strength, self._distinct = strength, distinct
         self._neighbours, self._alike = neighbours, alike
         self._lock = threading.RLock()
@@ -135,10 +136,14 @@ class Memory:
             texts = [normalised(query.text) for query in queries]
             self._words.add(self._sums.queries)
             vectors = self._encoded(texts)
-            found = [
-                self._lookup(text, query.context.customer, None if vectors is None else vectors[i])
-                for i, (text, query) in enumerate(zip(texts, queries, strict=True))
-            ]
+            found = []
+            for start in range(0, len(texts), _BATCH):
+                alike = None  # (B, M) by meaning
+                if vectors is not None and self._vectors is not None:
+                    alike = vectors[start : start + _BATCH] @ self._vectors.values.T
+                for i, query in enumerate(queries[start : start + _BATCH]):
+                    row = None if alike is None else alike[i]
+                    found.append(self._lookup(texts[start + i], query.context.customer, row))
         return Candidates.from_lists([rows for rows, _ in found], [scores for _, scores in found], k).first(k)
 
     def observed(self) -> list[tuple[int, str, float]]:
@@ -150,9 +155,9 @@ class Memory:
             )
             return list(zip(self._sums.rows(pairs).tolist(), texts, scores.tolist(), strict=True))
 
-    def _lookup(self, text: str, customer: str | None, vector: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def _lookup(self, text: str, customer: str | None, by_meaning: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Rows and scores: of each entity the best of similarity times remembered score."""
-        numbers, alike, by_words = self._like(text, vector)
+        numbers, alike, by_words = self._like(text, by_meaning)
         pairs_of = [self._sums.pairs_of[number] for number in numbers.tolist()]
         counts = [len(pairs) for pairs in pairs_of]
         pairs = np.fromiter((pair for pairs in pairs_of for pair in pairs), np.int64)
@@ -164,13 +169,13 @@ class Memory:
         np.maximum.at(best, inverse, scores)
         return rows[best > 0], best[best > 0].astype(np.float32)
 
-    def _like(self, text: str, vector: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _like(self, text: str, by_meaning: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Remembered queries, how alike they are (the query itself 1), and whether words say so."""
         best: dict[int, tuple[float, bool]] = {}
         if self._neighbours:
             found = [(*self._words.like(text), True)]
-            if vector is not None and self._vectors is not None:
-                found.append((np.array(self._sums.succeeded, np.int32), self._vectors.values @ vector, False))
+            if by_meaning is not None:
+                found.append((np.frombuffer(self._sums.succeeded, np.int32), by_meaning, False))
             for numbers, alike, by_words in found:
                 near = np.flatnonzero(alike >= self._alike)
                 near = near[np.lexsort((numbers[near], -alike[near]))[: self._neighbours]]
@@ -184,7 +189,7 @@ class Memory:
 
     def _encoded(self, texts: Sequence[str]) -> np.ndarray | None:
         """(Q, D) vectors of texts; remembered queries that had a success are encoded, too (predicted ones are many)."""
-        if self._encoder is None or not self._neighbours:
+        if self.encoder is None or not self._neighbours:
             return None
         done = len(self._vectors.values) if self._vectors is not None else 0
         new = [self._sums.queries[q] for q in self._sums.succeeded[done:]]
@@ -193,7 +198,7 @@ class Memory:
             self._cache.clear()
             unknown = list(dict.fromkeys([*texts, *new]))
         if unknown:
-            self._cache |= dict(zip(unknown, self._encoder.encode(unknown, is_query=True), strict=True))
+            self._cache |= dict(zip(unknown, self.encoder.encode(unknown, is_query=True), strict=True))
         if new:
             rows = np.stack([self._cache[text] for text in new])
             self._vectors = self._vectors or Column(np.float32, rows.shape[1])

@@ -7,6 +7,7 @@ the order in which evidence comes changes nothing. Legend: E increments, P pairs
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import NamedTuple
@@ -49,7 +50,7 @@ class Sums:
         self.now = 0  # the latest event's time
         self.queries: list[str] = []  # normalised; "" = forgotten
         self.pairs_of: list[list[int]] = []  # query -> pairs
-        self.succeeded: list[int] = []  # queries in the order of their first success
+        self.succeeded = array("i")  # queries in the order of their first success
         self._has_succeeded: set[int] = set()
         self._customers: list[str] = []  # "" = unknown
         self._query_of: dict[str, int] = {}
