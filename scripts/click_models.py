@@ -3,8 +3,8 @@
 python scripts/click_models.py [--out runs/click_models] [--seeds 5] [--impressions 200000]
 
 An invented world: 500 queries asked by Zipf's law, 30 entities each with grades 0 to 3, pages of ten in the order of a
-noisy ranker (grade + an error that stays + one of the moment), attraction with noise .1. Writes DIR/results.json and
-DIR/click_models.png. Half a minute of one core.
+noisy ranker (grade + an error that stays + one of the moment), attraction with noise .1. Writes DIR/results.json,
+DIR/table.md and DIR/click_models.png. Half a minute of one core.
 """
 
 from __future__ import annotations
@@ -101,18 +101,19 @@ def run() -> None:
     off = {name: [np.subtract(f[name]["estimate"], f[name]["truth"]) for f in found] for name in TRUTHS}
     off["mismatch"] = [np.subtract(f["mismatch"]["estimate"], f["mismatch"]["examined"]) for f in found]
     worst = {name: np.abs(errors).max(axis=1).tolist() for name, errors in off.items()}
-    print("| simulated | worst error, mean over seeds | of all seeds |\n| --- | ---: | ---: |")
-    for name, errors in worst.items():
-        print(f"| {name} | {np.mean(errors):.4f} | {max(errors):.4f} |")
+    lines = ["| simulated | worst error, mean over seeds | of all seeds |", "| --- | ---: | ---: |"]
+    lines += [f"| {name} | {np.mean(errors):.4f} | {max(errors):.4f} |" for name, errors in worst.items()]
     rows = [f["mismatch"]["error"] for f in found]
-    print(
-        f"\n| mismatch: clicks / trials − attraction | {' | '.join(rows[0]['impressions'])} |\n| --- |{' ---: |' * 5}"
-    )
+    lines += ["", f"| mismatch: clicks / trials − attraction | {' | '.join(rows[0]['impressions'])} |"]
+    lines += ["| --- |" + " ---: |" * 5]
     for name, errors in rows[0].items():
-        print(f"| {name} | {' | '.join(f'{np.mean([row[name][key] for row in rows]):+.3f}' for key in errors)} |")
+        cells = " | ".join(f"{np.mean([row[name][key] for row in rows]):+.3f}" for key in errors)
+        lines.append(f"| {name} | {cells} |")
+    print("\n".join(lines))
     flags.out.mkdir(parents=True, exist_ok=True)
     report = {"impressions": flags.impressions, "worst_error": worst, "seeds": found}
     (flags.out / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (flags.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     plot(found).savefig(flags.out / "click_models.png", dpi=150)
 
 

@@ -2,7 +2,7 @@
 
 python scripts/reproduce.py [--shared ../shared/data] [--only NAME …] [--list]
 
-About three hours on 2 cores, each training at most 20 minutes. Killed, it goes on with the step it was at; a training
+About five hours on 2 cores, each training at most 20 minutes. Killed, it goes on with the step it was at; a training
 goes on from its last checkpoint. Delete a step's output to do it again. Afterwards: python scripts/results.py
 """
 
@@ -55,6 +55,7 @@ _SCIFACT, _MSRD = "scifact", "msrd-movies"
 _NEGATIVES = "--data.negatives '[\"runs/mined/scifact/negatives.trec\"]'"
 _RRF = "--fusion.method rrf"
 _EXPAND = "scripts/expand.py --model runs/doc2query-scifact/export --data {data}/scifact --num_queries 10"
+_CATALOGUE = "--data runs/quickstart/catalogue"
 _STEPS = "--trainer.max_epochs -1 --trainer.check_val_every_n_epoch null"
 STEPS = [
     table("scifact", _SCIFACT),
@@ -122,6 +123,34 @@ STEPS = [
     Step("person_queries", "msrd/person_queries.json",
          "scripts/person_queries.py --data {data}/msrd-movies --results runs/msrd"),
     Step("quickstart", "quickstart/cost.json", "scripts/quickstart.py --fresh"),
+    # What feedback teaches. The catalogue's generated queries are those of quickstart's 30 steps.
+    Step("click_models", "click_models/results.json", "scripts/click_models.py"),
+    Step("expanded-catalogue", "expanded-catalogue/ltrr.json",
+         "scripts/expand.py --model runs/quickstart/models/doc2query/export --data runs/quickstart/catalogue "
+         "--num_queries 3 --max_query_length 12 --max_length 64 --out runs/expanded-catalogue"),
+    Step("memory-catalogue", "memory-catalogue/results.json",
+         f"scripts/simulate_memory.py {_CATALOGUE} --out runs/memory-catalogue --rounds 1000 5000 50000 --by intent "
+         "--observed runs/observed-catalogue"),
+    Step("memory-predicted", "memory-predicted/results.json",
+         f"scripts/simulate_memory.py {_CATALOGUE} --out runs/memory-predicted --rounds 5000 --by intent "
+         "--arms.memory.expansion runs/expanded-catalogue"),
+    Step("catalogue-observed", "catalogue-observed/results.json",
+         "scripts/evaluate.py --data runs/quickstart/catalogue --split test --out runs/catalogue-observed --by intent "
+         "--arms.lexical.tune fusion --arms.observed.class ltrr.arms.lexical.Lexical "
+         "--arms.observed.expansion runs/observed-catalogue --fusion.arms '[lexical, structured, dense]'"),
+    Step("memory-msrd", "memory-msrd/results.json",
+         "scripts/simulate_memory.py --data {data}/msrd-movies --out runs/memory-msrd --rounds 5000 20000 --seeds 5"),
+    Step("memory-msrd-random", "memory-msrd-random/results.json",
+         "scripts/simulate_memory.py --data {data}/msrd-movies --data.qrels qrels-random --out runs/memory-msrd-random "
+         "--rounds 5000 20000 --seeds 5"),
+    Step("attack", "attack/results.json", f"scripts/attack_memory.py {_CATALOGUE} --out runs/attack"),
+    Step("attack-patient", "attack-patient/results.json",
+         f"scripts/attack_memory.py {_CATALOGUE} --clicks 100 --out runs/attack-patient"),
+    Step("fresh", "fresh/results.json", f"scripts/simulate_fresh.py {_CATALOGUE} --out runs/fresh"),
+    Step("personal", "personal/results.json",
+         "scripts/personal.py --data {data}/lastfm-hetrec2k --out runs/personal"),
+    Step("store", "store/results.json", "scripts/benchmark_store.py"),
+    Step("benchmark_memory", "benchmark_memory/results.json", "scripts/benchmark_memory.py"),
     Step("benchmark", "benchmark/benchmark.json", "scripts/benchmark.py --data {data}/msrd-movies --device cpu"),
 ]  # fmt: skip
 

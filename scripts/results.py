@@ -29,6 +29,20 @@ _PARTS = [  # title, folder; trained models come after what they are compared wi
     ("SciFact, all trained models", "scifact-ltrr"),
     ("MSRD, all trained models", "msrd-ltrr"),
     ("The embedded catalogue (synthetic), test, trained for a few steps", "quickstart"),
+    ("The catalogue, full text with the queries that simulated customers found documents with", "catalogue-observed"),
+]
+_EXPERIMENTS = [  # title, step; with a table.md, or with figures in results.json
+    ("Memory on the catalogue, simulated clicks", "memory-catalogue"),
+    ("Memory on the catalogue that starts from predicted scores", "memory-predicted"),
+    ("Memory on MSRD, recurring queries (random split), simulated clicks", "memory-msrd-random"),
+    ("Memory on MSRD, no recurring queries (split by group), simulated clicks", "memory-msrd"),
+    ("One customer's 10,000 clicks", "attack"),
+    ("One customer's 100 clicks, within their budget", "attack-patient"),
+    ("An explorer for entities that arrive later, on the catalogue", "fresh"),
+    ("Personal retrieval on Last.fm, a fifth of each listener's artists left out", "personal"),
+    ("Click models: error of estimated examination, 200,000 impressions", "click_models"),
+    ("Event store", "store"),
+    ("Memory at size", "benchmark_memory"),
 ]
 
 
@@ -45,6 +59,17 @@ def gain(of: tuple[str, str], over: tuple[str, str], measure: str) -> Callable[[
 def speed(what: str, figure: str) -> Callable[[dict], float]:
     """A figure of the benchmark."""
     return lambda read: read["speed"][what][figure]
+
+
+def simulated(step: str, group: str, rounds: str, measure: str) -> Callable[[dict], float]:
+    """A figure of a simulation of memory."""
+    return lambda read: read[step]["groups"][group]["rounds"][rounds][measure]["mean"]
+
+
+def learned(step: str, group: str, rounds: str, measure: str = "R@10") -> Callable[[dict], float]:
+    """How much better than without memory."""
+    found, without = (simulated(step, group, r, measure) for r in (rounds, "without"))
+    return lambda read: found(read) - without(read)
 
 
 _HEAD, _TITLES = "splade head, 32 x 256 tokens", "training, bf16"
@@ -88,6 +113,34 @@ _GOALS = [  # what, how to read it, the goal
      speed(_HEAD, "float32_times_faster"), ">=", 2),
     ("SPLADE head, times less memory (float32)",
      speed(_HEAD, "float32_times_less_memory"), ">=", 8),
+    ("click models: worst error of examination, position-based and cascade read as themselves",
+     lambda r: max(max(v) for k, v in r["click_models"]["worst_error"].items() if k != "mismatch"), "<=", 0.02),
+    ("memory, catalogue, idioms: R@10 after 5,000 rounds (0 without)",
+     simulated("memory-catalogue", "idiom", "5,000", "R@10"), ">=", 0.8),
+    ("memory, catalogue, idioms: R@10 after 50,000 rounds",
+     simulated("memory-catalogue", "idiom", "50,000", "R@10"), ">=", 0.8),
+    ("memory, catalogue, all queries: nDCG@10 after 50,000 rounds − without",
+     learned("memory-catalogue", "all", "50,000", "nDCG@10"), ">", 0),
+    ("memory, MSRD recurring queries: R@10 after 20,000 rounds − without",
+     learned("memory-msrd-random", "all", "20,000"), ">", 0),
+    ("p of that difference", lambda r: r["memory-msrd-random"]["groups"]["all"]["rounds"]["20,000"]["R@10"]["p"],
+     "<=", 0.05),
+    ("memory, MSRD by group: R@10 after 20,000 rounds − without (little is expected)",
+     learned("memory-msrd", "all", "20,000"), ">=", 0),
+    *((f"attacker, {clicks} clicks: share of others' top tens that hold other entities",
+       lambda r, step=step: max(x for a in r[step]["attacks"].values() for x in a["other_entities"]), "<=", 0)
+      for clicks, step in (("10,000", "attack"), ("100", "attack-patient"))),
+    ("personal, Last.fm: R@100, times popular's (implicit ALS: see its table)",
+     lambda r: r["personal"]["systems"]["personal, both: title and tags"]["times popular"][0], ">=", 2),
+    ("fresh: new entities shown at least 3 times, share, with 10 % of pages − without",
+     lambda r: r["fresh"]["differences"]["0.1"]["new_thrice"]["mean"], ">", 0),
+    ("fresh: its cost in clicks a round", lambda r: r["fresh"]["differences"]["0.1"]["clicks"]["mean"], ">=", 0),
+    *((f"events a second, {name}", lambda r, name=name: r["store"][name.lower()]["events_per_s"], ">=", 5000)
+      for name in ("SQLite", "PostgreSQL")),
+    *((f"of raw inserts, {name}", lambda r, name=name: r["store"][name.lower()]["ratio"], ">=", 0.5)
+      for name in ("SQLite", "PostgreSQL")),
+    ("replay of a million events into memory, seconds", lambda r: r["benchmark_memory"]["replay_s"], "<=", 60),
+    ("lookup in memory, median ms", lambda r: r["benchmark_memory"]["lookup_median_ms"], "<=", 2),
     ("quickstart, seconds after the install", lambda r: r["quickstart cost"]["seconds"], "<=", 600),
     ("quickstart, peak memory, GiB", lambda r: r["quickstart cost"]["peak_gib"], "<=", 4),
 ]  # fmt: skip
@@ -101,6 +154,17 @@ def whatever_is_in(path: Path) -> dict:
 def table(folder: Path) -> str:
     """The Markdown table of an evaluation, without its title."""
     return (folder / "table.md").read_text(encoding="utf-8").split("\n\n", 1)[1]
+
+
+def experiment(folder: Path, found: dict) -> list[str]:
+    """Its table, or one of the figures in its results.json."""
+    if (folder / "table.md").exists():
+        return (folder / "table.md").read_text(encoding="utf-8").splitlines()
+    flat = {k: v for k, v in found.items() if not isinstance(v, dict)}
+    rows = ({"": flat} if flat else {}) | {k: v for k, v in found.items() if isinstance(v, dict)}
+    return ["| what | figures |", "| --- | --- |"] + [
+        f"| {name} | {', '.join(f'{key} {value:.4g}' for key, value in row.items())} |" for name, row in rows.items()
+    ]
 
 
 def run() -> None:
@@ -119,6 +183,7 @@ def run() -> None:
         "speed": bench.get("figures", {}),
         "quickstart cost": whatever_is_in(flags.runs / "quickstart" / "cost.json"),
     }
+    figures |= {name: whatever_is_in(flags.runs / name / "results.json") for _, name in _EXPERIMENTS}
     goals = ["| what | measured | goal |", "| --- | ---: | --- |"]
     for what, find, sign, goal in _GOALS:
         try:
@@ -156,6 +221,17 @@ def run() -> None:
         for name, row in people["systems"].items():
             p = "" if row["p"] is None else f"{row['p']:.4f}"
             lines.append(f"| {name} | {row['mean']:.4f} | {row['low']:.3f} to {row['high']:.3f} | {p} |")
+    for title, name in _EXPERIMENTS:
+        if figures[name]:
+            shown = [*(step.command for step in needed(commands[name])), commands[name]]
+            lines += [
+                "",
+                f"## {title}",
+                "",
+                *(f"    python {c}".replace("{data}", "../shared/data") for c in shown),
+                "",
+            ]
+            lines += experiment(flags.runs / name, figures[name])
     if bench:
         command = (
             "`python scripts/benchmark.py --data ../shared/data/msrd-movies --device cpu` (compare ratios, not times)"
