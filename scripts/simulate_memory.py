@@ -30,6 +30,7 @@ from ltrr.data.expansions import write_observed
 from ltrr.evaluate.nearest import NearestQueries
 from ltrr.evaluate.report import paired_randomisation
 from ltrr.feedback.clicks import PositionBased
+from ltrr.feedback.events import normalised
 from ltrr.feedback.simulate import Remembered, Simulation
 from ltrr.funnel import Funnel
 from ltrr.metrics import drop_self, evaluate, to_run, whole_file
@@ -191,6 +192,12 @@ def run() -> None:
         whole = open_dataset(system.settings["data"]["path"], query_fields=[flags.by])
         value = {q.id: q.context.attributes.get(flags.by, "") for q in whole.queries}
         groups |= {name: np.array([value[i] == name for i in ids]) for name in sorted(set(value.values()))}
+    asked = {normalised(query.text) for query in world.train}
+    text = {query.id: normalised(query.text) for query in world.test}
+    seen = np.array([text[i] in asked for i in ids])
+    for name, mask in list(groups.items()):  # where train has some of their very words, and not others'
+        if (mask & seen).any() and (mask & ~seen).any():
+            groups |= {f"{name}, asked in train": mask & seen, f"{name}, not asked in train": mask & ~seen}
     groups = {name: mask for name, mask in groups.items() if mask.any()}
     results: dict[str, Any] = {"dataset": system.dataset.name, "seeds": flags.seeds, "queries": len(ids), "groups": {}}
     lines = [
