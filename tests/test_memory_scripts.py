@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_scripts import script
 
@@ -14,6 +15,7 @@ from ltrr.core import Context, Query
 from ltrr.data.beir import open_dataset
 from ltrr.data.expansions import read_expansions, write_observed
 from ltrr.data.lines import DataError
+from ltrr.feedback.clicks import load
 from ltrr.feedback.events import Action, Impression
 from ltrr.feedback.store import EventStore
 
@@ -113,3 +115,35 @@ def test_benchmarks_of_memory_and_store_write_their_figures(tmp_path: Path) -> N
     script("scripts/benchmark_store.py", "--num", 300, "--out", tmp_path / "s")
     found = json.loads((tmp_path / "s" / "results.json").read_text())
     assert set(found["sqlite"]) == {"events_per_s", "raw_per_s", "ratio", "mean_group"}
+
+
+def test_the_store_tells_where_customers_look(music: Path, tmp_path: Path) -> None:
+    """Clicks that were simulated with known examination, through the store, into memory's override; then Parquet."""
+    corpus, rng = open_dataset(music).corpus, np.random.default_rng(0)
+    url, start, truth = f"sqlite:///{tmp_path}/e.db", datetime.now(UTC) - timedelta(days=40), (1.0, 0.5, 0.2)
+    with EventStore(url) as store:
+        for first in range(0, 6000, 500):
+            events = []
+            for n in range(first, first + 500):
+                time = start if n < 100 else start + timedelta(days=39)
+                shown = tuple(corpus.ids[row] for row in rng.permutation(6)[:3])
+                seen = Impression(f"i{n}", time, "q", shown)
+                looked = rng.random(3) < np.array(truth) * 0.6
+                events += [
+                    seen,
+                    *(Action(f"a{n}-{k}", seen.id, shown[k], "click", time) for k in np.flatnonzero(looked)),
+                ]
+            store.append(events)
+    flags = ("--events", url)
+    done = script("scripts/events.py", *flags, "examination", tmp_path / "clicks.json", "--positions", 3).stdout
+    name, value = done.splitlines()[-1].split(" ", 1)
+    assert name == "--arms.memory.examination"
+    assert json.loads(value.strip("'")) == pytest.approx(truth, abs=0.04)
+    assert load(tmp_path / "clicks.json").examination == pytest.approx(truth, abs=0.04)
+    assert script("scripts/events.py", *flags, "status").stdout.startswith("6,000 impressions")
+    script("scripts/events.py", *flags, "export", tmp_path / "parquet")
+    assert len([*(tmp_path / "parquet/impressions").glob("day=*/*.parquet")]) == 2
+    assert script("scripts/events.py", *flags, "expire", 30).stdout.startswith("removed: 100 impressions")
+    assert script("scripts/events.py", *flags, "status").stdout.startswith("5,900 impressions")
+    wrong = script("scripts/events.py", "--events", "sqlite:///nothing.db", "status", check=False)
+    assert "no such file" in wrong.stderr
