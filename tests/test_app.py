@@ -31,7 +31,12 @@ def client(music, tmp_path_factory):
     (system,) = open_systems(config, [])
     corpus = system.corpus
     describe = lambda row: (corpus.ids[row], corpus[row].title)  # noqa: E731
-    return TestClient(create_app(system.funnel(), "tiny", len(corpus), describe, max_k=20))
+    funnel = system.funnel()
+    search, asked = funnel.search, []
+    funnel.search = lambda queries, k: (asked.extend(queries), search(queries, k))[1]
+    client = TestClient(create_app(funnel, "tiny", len(corpus), describe, max_k=20))
+    client.asked = asked
+    return client
 
 
 def test_search_answers_the_contract(client):
@@ -82,6 +87,15 @@ def test_odd_queries_are_answered(client, text):
 def test_half_a_surrogate_pair_is_refused(client):
     answer = client.post("/search", content=b'{"query": "\\ud800"}', headers={"content-type": "application/json"})
     assert answer.status_code == 422
+
+
+def test_arms_hear_of_the_session(client):
+    for attributes, heard in (({}, "s1"), ({"session": "own"}, "own")):
+        body = {"query": "love", "session": "s1", "context": {"attributes": attributes}}
+        assert client.post("/search", json=body).status_code == 200
+        assert client.asked[-1].context.attributes == {"session": heard}
+    client.post("/search", json={"query": "love"})
+    assert client.asked[-1].context.attributes == {}
 
 
 def test_health_and_openapi(client):

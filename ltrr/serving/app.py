@@ -152,7 +152,10 @@ def create_app(
     def search(request: SearchRequest) -> SearchResponse:
         if request.k > max_k:
             raise HTTPException(422, f"k: {request.k} is above {max_k}, the most that this service returns")
-        query = Query("http", request.query.replace("\0", " "), Context(**request.context.model_dump()))
+        context = request.context.model_dump()
+        if request.session:
+            context["attributes"].setdefault("session", request.session)  # where the personal arm looks for it
+        query = Query("http", request.query.replace("\0", " "), Context(**context))
         page = funnel.search([query], request.k)
         if recorder:
             recorder.show(page, request.session)
