@@ -1,7 +1,8 @@
 """Memory learns from simulated clicks: quality on test queries after each amount of feedback.
 
 python scripts/simulate_memory.py --config configs/memory.yaml --data FOLDER --out DIR [--rounds 5000 50000]
-    [--seeds 10] [--eta 1] [--noise 0.1] [--direct 0.5] [--by intent] [--observed DIR] [--data.qrels qrels-random]
+    [--seeds 10] [--eta 1] [--noise 0.1] [--direct 0.5] [--by intent] [--split test]
+    [--observed DIR] [--data.qrels qrels-random]
 
 Customers ask train queries; what they click teaches the memory arm; test queries are asked in between and teach
 nothing. "without" has no memory arm, 0 rounds nothing but predictions, where there are any; "train_labels" are the
@@ -61,14 +62,14 @@ class Once:
 class World:
     """A system whose arms are asked each query once, but for memory, and what customers ask."""
 
-    def __init__(self, system: System, name: str) -> None:
+    def __init__(self, system: System, name: str, split: str = "test") -> None:
         if name not in system.specs:
             raise ConfigError(f"arms: there is no arm {name!r} to teach; see configs/memory.yaml")
         self.system, self.name, self.order = system, name, system.order()
         self._once: Once | None = None
         self._static = {n: Remembered(system.arm(n), _DEPTH) for n in system.usable() if n != name}
         self.train, self.train_qrels = system.dataset.split("train")
-        self.test, self.test_qrels = system.dataset.split("test")
+        self.test, self.test_qrels = system.dataset.split(split)
 
     def funnel(self, depth: int = _DEPTH) -> tuple[Funnel, Any]:
         """A funnel and its memory, which knows nothing but predictions yet; depth 0 = it is not asked."""
@@ -137,7 +138,7 @@ def plot(path: Path, curves: dict[str, dict[str, tuple[float, float, float]]], m
         panel.fill_between(x, low, high, alpha=0.2)
     panel.set_xticks(range(len(points)), list(points))
     panel.set_xlabel("simulated rounds")
-    panel.set_ylabel(f"{measure} on test queries")
+    panel.set_ylabel(f"{measure} on the queries that are tried")
     panel.grid(color="0.9")
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False, ncols=2)
@@ -172,11 +173,12 @@ def run() -> None:
             parser.add_argument("--direct", type=float, default=0.5, help="who ask again by the title, 0 = nobody"),
             parser.add_argument("--arm", default="memory", help="the arm that learns"),
             parser.add_argument("--observed", type=Path, help="folder for the queries that found documents"),
+            parser.add_argument("--split", default="test", help="the queries that are tried, in place of test"),
             parser.add_argument("--by", help="also by this field of the queries' metadata, for example intent"),
         ),
     )
-    (system,) = open_systems(flags.config, overrides)
-    world = World(system, flags.arm)
+    (system,) = open_systems(flags.config, overrides, hold_out=flags.split)
+    world = World(system, flags.arm, flags.split)
     fixed = {WITHOUT: world.quality(world.funnel(0)[0]), LABELS: world.quality(world.labels())}
     seeds, memory = [], None
     for seed in tqdm(range(flags.seeds), "simulate", unit="seed"):
@@ -199,7 +201,13 @@ def run() -> None:
         if (mask & seen).any() and (mask & ~seen).any():
             groups |= {f"{name}, asked in train": mask & seen, f"{name}, not asked in train": mask & ~seen}
     groups = {name: mask for name, mask in groups.items() if mask.any()}
-    results: dict[str, Any] = {"dataset": system.dataset.name, "seeds": flags.seeds, "queries": len(ids), "groups": {}}
+    results: dict[str, Any] = {
+        "dataset": system.dataset.name,
+        "split": flags.split,
+        "seeds": flags.seeds,
+        "queries": len(ids),
+        "groups": {},
+    }
     lines = [
         "| queries | n | rounds | nDCG@10 | R@10 | p (nDCG@10) | p (R@10) |",
         "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
