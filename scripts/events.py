@@ -24,6 +24,8 @@ from ltrr.feedback import clicks
 from ltrr.feedback.events import Reward
 from ltrr.feedback.store import EventStore
 
+_LEAST = 0.01  # examination: a click where nobody is said to look would weigh without bound
+
 
 def pages(store: EventStore, num_positions: int) -> tuple[np.ndarray, np.ndarray]:
     """(R, K) numbers of (query, entity), −1 = pad, and whether an action of worth came, of all impressions."""
@@ -45,10 +47,13 @@ def examination(store: EventStore, num_positions: int, path: Path) -> str:
     pairs, clicked = pages(store, num_positions)
     if not clicked.any():
         raise ValueError("examination: there are no clicks in this store yet; serve, and send POST /feedback")
-    model = clicks.fit_position_based(pairs, clicked).model
+    fit = clicks.fit_position_based(pairs, clicked)
+    if not fit.converged:
+        raise ValueError("examination: the estimate has not settled; more clicks are needed")
+    model = clicks.PositionBased(tuple(max(round(e, 4), _LEAST) for e in fit.model.examination))
     clicks.save(model, path)
     print(f"{len(pairs):,} impressions, {clicked.sum():,} clicks; written: {path}")
-    return f"--arms.memory.examination '{json.dumps([round(e, 4) for e in model.examination])}'"
+    return f"--arms.memory.examination '{json.dumps(model.examination)}'"
 
 
 def run() -> None:
@@ -73,6 +78,8 @@ def run() -> None:
             store.export(flags.folder)
             print(f"written: {flags.folder}")
         elif flags.command == "expire":
+            if not 0 < flags.days < 100_000:
+                raise ValueError(f"expire: {flags.days:g} days is not above 0")
             impressions, actions = store.expire(datetime.now(UTC) - timedelta(days=flags.days))
             print(f"removed: {impressions:,} impressions, {actions:,} actions")
         else:

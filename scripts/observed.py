@@ -34,6 +34,9 @@ def run() -> None:
     )
     if not flags.out:
         raise ConfigError("--out: where to write is not set; give --out DIR")
+    database = (flags.events or "").removeprefix("sqlite:///")
+    if flags.events and database != flags.events and not Path(database).exists():
+        raise ConfigError(f"--events {flags.events}: there is no such file")
     (system,) = open_systems(flags.config, overrides)
     url = flags.events or (system.settings.get("serve") or {}).get("events")
     if not url:
@@ -42,6 +45,8 @@ def run() -> None:
         raise ConfigError(f"arms: there is no arm {flags.arm!r} that learns; see configs/serve.yaml")
     predicted = read_expansions(flags.predicted, system.corpus) if flags.predicted else None
     memory = system.make(flags.arm)[0]
+    if not hasattr(memory, "observed"):
+        raise ConfigError(f"--arm {flags.arm}: this arm observes no queries; name a memory arm")
     with EventStore(url) as store:
         Loop(store, {flags.arm: memory}, memory.rows)
     observed = memory.observed()

@@ -2,14 +2,15 @@
 
 python scripts/simulate_memory.py --config configs/memory.yaml --data FOLDER --out DIR [--rounds 5000 50000]
     [--seeds 10] [--eta 1] [--noise 0.1] [--direct 0.5] [--by intent] [--split test]
-    [--observed DIR] [--data.qrels qrels-random]
+    [--drift ROUNDS] [--observed DIR] [--data.qrels qrels-random]
 
 Customers ask train queries; what they click teaches the memory arm; test queries are asked in between and teach
 nothing. "without" has no memory arm, 0 rounds nothing but predictions, where there are any; "train_labels" are the
 positives of the ten nearest train queries, weighted by similarity. --observed: writes the queries that the last seed's
-customers found documents with (scripts/observed.py). --direct: the share of those who clicked
-nothing who ask again, by the title of what they want. --by: also by a field of the queries' metadata, which is read for
-analysis only. Writes DIR/results.json, DIR/table.md and DIR/curve.png.
+customers found documents with (scripts/observed.py). --eta: customers look at position k with k^-eta; memory believes
+1 / k whatever they do. --direct: the share of those who clicked nothing who ask again, by the title of what they want.
+--by: also by a field of the queries' metadata, which is read for analysis only. Writes DIR/results.json, DIR/table.md
+and DIR/curve.png.
 """
 
 from __future__ import annotations
@@ -117,6 +118,7 @@ def simulate(world: World, flags: Any, seed: int) -> tuple[dict[str, dict[str, n
         model=PositionBased.power(_PAGE, flags.eta),
         noise=flags.noise,
         reformulated=world.direct() if flags.direct else None,
+        drift=flags.drift,
         persistence=flags.direct,
         seed=seed,
     )
@@ -171,13 +173,21 @@ def run() -> None:
             parser.add_argument("--eta", type=float, default=1.0, help="position k is looked at with k^-eta"),
             parser.add_argument("--noise", type=float, default=0.1, help="clicks on what is not relevant"),
             parser.add_argument("--direct", type=float, default=0.5, help="who ask again by the title, 0 = nobody"),
+            parser.add_argument(
+                "--drift", type=int, help="rounds after which a tenth of the queries trade what they want"
+            ),
             parser.add_argument("--arm", default="memory", help="the arm that learns"),
             parser.add_argument("--observed", type=Path, help="folder for the queries that found documents"),
             parser.add_argument("--split", default="test", help="the queries that are tried, in place of test"),
             parser.add_argument("--by", help="also by this field of the queries' metadata, for example intent"),
         ),
     )
+    if flags.seeds < 1:
+        raise ConfigError(f"--seeds {flags.seeds}: at least 1")
+    if flags.observed and flags.observed.exists():
+        raise ConfigError(f"--observed {flags.observed}: is there already; remove it or name a new folder")
     (system,) = open_systems(flags.config, overrides, hold_out=flags.split)
+    by = open_dataset(system.settings["data"]["path"], query_fields=[flags.by]).queries if flags.by else []
     world = World(system, flags.arm, flags.split)
     fixed = {WITHOUT: world.quality(world.funnel(0)[0]), LABELS: world.quality(world.labels())}
     seeds, memory = [], None
@@ -191,8 +201,7 @@ def run() -> None:
     ids = [q.id for q in world.test if max(world.test_qrels[q.id].values(), default=0) > 0]
     groups = {"all": np.ones(len(ids), bool)}
     if flags.by:
-        whole = open_dataset(system.settings["data"]["path"], query_fields=[flags.by])
-        value = {q.id: q.context.attributes.get(flags.by, "") for q in whole.queries}
+        value = {q.id: q.context.attributes.get(flags.by, "") for q in by}
         groups |= {name: np.array([value[i] == name for i in ids]) for name in sorted(set(value.values()))}
     asked = {normalised(query.text) for query in world.train}
     text = {query.id: normalised(query.text) for query in world.test}

@@ -120,7 +120,9 @@ def learning(music, tmp_path_factory):
     funnel, kept = system.funnel(), recorder(system, system.settings["serve"]["events"])
     describe = lambda row: (corpus.ids[row], corpus[row].title)  # noqa: E731
     with kept.loop:
-        yield TestClient(create_app(funnel, "tiny", len(corpus), describe, recorder=kept))
+        client = TestClient(create_app(funnel, "tiny", len(corpus), describe, recorder=kept))
+        client.store = kept.loop._store
+        yield client
 
 
 def ask(client, query: str, customer: str | None = None, **more) -> tuple[str, list[str]]:
@@ -158,6 +160,7 @@ def test_search_then_feedback_then_better_search(learning):
         ({"seconds": -1}, "seconds"),
         ({"time": "2026-01-01T10:00:00"}, "time"),
         ({"time": "2999-01-01T10:00:00Z"}, "is in the future"),
+        ({"time": "0001-01-01T00:00:00+14:00"}, "0001-01-01"),
         ({"entity": "a\0b"}, "entity"),
         ({"reward": 5}, "reward"),
     ],
@@ -169,7 +172,20 @@ def test_bad_feedback_names_the_field_and_nothing_of_it_is_kept(learning, change
     answer = learning.post("/feedback", json={"actions": [good, good | {"id": "bad"} | change]})
     assert answer.status_code == 422
     assert field in answer.text
-    assert learning.post("/feedback", json={"actions": [good | {"id": "good", "entity": "other"}]}).status_code == 200
+    stored = [action.id for batch in learning.store.actions() for _, action in batch]
+    assert "i/before" in stored
+    assert "i/good" not in stored
+
+
+def test_nobody_takes_anothers_action_id(learning):
+    """Ids are the clients' own: "a1" of one is not "a1" of another."""
+    for customer in ("left/one", "right/one"):
+        impression, found = ask(learning, "tayler vale", customer)
+        click(learning, impression, found[1], "a1")
+    long = "x" * 200
+    click(learning, impression, found[2], long)
+    assert learning.delete("/customers/left/one").json() == {"impressions": 1, "actions": 1}
+    assert learning.delete("/customers/right/one").json() == {"impressions": 1, "actions": 2}
 
 
 def test_odd_texts_are_kept(learning):

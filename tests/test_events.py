@@ -63,12 +63,13 @@ def test_the_reward_is_the_same_in_any_order_and_when_actions_come_twice():
         action(3, "play", "b", seconds=29.9),  # too short
         action(4, "dismiss", "b"),
         action(5, "favourite", "a", after=86_401),  # too late
-        action(6, "click", "c", after=-1),  # before it was shown
+        action(6, "click", "c", after=-301),  # before it was shown, further than clocks differ
+        action(7, "click", "d", after=-299),
     ]
     reward = Reward()
-    assert reward.of_entities(NOW, actions) == {"a": 1.5, "b": -1.0}
+    assert reward.of_entities(NOW, actions) == {"a": 1.5, "b": -1.0, "d": 1.0}
     for order in itertools.permutations(actions):
-        assert reward.of(NOW, [*order, *order[:2]]) == 0.5
+        assert reward.of(NOW, [*order, *order[:2]]) == 1.5
     longer = [*actions, action(7, "play", "b", seconds=30)]
     assert reward.of_entities(NOW, longer)["b"] == 1.0  # better than the dismissal
     assert Reward({"favourite": 4.0}, window=timedelta(days=2)).of(NOW, actions) == 4.0
@@ -103,3 +104,14 @@ def test_a_page_becomes_impressions():
     assert (first.session, first.context.customer, first.normalised) == ("s", "c", "love")
     assert (second.drawn, second.propensity, second.marginals) == (Allocation((0, 7), 8), 0.25, (0.5, 0.5, 0.5))
     assert (second.shown, second.ranks, second.features, second.policy) == (("b",), ((None, 0),), (1.0,) * 4, "fixed-1")
+
+
+@pytest.mark.parametrize(("one", "other"), [("की", "को"), ("กัด", "กิด"), ("がく", "かく"), ("C++", "C#"), ("C", "c#")])
+def test_words_that_differ_by_a_mark_that_spells_stay_apart(one, other):
+    assert normalised(one) != normalised(other)
+    assert len(normalised(one).split()) == 1
+
+
+@pytest.mark.parametrize(("one", "other"), [("Beyoncé", "BEYONCE"), ("#tag", "tag"), ("rock+roll", "Rock Roll")])
+def test_accents_and_loose_signs_make_no_difference(one, other):
+    assert normalised(one) == normalised(other)

@@ -54,13 +54,13 @@ def world(num: int = 300, seed: int = 0) -> list[Event]:
     return events
 
 
-def table(ledger: Ledger, customer: str | None = None, distinct: int = 3) -> dict[tuple[str, str], float]:
+def table(ledger: Ledger, customer: str | None = None) -> dict[tuple[str, str], float]:
     """(query, entity) -> score."""
     sums = ledger.sums
     out = {}
     for query, pairs in zip(sums.queries, sums.pairs_of, strict=True):
         found = np.array(pairs, np.int64)
-        scores = sums.scores(found, customer, np.ones(len(found)), strength=2.0, distinct=distinct)
+        scores = sums.scores(found, customer, np.ones(len(found)), strength=2.0)
         out |= {(query, ENTITIES[row]): score for row, score in zip(sums.rows(found), scores, strict=True)}
     return out
 

@@ -158,3 +158,71 @@ def test_a_learner_that_is_new_learns_all(corpus, url, tmp_path):
     Loop(EventStore(url), both, memory.rows, folder)
     for learner in both.values():
         assert np.array_equal(scores(learner), scores(memory))
+
+
+def test_a_snapshot_outlives_the_events_that_it_learned_from(corpus, url, tmp_path):
+    folder = tmp_path / "learned"
+    online, memory = loop(corpus, url, folder)
+    online.record(lived(corpus, 60))
+    online.snapshot()
+    before = scores(memory)
+    online._store.expire(START + timedelta(days=400))
+    assert not any(online._store.shown())
+    _, restarted = loop(corpus, url, folder)
+    assert np.array_equal(scores(restarted), before)
+
+
+def test_an_erasure_reaches_snapshots_of_before_and_processes_that_go_on(corpus, url, tmp_path):
+    """A kill after the deletion, another arm's settings, another process: nobody brings the evidence back."""
+    events = lived(corpus, 80)
+    without = Memory(corpus)
+    theirs = {e.id for e in events if isinstance(e, Impression) and e.context.customer == "c0"}
+    without.observe([e for e in events if e.id not in theirs and getattr(e, "impression", "") not in theirs])
+    folders = [tmp_path / "one", tmp_path / "two"]
+    processes = [loop(corpus, url, folder) for folder in folders]
+    processes[0][0].record(events)
+    for online, _ in processes:
+        online.snapshot()
+    EventStore(url).erase("c0")  # and killed: no snapshot follows
+    restarted = loop(corpus, url, folders[0])[1]
+    assert np.allclose(scores(restarted), scores(without), atol=1e-6)
+    online, other = processes[1]
+    online.snapshot()
+    assert np.allclose(scores(other), scores(without), atol=1e-6)
+    assert not any(b"c0" in path.read_bytes() for path in folders[1].rglob("*.npz"))
+    back = Impression("back", START + timedelta(days=9), "word1", (corpus.ids[0],), context=Context("c0"))
+    online.record([back, Action("did", "back", corpus.ids[0], "click", back.time)])  # who comes back is heard
+    assert "c0" in other.customers()
+    assert "c0" in loop(corpus, url, folders[1])[1].customers()
+
+
+def test_a_damaged_snapshot_costs_time_and_nothing_else(corpus, url, tmp_path):
+    folder = tmp_path / "learned"
+    online, memory = loop(corpus, url, folder)
+    online.record(lived(corpus, 30))
+    online.close()
+    (path,) = folder.rglob("memory.npz")
+    (folder / ".new-left").mkdir()
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match="learning anew"):
+        _, restarted = loop(corpus, url, folder)
+    assert np.array_equal(scores(restarted), scores(memory))
+    assert not (folder / ".new-left").exists()
+
+
+def test_a_learner_that_fails_stops_nobody(corpus, url):
+    class Failing(Memory):
+        def take(self, seen, did) -> None:
+            raise OverflowError("too large")
+
+    memory = Memory(corpus)
+    online = Loop(EventStore(url), {"failing": Failing(corpus), "memory": memory}, memory.rows)
+    events = lived(corpus, 30)
+    with pytest.warns(UserWarning, match="failing could not learn from '0i0'"):
+        online.record(events)
+    alone = Memory(corpus)
+    alone.observe(events)
+    assert np.array_equal(scores(memory), scores(alone))
+    for every, days, name in ((0, None, "snapshot_s"), (1, -3, "keep_days")):
+        with pytest.raises(ValueError, match=name):
+            online.keep(timedelta(seconds=every), days)

@@ -135,9 +135,9 @@ def test_a_snapshot_restores_everything(corpus, encoder, tmp_path):
 
 
 def test_compaction_drops_what_has_decayed(corpus):
-    memory = taught(corpus, half_life=1.0)
+    memory = taught(corpus, half_life=7.0)
     before = len(memory)
-    far = Impression("far", START + timedelta(days=60), "other", ("d0",), context=Context(customer="ann"))
+    far = Impression("far", START + timedelta(days=420), "other", ("d0",), context=Context(customer="ann"))
     memory.observe([far])
     memory.compact()
     assert len(memory) == 1 < before
@@ -177,3 +177,77 @@ def test_remembered_queries_are_encoded_once(corpus):
     assert encoder.asked == first
     ask(memory, "something else")
     assert encoder.asked == first + 1
+
+
+def test_what_others_have_for_themselves_takes_nobodys_place(corpus):
+    """A crowd of searches, or of private clicks, like a query that others agree on."""
+    memory = taught(corpus, Meanings())
+    found = ask(memory, "very sad tune", "dora")
+    assert "d1" in found
+    crowd = ["sad tune " + "x" * n for n in range(1, 40)] + ["tune sad"] * 3
+    for n, text in enumerate(crowd):
+        memory.observe(events(5000 + n, text, "d6" if n % 2 else "", "mallory"))
+    for again in (memory, None):
+        if again is None:
+            memory.compact()
+        after = ask(memory, "very sad tune", "dora")
+        assert after == pytest.approx(found, rel=0.03)  # days went by
+    assert "d6" in ask(memory, "very sad tune", "mallory")
+
+
+def test_clicks_where_hardly_anybody_looks_survive_compaction(corpus):
+    memory = Memory(corpus, examination=[1.0, 0.5, 0.0001])
+    for n, customer in enumerate("abc"):
+        memory.observe(events(n, "deep", "d2", customer))
+    before = ask(memory, "deep")
+    assert before["d2"] > 0.5
+    memory.compact()
+    assert ask(memory, "deep") == pytest.approx(before)
+
+
+def test_an_erasure_while_compacting_stays(corpus):
+    memory = taught(corpus)
+    restored = memory._restored
+
+    def meanwhile(*state):
+        book = restored(*state)
+        memory._restored = restored
+        memory.erase("ann")
+        return book
+
+    memory._restored = meanwhile
+    memory.compact()
+    assert "ann" not in memory.customers()
+    assert ask(memory, "zorp", "ann") == {}
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"half_life": 0.5}, {"half_life": -5}, {"cap": 0}, {"budget": 0}, {"distinct": 0}, {"credit": 5},
+        {"neighbours": -1}, {"alike": 2}, {"strength": 0}, {"predicted": -1}, {"examination": []},
+        {"examination": [1.0, 0.0]}, {"examination": [5.0]},
+    ],
+)  # fmt: skip
+def test_options_that_make_no_sense_are_refused(corpus, option):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"arms.memory.{name}"):
+        Memory(corpus, **option)
+
+
+def test_a_config_says_what_actions_are_worth(corpus):
+    """Likes alone count here; a click is no refusal either."""
+    shown = {"likes": Memory(corpus, reward={"weights": {"like": 1.0, "dismiss": -1.0}}), "clicks": Memory(corpus)}
+    for memory in shown.values():
+        memory.observe(events(1, "word", "d2", "ann"))
+    assert ask(shown["likes"], "word", "ann") == {}
+    assert "d2" in ask(shown["clicks"], "word", "ann")
+    seen = events(2, "word", "", "ann")[0]
+    like = Action("l", seen.id, "d2", "like", seen.time)
+    for memory in shown.values():
+        memory.observe([seen, like])
+    assert ask(shown["likes"], "word", "ann")["d2"] == pytest.approx(
+        1 / (2 + 2 / 3), rel=1e-3
+    )  # looked at with 1/3, twice
+    with pytest.raises(ValueError, match="there is no 'window'"):
+        Memory(corpus, reward={"window": 3})

@@ -96,6 +96,10 @@ def test_observed_queries_come_from_the_store_and_full_text_finds_with_them(
     assert (found.docs[1] < 0).all()
     wrong = script("scripts/observed.py", "--config", config, "--data", music, "--out", out, check=False)
     assert "--events" in wrong.stderr
+    wrong = script("scripts/observed.py", *flags[:4], "--events", "sqlite:///no.db", "--out", out, check=False)
+    assert "no such file" in wrong.stderr
+    wrong = script("scripts/observed.py", *flags, "--out", out, "--arm", "lexical", check=False)
+    assert "observes no queries" in wrong.stderr
 
 
 def test_observed_queries_follow_predicted_ones(music: Path, tmp_path: Path) -> None:
@@ -145,5 +149,9 @@ def test_the_store_tells_where_customers_look(music: Path, tmp_path: Path) -> No
     assert len([*(tmp_path / "parquet/impressions").glob("day=*/*.parquet")]) == 2
     assert script("scripts/events.py", *flags, "expire", 30).stdout.startswith("removed: 100 impressions")
     assert script("scripts/events.py", *flags, "status").stdout.startswith("5,900 impressions")
-    wrong = script("scripts/events.py", "--events", "sqlite:///nothing.db", "status", check=False)
-    assert "no such file" in wrong.stderr
+    for command in (("--events", "sqlite:///nothing.db", "status"), (*flags, "expire", -1), (*flags, "expire", "inf")):
+        wrong = script("scripts/events.py", *command, check=False)
+        assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    script("scripts/events.py", *flags, "expire", 0.001)
+    script("scripts/events.py", *flags, "export", tmp_path / "empty")
+    assert [*(tmp_path / "empty").rglob("*.parquet")] == []

@@ -175,8 +175,8 @@ def test_unknown_customers_get_what_is_popular_in_their_locale(tmp_path: Path) -
     lines = [
         f"{place}{u}\td{row}\t1\t{place}"
         for place, first in (("de", 0), ("en", 10))
-        for u in range(4)
-        for row in range(first, first + 4 - u)
+        for u in range(6)
+        for row in range(first, first + 6 - u)
     ]
     path = tmp_path / "t.tsv"
     path.write_text("\n".join(["user\tentity\tplays\tlocale", *lines, "x\td10\t1\t"]), encoding="utf-8")
@@ -328,6 +328,9 @@ def test_the_loop_teaches_it_again_after_a_restart(table: Path, tmp_path: Path) 
         assert equal(everyone(again), everyone(arm))
         loop.record(acted(4, 7, "c0"))
         assert found(again, query("new")) == found(again, query())
+        loop.erase("c0")
+        loop.snapshot()
+        assert not any(b'"c0"' in path.read_bytes() for path in (tmp_path / "learned").rglob("*.npz"))
         replayed = opened(tmp_path / "i", table)
         Loop(store, {"personal": replayed}, rows)
         assert equal(everyone(again), everyone(replayed))

@@ -102,6 +102,24 @@ def test_tastes_drift():
     still = [b.grades for b in simulation(Fake(), seed=1).rounds(2000, 100)]
     np.testing.assert_array_equal(wants[0], still[0])
     assert any(not np.array_equal(a, b) for a, b in zip(wants[1:], still[1:], strict=True))
+    drifting = simulation(Fake(), drift=10, seed=1)
+    before = drifting._wants.copy()
+    assert sum(len(batch.queries) for batch in drifting.rounds(1000, 250)) >= 1000
+    assert drifting._trades == 75  # as many as are due at the begin of the last batch
+    assert sorted(drifting._wants) == sorted(before)
+    assert (drifting._wants != before).any()
+
+
+def test_who_fails_asks_by_the_title_of_what_they_want_now():
+    titles = {query.id: f"title {n}" for n, query in enumerate(QUERIES)}
+    drifting = simulation(Fake(), drift=20, reformulated=titles, persistence=1.0, noise=0.0, seed=3)
+    told = 0
+    for batch in drifting.rounds(400, 50):
+        if batch.page.impressions[0].endswith("-1"):
+            wants = drifting._wants[batch.queries]
+            assert [q.text for q in batch.page.queries] == [f"title {want}" for want in wants]
+            told += int((wants != batch.queries).sum())
+    assert told > 0
 
 
 def test_a_remembered_arm_is_asked_once():

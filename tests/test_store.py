@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from ltrr.core import Context
 from ltrr.feedback import schema
 from ltrr.feedback import store as store_module
-from ltrr.feedback.events import Action, Allocation, Impression
+from ltrr.feedback.events import Action, Allocation, Impression, digest_of
 from ltrr.feedback.schema import IMPRESSIONS, impression_of, micros, row_of
 from ltrr.feedback.store import EventStore
 
@@ -193,6 +193,12 @@ def test_erasing_a_customer(store, url):
     assert ids(store) == ["i1", "i3", "a1"]
     store.append([shown(4)])
     assert [row.seq for row in flat(store.shown())] == [1, 3, 4]
+    assert store.last() == (4, 3)
+    assert [digest for _, digest in store.erasures()] == [digest_of("gone")] * 2
+    assert store.erasures(after=2) == []
+    if url.startswith("sqlite"):  # nor in the log of a store that is open
+        file = Path(url.removeprefix("sqlite:///"))
+        assert not any(b"mygreatsecret" in path.read_bytes() for path in file.parent.glob(f"{file.name}*"))
     store.close()
     if url.startswith("sqlite"):
         file = Path(url.removeprefix("sqlite:///"))

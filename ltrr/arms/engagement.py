@@ -19,6 +19,7 @@ from ltrr.core import top_k
 from ltrr.data.beir import Corpus, field_values
 from ltrr.data.lines import error_at, read_lines, shown
 
+_AGREE = 3  # customers of a locale who must have engaged with a document before it is popular there
 _KEPT = 1_000  # documents of each locale
 
 
@@ -103,7 +104,8 @@ def popular_of(table: Engagement, corpus: Corpus) -> dict[str, np.ndarray]:
     if table.locales.any():
         places = table.locales[table.who]
         for name in sorted({*places.tolist()} - {""}):
-            of[name] = np.bincount(table.rows[places == name], minlength=len(corpus)) + overall
+            counts = np.bincount(table.rows[places == name], minlength=len(corpus))
+            of[name] = np.where(counts >= _AGREE, counts, 0) + overall
     elif corpus.fields.get("locale") == "keyword":
         for row, document in enumerate(corpus):
             for name, _ in field_values(document, "locale"):

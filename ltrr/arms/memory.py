@@ -12,8 +12,9 @@ import math
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ import numpy as np
 from ltrr.core import Candidates, Encoder, Query
 from ltrr.data.beir import Corpus
 from ltrr.data.expansions import expansion_id, read_expansions
-from ltrr.feedback.events import Action, Impression, normalised
+from ltrr.feedback.events import Action, Impression, Reward, normalised
 from ltrr.feedback.evidence import Did, Ledger, Seen
 from ltrr.feedback.sums import Column, Sums
 from ltrr.metrics import whole_file
 
 _BATCH = 64  # queries compared with remembered ones at once
 _CACHED = 50_000  # vectors of queries that are kept
+_SCANNED = 200_000  # remembered queries with a word that are looked through, where another word found some
 _CANDIDATES = 4_000  # remembered queries that share a word, looked at for one query; those with rarer words first
 
 
@@ -47,6 +49,7 @@ class Memory:
         half_life: days after which evidence counts half.
         credit: part of a click's worth that goes to the query that it reformulates.
         examination: probability that a customer looks at each position; null = 1 / rank.
+        reward: what actions are worth (`Reward.configured`); null = as by default.
         neighbours: remembered queries like it that are looked up, 0 = none.
         alike: similarity in [0, 1] that those need.
     """
@@ -65,17 +68,35 @@ class Memory:
         half_life: float = 90.0,
         credit: float = 0.5,
         examination: Sequence[float] | None = None,
+        reward: Mapping[str, Any] | None = None,
         neighbours: int = 20,
         alike: float = 0.5,
     ) -> None:
+        for name, value, good, fix in (
+            ("strength", strength, strength > 0, "above 0"),
+            ("predicted", predicted, 0 <= predicted <= 1, "within 0 and 1"),
+            ("distinct", distinct, distinct >= 1, "at least 1"),
+            ("cap", cap, cap > 0, "above 0"),
+            ("budget", budget, budget > 0, "above 0"),
+            ("half_life", half_life, half_life >= 7, "at least 7 days"),
+            ("credit", credit, 0 <= credit <= 1, "within 0 and 1"),
+            ("neighbours", neighbours, neighbours >= 0, "at least 0"),
+            ("alike", alike, 0 <= alike <= 1, "within 0 and 1"),
+            ("examination", examination, examination is None or (examination and all(0 < e <= 1 for e in examination)),
+             "probabilities above 0, one a position"),
+        ):  # fmt: skip
+            if not good:
+                raise ValueError(f"arms.memory.{name}: {value} is not {fix}")
         self._corpus, self.encoder = corpus, encoder
-        self._strength, self._distinct = strength, distinct
+        self._strength = strength
         self._neighbours, self._alike = neighbours, alike
         self._lock = threading.RLock()
         self._options: dict[str, Any] = {"cap": cap, "budget": budget, "half_life": timedelta(days=half_life)}
-        self._book_options: dict[str, Any] = {"credit": credit}
+        self._options["distinct"] = distinct
+        self._book_options: dict[str, Any] = {"credit": credit, "reward": Reward.configured(reward)}
         if examination is not None:
             self._book_options["examination"] = tuple(examination)
+        self._changes = 0  # so far
         self.rows = {entity: row for row, entity in enumerate(corpus.ids)}
         self._frequency = Counter(word for document in corpus for word in set(normalised(document.title).split()))
         self._expansion, self._predicted = expansion, predicted
@@ -96,7 +117,6 @@ class Memory:
         self._words = _Words(self._frequency, len(self._corpus))
         self._cache: dict[str, np.ndarray] = {}
         self._vectors: Column | None = None  # (M, D) of the first of `_sums.succeeded`
-        self._changes = 0  # since then
 
     def _predict(self) -> None:
         if self._expansion is None:
@@ -122,9 +142,15 @@ class Memory:
             self._changes += 1
             self._book.take(seen, did)
 
+    def customers(self) -> list[str]:
+        """Names of whom it knows."""
+        with self._lock:
+            return self._sums.customers()
+
     def erase(self, customer: str) -> None:
         """Takes back what a customer taught."""
         with self._lock:
+            self._changes += 1
             self._book.erase(customer)
             self._renew(self._restored(*self._state(0.0)))
 
@@ -149,35 +175,41 @@ class Memory:
     def observed(self) -> list[tuple[int, str, float]]:
         """(row, query, observed score) of pairs that enough customers agree on: queries for other arms' fields."""
         with self._lock:
-            pairs, texts = self._sums.agreed(self._distinct)
-            scores = self._sums.scores(
-                pairs, None, np.zeros(len(pairs)), strength=self._strength, distinct=self._distinct
-            )
+            pairs, texts = self._sums.agreed()
+            scores = self._sums.scores(pairs, None, np.zeros(len(pairs)), strength=self._strength)
             return list(zip(self._sums.rows(pairs).tolist(), texts, scores.tolist(), strict=True))
 
     def _lookup(self, text: str, customer: str | None, by_meaning: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Rows and scores: of each entity the best of similarity times remembered score."""
-        numbers, alike, by_words = self._like(text, by_meaning)
+        numbers, alike, by_words = self._like(text, customer, by_meaning)
         pairs_of = [self._sums.pairs_of[number] for number in numbers.tolist()]
         counts = [len(pairs) for pairs in pairs_of]
         pairs = np.fromiter((pair for pairs in pairs_of for pair in pairs), np.int64)
         predicted = np.repeat(by_words, counts)  # (P,); by meaning, who clicked privately would show in what others see
-        scores = self._sums.scores(pairs, customer, predicted, strength=self._strength, distinct=self._distinct)
+        scores = self._sums.scores(pairs, customer, predicted, strength=self._strength)
         scores *= np.repeat(alike, counts)
         rows, inverse = np.unique(self._sums.rows(pairs), return_inverse=True)
         best = np.zeros(len(rows))
         np.maximum.at(best, inverse, scores)
         return rows[best > 0], best[best > 0].astype(np.float32)
 
-    def _like(self, text: str, by_meaning: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Remembered queries, how alike they are (the query itself 1), and whether words say so."""
+    def _like(
+        self, text: str, customer: str | None, by_meaning: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Remembered queries, how alike they are (the query itself 1), and whether words say so.
+
+        Only those that tell this customer something: what others have for themselves takes nobody's place.
+        """
         best: dict[int, tuple[float, bool]] = {}
         if self._neighbours:
-            found = [(*self._words.like(text), True)]
+            tells = partial(self._sums.visible, customer=customer, predicted=True)
+            found = [(*self._words.like(text, tells), True)]
             if by_meaning is not None:
                 found.append((np.frombuffer(self._sums.succeeded, np.int32), by_meaning, False))
             for numbers, alike, by_words in found:
                 near = np.flatnonzero(alike >= self._alike)
+                if not by_words:
+                    near = near[self._sums.visible(numbers[near], customer, predicted=False)]
                 near = near[np.lexsort((numbers[near], -alike[near]))[: self._neighbours]]
                 for number, value in zip(numbers[near].tolist(), alike[near].tolist(), strict=True):
                     had, words = best.get(number, (0.0, False))
@@ -222,6 +254,7 @@ class Memory:
             arrays = {name: file[name] for name in file.files}
         arrays["prior"][:] = 0.0
         with self._lock:
+            self._changes += 1
             self._renew(self._restored(arrays, arrays.pop("open_events").tobytes().decode()))
             self._predict()
 
@@ -274,12 +307,15 @@ class _Words:
                 self._having.setdefault(word, array("i")).append(query)
         self._known = len(texts)
 
-    def like(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """(M,) remembered queries that share a word with this one, and how alike they are, in (0, 1]."""
+    def like(self, text: str, tells: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """(M,) remembered queries that share a word with this one and tell something; how alike they are, (0, 1]."""
         words = set(text.split())
         having = {word: np.frombuffer(self._having[word], np.int32) for word in words if word in self._having}
         taken = np.zeros(0, np.int32)
         for queries in sorted(having.values(), key=len):
+            if len(taken) and len(queries) > _SCANNED:
+                break
+            queries = queries[tells(queries)]
             if len(taken) and len(taken) + len(queries) > _CANDIDATES:
                 break
             taken = np.union1d(taken, queries[:_CANDIDATES])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
@@ -24,7 +24,7 @@ from ltrr.arms.engagement import Engagement, co_engagement, popular_of
 from ltrr.arms.shards import encode_shards
 from ltrr.core import Candidates, Encoder, Query, top_k
 from ltrr.data.beir import Corpus
-from ltrr.feedback.events import Action, Impression, Reward
+from ltrr.feedback.events import Action, Impression, Reward, digest_of
 from ltrr.feedback.evidence import Did, Seen, light, microseconds, worth
 from ltrr.index import manifest
 from ltrr.metrics import whole_file
@@ -52,6 +52,7 @@ class Personal:
         text: weight of the text part, 0 (the encoder is not asked) to 1 (nothing else counts).
         text_fields: metadata fields whose values are encoded after title and text; null = all fields of words.
         half_life: days; engagement that is this much older than the customer's latest counts half.
+        reward: what actions are worth (`Reward.configured`); null = as by default.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Personal:
         text: float = 0.4,
         text_fields: Sequence[str] | None = None,
         half_life: float = 365.0,
+        reward: Mapping[str, Any] | None = None,
     ) -> None:
         if not 0 <= text <= 1:
             raise ValueError(f"arms.personal.text: {text} is not within 0 to 1")
@@ -72,7 +74,7 @@ class Personal:
         self._path = Path(interactions) if interactions else None
         self._learning = {"components": components, "damping": damping, "ridge": ridge}
         self._text, self._named, self._half_life = text, text_fields, half_life
-        self._reward, self._lock = Reward(), threading.Lock()
+        self._reward, self._lock = Reward.configured(reward), threading.Lock()
 
     @staticmethod
     def content(arguments: dict[str, Any]) -> list[str]:
@@ -133,7 +135,7 @@ class Personal:
         """(Q, D) float32, to be multiplied with entity vectors; zeros for who is unknown."""
         with self._lock:
             own = [self._engaged(query.context.customer) for query in queries]
-            last = [self._visited(query.context.attributes.get("session")) for query in queries]
+            last = [self._visited(query.context.attributes.get("session"), query.context.customer) for query in queries]
         weights = np.repeat(np.array([1 - self._text, self._text], np.float32), [len(p) for p in self._parts])
         return (self._sums(own) + np.float32(_SESSION) * self._sums(last)) * weights
 
@@ -153,13 +155,18 @@ class Personal:
                 self._did.setdefault(d.impression, {}).setdefault(d.id, d)
                 self._settle(d.impression)
 
+    def customers(self) -> list[str]:
+        """Names of whom it knows, from events or from the table."""
+        with self._lock:
+            return [*{*self._number, *(s.customer for s in self._seen.values())} - {""}]
+
     def erase(self, customer: str) -> None:
         """Forgets a customer, the table's engagement included; entity vectors forget them with the next build."""
         with self._lock:
             seen = [s for s in self._seen.values() if s.customer != customer]
             gone = {s.id for s in self._seen.values() if s.customer == customer}
             did = [d for i, of in self._did.items() if i not in gone for d in of.values()]
-            self._restart(seen, did, [*self._erased, customer])
+            self._restart(seen, did, [*self._erased, digest_of(customer)])
 
     def compact(self) -> None:
         """Forgets events that were without their other half for a week, and what hardly counts any more."""
@@ -191,8 +198,8 @@ class Personal:
         self._seen: dict[str, Seen] = {}
         self._did: dict[str, dict[str, Did]] = {}  # impression -> action -> did
         self._earned: dict[str, list[tuple[float, str, int, float]]] = {}  # impression -> day, itself, row, reward
-        self._of: dict[tuple[str, str], set[str]] = {}  # ("customer" or "session", name) -> impressions
-        self._erased = set(erased)
+        self._of: dict[tuple[str, str | None], set[str]] = {}  # (customer, session; None = all) -> impressions
+        self._erased = set(erased)  # digest_of names
         for s in seen:
             self._seen[s.id] = s
         for d in did:
@@ -206,20 +213,21 @@ class Personal:
             seen = self._seen[impression]
             earned = sorted(worth(self._reward, seen, self._did[impression].values()).items())
             self._earned[impression] = [(seen.time / _DAY, impression, row, reward) for row, reward in earned]
-            for who in (("customer", seen.customer), ("session", seen.session)):
+            for who in ((seen.customer, None), (seen.customer, seen.session)):
                 self._of.setdefault(who, set()).add(impression)
 
     # -- profiles: rows and weights
 
-    def _history(self, kind: str, name: str | None) -> list[tuple[float, str, int, float]]:
-        """Day, impression, row and reward of what was earned, oldest first; nobody has none."""
-        return sorted(e for i in (self._of.get((kind, name), ()) if name else ()) for e in self._earned[i])
+    def _history(self, customer: str, session: str | None = None) -> list[tuple[float, str, int, float]]:
+        """Day, impression, row and reward of what was earned, oldest first."""
+        return sorted(e for i in self._of.get((customer, session), ()) for e in self._earned[i])
 
     def _engaged(self, customer: str | None) -> tuple[np.ndarray, np.ndarray]:
         """The table's strengths (1 on average) and sign · log₂(1 + |rewards|); nothing where nothing is liked."""
-        u = None if customer in self._erased else self._number.get(customer or "")
+        u = self._number.get(customer or "")
+        u = None if u is not None and digest_of(customer or "") in self._erased else u
         part = slice(0, 0) if u is None else slice(self._starts[u], self._starts[u + 1])
-        earned = [(day, row, reward) for day, _, row, reward in self._history("customer", customer)]
+        earned = [(day, row, reward) for day, _, row, reward in (self._history(customer) if customer else ())]
         new, rows, rewards = np.array(earned, np.float64).reshape(-1, 3).T
         days = np.concatenate([self._table.days[part], new])
         ages = np.nan_to_num(np.fmax.reduce(days, initial=-np.inf) - days)  # what has no time does not age
@@ -229,9 +237,13 @@ class Personal:
         weights = np.concatenate([self._table.strength[part] * known, np.sign(rewards) * np.log2(1 + np.abs(rewards))])
         return np.concatenate([self._table.rows[part], rows]), weights * (weights > 0).any()
 
-    def _visited(self, session: str | None) -> tuple[np.ndarray, np.ndarray]:
-        """The last entities of a session, 1 each."""
-        liked = [row for *_, row, reward in self._history("session", session)[::-1] if reward > 0]
+    def _visited(self, session: str | None, customer: str | None) -> tuple[np.ndarray, np.ndarray]:
+        """The last entities of a customer's session, 1 each, and of what they did in it before it was known who they are.
+
+        Another customer's session of the same name is another one.
+        """
+        history = sorted(h for who in {customer or "", ""} for h in self._history(who, session)) if session else []
+        liked = [row for *_, row, reward in history[::-1] if reward > 0]
         rows = np.array([*dict.fromkeys(liked)][:_LAST], np.int64)
         return rows, np.ones(len(rows))
 

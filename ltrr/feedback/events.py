@@ -7,17 +7,21 @@ Legend: A arms, F context features, G action features of an arm, K shown entitie
 
 from __future__ import annotations
 
+import hashlib
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 
 from ltrr.core import Context, Page
 
 Kind = Literal["click", "like", "favourite", "play", "dismiss"]
+_SKEW = timedelta(minutes=5)  # by which a client's clock may be behind
+_LOOSE = re.compile(r"(?<![\w+#])[+#]+|[+#]+(?=\w)")  # that end no word
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
@@ -118,6 +122,16 @@ class Reward:
         if unknown := set(self.weights) - set(KINDS):
             raise ValueError(f"reward.weights: {min(unknown)!r} is none of {', '.join(KINDS)}")
 
+    @classmethod
+    def configured(cls, options: Mapping[str, Any] | None) -> Self:
+        """From a config: {"weights": {kind: worth}, "dwell": seconds, "days": of the window}; None = as by default."""
+        options = dict(options or {})
+        if unknown := set(options) - {"weights", "dwell", "days"}:
+            raise ValueError(f"reward: there is no {min(unknown)!r}; there are weights, dwell, days")
+        if "days" in options:
+            options["window"] = timedelta(days=options.pop("days"))
+        return cls(**options)
+
     def of_entities(self, time: datetime, actions: Sequence[Action]) -> dict[str, float]:
         """Entity -> reward, of an impression shown at `time`; the same whatever the order or repetition of actions.
 
@@ -125,7 +139,7 @@ class Reward:
         """
         worth: dict[str, float] = {}
         for action in actions:
-            counts = timedelta(0) <= action.time - time <= self.window
+            counts = -_SKEW <= action.time - time <= self.window
             if counts and (action.kind != "play" or action.seconds is None or action.seconds >= self.dwell):
                 value = self.weights.get(action.kind, 0.0)
                 worth[action.entity] = max(worth.get(action.entity, value), value)
@@ -137,10 +151,19 @@ class Reward:
 
 
 def normalised(query: str) -> str:
-    """Case, accents, punctuation, spaces and compatibility forms made equal: "Tayler  LOVE!" -> "tayler love"."""
+    """Case, accents, punctuation, spaces and compatibility forms made equal: "Tayler  LOVE!" -> "tayler love".
+
+    Marks that spell another word stay (vowel signs, tone marks, dakuten), and so do + and # that end one ("c++").
+    """
     folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", query).casefold())
-    kept = (c if c.isalnum() else " " for c in folded if not unicodedata.combining(c))
-    return " ".join("".join(kept).split()) or " ".join(query.split())
+    marked = (c for c in folded if not (10 <= unicodedata.combining(c) <= 35 or unicodedata.combining(c) >= 200))
+    kept = (c if c.isalnum() or c in "+#" or unicodedata.category(c)[0] == "M" else " " for c in marked)
+    return " ".join(_LOOSE.sub(" ", "".join(kept)).split()) or " ".join(query.split())
+
+
+def digest_of(customer: str) -> str:
+    """What stands for the name of someone who was erased: its SHA-256."""
+    return hashlib.sha256(customer.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def impressions_of(
@@ -188,3 +211,5 @@ def _check_id(what: str, text: str) -> None:
 def _check_time(what: str, time: datetime) -> None:
     if time.tzinfo is None:
         raise ValueError(f"{what}: time {time.isoformat()} has no time zone; write +00:00 for UTC")
+    if not 1900 < time.year < 2200:  # what zones and sums of times can bear
+        raise ValueError(f"{what}: time {time.isoformat()} is not within 1901 and 2199")

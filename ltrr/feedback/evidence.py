@@ -19,6 +19,7 @@ import numpy as np
 from ltrr.feedback.events import Action, Impression, Reward
 from ltrr.feedback.sums import Increments, Sums
 
+_CUT = 3 * 3_600_000_000  # microseconds: longer sessions are cut, so that none grows without end
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -31,6 +32,9 @@ class Seen(NamedTuple):
     time: int
     query: str  # normalised
     rows: Sequence[int]  # shown, best first; -1 = not in the corpus
+
+
+_Session = tuple[str, str, int]  # customer, session, which _CUT since 1970
 
 
 class Did(NamedTuple):
@@ -99,8 +103,8 @@ class Ledger:
         self._rows, self._reward = rows, reward or Reward()
         self._examination = np.asarray(examination, np.float64)
         self._credit, self._patience, self._grace = credit, microseconds(patience), microseconds(grace)
-        self._open: dict[str, dict[str, Seen]] = defaultdict(dict)  # session -> impression -> seen
-        self._session_of: dict[str, str] = {}  # impression -> session
+        self._open: dict[_Session, dict[str, Seen]] = defaultdict(dict)  # -> impression -> seen
+        self._session_of: dict[str, _Session] = {}  # impression -> session
         self._actions: dict[str, dict[str, Did]] = defaultdict(dict)  # impression -> action -> did
 
     def add(self, events: Iterable[Impression | Action]) -> None:
@@ -109,14 +113,13 @@ class Ledger:
 
     def take(self, seen: Sequence[Seen], did: Sequence[Did]) -> None:
         """As `add`, from what a store gives without making events of it."""
-        touched = {s.session for s in seen} | {self._session_of.get(d.impression, "") for d in did}
+        touched = {_session(s) for s in seen} | self._sessions(did)
         before = self._increments(touched)
         for s in seen:
-            self._open[s.session].setdefault(s.id, s)
-            self._session_of.setdefault(s.id, s.session)
+            self._remember(s)
         for d in did:
             self._actions[d.impression].setdefault(d.id, d)
-        touched |= {self._session_of.get(d.impression, "") for d in did}
+        touched |= self._sessions(did)
         self.sums.now = max([self.sums.now, *(e.time for e in seen), *(e.time for e in did)])
         self.sums.add(Increments.difference(self._increments(touched), before))
 
@@ -151,15 +154,21 @@ class Ledger:
     def restore(self, state: str) -> None:
         """Goes on from `state`; their sums are in the sums' own state."""
         seen, did = json.loads(state)
-        for s in (Seen(*fields) for fields in seen):
-            self._open[s.session][s.id] = s
-            self._session_of[s.id] = s.session
+        for fields in seen:
+            self._remember(Seen(*fields))
         for d in (Did(*fields) for fields in did):
             self._actions[d.impression][d.id] = d
 
     # -- how
 
-    def _increments(self, sessions: Iterable[str]) -> Increments:
+    def _remember(self, seen: Seen) -> None:
+        session = self._session_of.setdefault(seen.id, _session(seen))
+        self._open[session].setdefault(seen.id, seen)
+
+    def _sessions(self, did: Iterable[Did]) -> set[_Session]:
+        return {self._session_of[d.impression] for d in did if d.impression in self._session_of}
+
+    def _increments(self, sessions: Iterable[_Session]) -> Increments:
         """Evidence of whole sessions."""
         seen: list[Seen] = []
         better: list[tuple[int, int, float]] = []  # place among `seen`, place among its rows, value
@@ -176,7 +185,7 @@ class Ledger:
                         earlier = whole[i - back]
                         if s.time - earlier.time > self._patience or any(v > 0 for v in wins[i - back].values()):
                             break
-                        if earlier.query != s.query and earlier.customer == s.customer:
+                        if earlier.query != s.query:
                             later.append((earlier, row, self._credit**back * min(values[row], 1.0)))
             seen += whole
         counts = np.fromiter((len(s.rows) for s in seen), np.int64, len(seen))
@@ -187,7 +196,7 @@ class Ledger:
         for i, j, value in better:
             at = starts[i] + j
             successes[at] = min(max(value, 0.0), 1.0)
-            trials[at] = trials[at] if value > 0 else 1.0  # dismissed: it was looked at
+            trials[at] = trials[at] if value >= 0 else 1.0  # dismissed: it was looked at
         of = [*seen, *(s for s, *_ in later)]
         counts = np.concatenate([counts, np.ones(len(later), np.int64)])
         query, customer, time = (
@@ -203,6 +212,11 @@ class Ledger:
         values = np.stack([np.concatenate([successes, credit]), np.concatenate([trials, credit])], axis=1)
         known = rows >= 0
         return Increments(query[known], rows[known], customer[known], time[known], values[known])
+
+
+def _session(seen: Seen) -> _Session:
+    """Of one customer: what others do under the same name is another session."""
+    return seen.customer, seen.session, seen.time // _CUT
 
 
 def microseconds(span: timedelta) -> int:

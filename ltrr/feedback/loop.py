@@ -5,19 +5,25 @@ store, so events of other processes reach them, too, and a restart gives what we
 the events after it.
 
     <folder>/<seq of the last impression>-<of the last action>/<learner>.npz
+                                                             /loop.json  the store's id, the last erasure's seq
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 import tempfile
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol, Self
 
-from ltrr.feedback.events import Action, Impression
+import numpy as np
+
+from ltrr.feedback.events import Action, Impression, digest_of
 from ltrr.feedback.evidence import Did, Seen
 from ltrr.feedback.store import EventStore
 
@@ -26,6 +32,10 @@ class Learner(Protocol):
     """What learns from events, in whatever order they come; the same event twice changes nothing."""
 
     def take(self, seen: Sequence[Seen], did: Sequence[Did]) -> None: ...
+
+    def customers(self) -> Iterable[str]:
+        """Names of whom it knows."""
+        ...
 
     def erase(self, customer: str) -> None:
         """Takes back what a customer taught."""
@@ -55,6 +65,7 @@ class Loop:
         self._store, self._learners, self._rows, self._folder = store, dict(learners), rows, folder
         self._lock = threading.RLock()
         self._at = self._saved = (0, 0)  # seq of the last impression and action that learners have; that are saved
+        self._erased = 0  # seq of the last erasure that learners have
         self._saving = False
         self._stop, self._keeper = threading.Event(), None
         self._restore()
@@ -63,15 +74,21 @@ class Loop:
     def record(self, events: Sequence[Impression | Action]) -> None:
         """Returns when the events are on disk and learned. ValueError names one that cannot be stored.
 
-        While a snapshot is made they are learned when it is done, so that nobody waits for it.
+        While a snapshot is made, which takes seconds, they are learned when it is done, so that nobody waits for it.
         """
         self._store.append(events)
         if not self._saving:
             self.catch_up()
 
     def catch_up(self) -> None:
-        """Learns what the store has and learners have not."""
+        """Learns what the store has and learners have not, and forgets whom it has erased since."""
         with self._lock:
+            if erased := self._store.erasures(self._erased):
+                digests = {digest for _, digest in erased}
+                for learner in self._learners.values():
+                    for name in [name for name in learner.customers() if digest_of(name) in digests]:
+                        learner.erase(name)
+                self._erased, self._saved = erased[-1][0], (-1, -1)
             shown, acted = self._at
             for batch in self._store.shown(shown):
                 self._give([self._seen(row) for row in batch], [])
@@ -83,20 +100,18 @@ class Loop:
     def erase(self, customer: str) -> tuple[int, int]:
         """Removes a customer's events from the store, from learners and from snapshots; (impressions, actions).
 
-        Other processes on the same store learn of it when they are started again, without their snapshots.
+        Other processes on the same store follow when they next catch up, those that are down when they start.
         """
         with self._lock:
             self.catch_up()
             removed = self._store.erase(customer)
-            for learner in self._learners.values():
-                learner.erase(customer)
-            self._saved = (-1, -1)
             self.snapshot()
         return removed
 
     def snapshot(self) -> None:
         """Compacts learners and saves them, whole or not at all; nothing where nothing is new."""
         with self._lock:
+            self.catch_up()
             if self._folder is None or self._at == self._saved:
                 return
             self._saving = True
@@ -109,6 +124,10 @@ class Loop:
 
     def keep(self, every: timedelta, days: float | None = None) -> None:
         """From now on, in the background: catches up, removes events older than `days`, snapshots."""
+        if every <= timedelta(0):
+            raise ValueError(f"serve.snapshot_s: {every.total_seconds():g} is not above 0")
+        if days is not None and not 0 < days < 100_000:
+            raise ValueError(f"serve.keep_days: {days:g} is not above 0 (null = keep all)")
         self._keeper = threading.Thread(target=self._keep, args=(every, days), name="ltrr-keeper", daemon=True)
         self._keeper.start()
 
@@ -144,6 +163,8 @@ class Loop:
             for name, learner in self._learners.items():
                 learner.compact()
                 learner.save(whole / f"{name}.npz")
+            told = {"store": self._store.id, "erasures": self._erased}
+            (whole / "loop.json").write_text(json.dumps(told), encoding="utf-8")
             if target.exists():  # of before an erasure
                 target.rename(Path(temporary) / target.name)
             whole.rename(target)
@@ -152,24 +173,39 @@ class Loop:
                     path.rename(Path(temporary) / path.name)  # and so removed
 
     def _restore(self) -> None:
-        found = [path for path in self._folder.glob("[0-9]*-[0-9]*")] if self._folder else []
-        if not found:
+        if self._folder is None:
             return
-        newest = max(found, key=lambda path: tuple(map(int, path.name.split("-"))))
-        shown, acted = map(int, newest.name.split("-"))
+        for path in self._folder.glob(".new-*"):  # of a process that was killed
+            shutil.rmtree(path, ignore_errors=True)
+        newest = max(self._folder.glob("[0-9]*-[0-9]*"), key=_seqs, default=None)
+        if newest is None:
+            return
+        shown, acted = _seqs(newest)
         last = self._store.last()
-        if shown > last[0] or acted > last[1]:
-            warnings.warn(f"{newest}: knows events that the store has not; learning anew from the store", stacklevel=3)
+        try:
+            told = json.loads((newest / "loop.json").read_text(encoding="utf-8"))
+            if told["store"] != self._store.id or shown > last[0] or acted > last[1]:
+                raise ValueError("made for another store, or for a later state of this one")
+            paths = {name: newest / f"{name}.npz" for name in self._learners}
+            for path in paths.values():
+                with np.load(path, allow_pickle=False) as file:
+                    for name in file.files:
+                        file[name]  # read and checked before a learner is touched
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            warnings.warn(f"{newest}: not used, learning anew from the store: {error}", stacklevel=4)
             return
-        if any(not (newest / f"{name}.npz").exists() for name in self._learners):
-            return  # a learner is new
-        for name, learner in self._learners.items():
-            learner.load(newest / f"{name}.npz")
+        for name, path in paths.items():
+            self._learners[name].load(path)
         self._at = self._saved = shown, acted
+        self._erased = int(told["erasures"])
 
     def _give(self, seen: list[Seen], did: list[Did]) -> None:
-        for learner in self._learners.values():
-            learner.take(seen, did)
+        for name, learner in self._learners.items():
+            try:
+                learner.take(seen, did)
+            except Exception as error:  # one that cannot learn must not stop searches, nor others from learning
+                first = next(iter([*seen, *did])).id
+                warnings.warn(f"{name} could not learn from {first!r} and what came with it: {error!r}", stacklevel=3)
 
     def _seen(self, row: object) -> Seen:
         _, name, customer, session, time, query, _, shown = row  # type: ignore[misc]
@@ -178,3 +214,8 @@ class Loop:
     def _did(self, row: object) -> Did:
         _, name, impression, entity, kind, time, seconds = row  # type: ignore[misc]
         return Did(name, impression, self._rows.get(entity, -1), kind, time, seconds)
+
+
+def _seqs(snapshot: Path) -> tuple[int, int]:
+    shown, acted = map(int, snapshot.name.split("-"))
+    return shown, acted

@@ -60,6 +60,15 @@ ACTIONS = sa.Table(
     sqlite_autoincrement=True,
 )
 
+ERASURES = sa.Table(
+    "erasures",
+    METADATA,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+    sa.Column("customer", sa.Text, nullable=False),  # digest_of the name
+    sqlite_autoincrement=True,
+)
+STORE = sa.Table("store", METADATA, sa.Column("id", sa.Text, primary_key=True))  # one row
+
 _ARRAYS = ("scores", "ranks", "arms", "features", "action_features", "marginals")  # of `body`, tuples in an Impression
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LOCK = 0x6C747272  # "ltrr", the key of PostgreSQL's advisory lock

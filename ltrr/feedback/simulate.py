@@ -95,7 +95,7 @@ class Simulation:
         end = self._round + num
         while self._round < end:
             asked = self._rng.choice(len(self._queries), min(batch, end - self._round), p=self._shares)
-            if self._drift and self._round // self._drift > self._trades:
+            while self._drift and self._round // self._drift > self._trades:
                 self._trade()
             numbers = self._round + np.arange(len(asked))
             self._round += len(asked)
@@ -104,10 +104,11 @@ class Simulation:
             first = self._play(asked, queries, numbers, 0)
             yield first
             failed = np.flatnonzero(~first.clicks.any(axis=1))
-            again = [i for i in failed.tolist() if self._reformulated.get(queries[i].id)]
+            wanted = [self._queries[q].id for q in self._wants[asked].tolist()]  # whose title they know
+            again = [i for i in failed.tolist() if self._reformulated.get(wanted[i])]
             again = [i for i in again if self._rng.random() < self._persistence]
             if again:
-                asks = [replace(queries[i], text=self._reformulated[queries[i].id]) for i in again]
+                asks = [replace(queries[i], text=self._reformulated[wanted[i]]) for i in again]
                 self._round += len(again)
                 yield self._play(asked[again], asks, numbers[again], 1)
 

@@ -26,8 +26,18 @@ import sqlalchemy as sa
 from pydantic_core import to_json
 from sqlalchemy import exc
 
-from ltrr.feedback.events import Action, Impression
-from ltrr.feedback.schema import ACTIONS, IMPRESSIONS, action_of, impression_of, micros, open_database, row_of
+from ltrr.feedback.events import Action, Impression, digest_of
+from ltrr.feedback.schema import (
+    ACTIONS,
+    ERASURES,
+    IMPRESSIONS,
+    STORE,
+    action_of,
+    impression_of,
+    micros,
+    open_database,
+    row_of,
+)
 
 _GROUP = 2000  # events of a transaction, and rows of a read
 _WAITS = (0.05, 0.2, 1.0, 3.0)  # seconds before a transaction is tried again
@@ -65,6 +75,8 @@ class EventStore:
             names = table.c.keys()[1:]
             into = f"{table.name} ({', '.join(names)}) VALUES ({', '.join([mark] * len(names))})"
             self._insert[table] = f"INSERT INTO {into} ON CONFLICT (id) DO NOTHING"
+        with self._engine.connect() as reading:
+            self.id: str = reading.execute(sa.select(STORE.c.id)).scalar_one()
         self._jobs: deque[_Job] = deque()
         self._wake = Condition()  # guards _jobs and _closed
         self._closed = False
@@ -113,14 +125,30 @@ class EventStore:
         return self._rows(ACTIONS, after, names=("seq", "id", "impression", "entity", "kind", "time", "seconds"))
 
     def last(self) -> tuple[int, int]:
-        """The seq of the last impression and of the last action, 0 = there is none."""
+        """The last seq that was given to an impression and to an action, removed ones included; 0 = none yet."""
+        sql = "SELECT coalesce(last_value, 0) FROM pg_sequences WHERE sequencename = '{}_seq_seq'"
+        if self._engine.dialect.name == "sqlite":
+            sql = "SELECT seq FROM sqlite_sequence WHERE name = '{}'"
         with self._engine.connect() as connection:
-            found = [connection.scalar(sa.select(sa.func.max(table.c.seq))) for table in (IMPRESSIONS, ACTIONS)]
+            found = [connection.exec_driver_sql(sql.format(table.name)).scalar() for table in (IMPRESSIONS, ACTIONS)]
         return found[0] or 0, found[1] or 0
 
+    def erasures(self, after: int = 0) -> list[tuple[int, str]]:
+        """(seq, digest_of the customer) of erasures, in their order."""
+        wanted = sa.select(ERASURES.c.seq, ERASURES.c.customer).where(ERASURES.c.seq > after).order_by(ERASURES.c.seq)
+        with self._engine.connect() as connection:
+            return [(row.seq, row.customer) for row in connection.execute(wanted)]
+
     def erase(self, customer: str) -> tuple[int, int]:
-        """Removes a customer's impressions and the actions on them; how many of each. Exports are left as they are."""
-        theirs = partial(_remove, IMPRESSIONS, IMPRESSIONS.c.customer == customer)
+        """Removes a customer's impressions and the actions on them; how many of each. Exports are left as they are.
+
+        That there was an erasure stays noted (`erasures`), the name does not.
+        """
+
+        def theirs(connection: sa.Connection) -> tuple[int, int]:
+            connection.execute(sa.insert(ERASURES).values(customer=digest_of(customer)))
+            return _remove(IMPRESSIONS, IMPRESSIONS.c.customer == customer, connection)
+
         return self._queue(_Job(Future(), task=theirs)).result()
 
     def expire(self, before: datetime) -> tuple[int, int]:
@@ -149,6 +177,7 @@ class EventStore:
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
             whole = Path(temporary) / "whole"
             for table in (IMPRESSIONS, ACTIONS):
+                (whole / table.name).mkdir(parents=True)
                 schema = pa.schema([(column.name, _ARROW.get(column.name, pa.string())) for column in table.c])
                 pyarrow.dataset.write_dataset(
                     (_arrow(rows, schema) for rows in self._rows(table, 0)),
@@ -231,6 +260,8 @@ class EventStore:
                         self._commit(connection, [job])
                 return
             self.commits += 1
+            if group[0].task and self._engine.dialect.name == "sqlite":  # what was removed is in the log, too
+                connection.connection.dbapi_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore
             if again and not self.conflicts:
                 with suppress(UserWarning):  # where warnings are errors, the writer lives on
                     warnings.warn(f"event {again[0]!r} came again with other content; the first is kept", stacklevel=2)

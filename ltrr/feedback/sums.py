@@ -43,15 +43,21 @@ class Sums:
         budget: trials of one customer, decayed, that count for others in all; of who has more, each counts a half, a
             quarter, ... so that they come to no more, and that customer is none of the distinct ones.
         half_life: after which evidence counts half.
+        distinct: customers with a success that a pair needs before others may see it.
     """
 
-    def __init__(self, *, cap: float = 3.0, budget: float = 300.0, half_life: timedelta = timedelta(days=90)) -> None:
+    def __init__(
+        self, *, cap: float = 3.0, budget: float = 300.0, half_life: timedelta = timedelta(days=90), distinct: int = 3
+    ) -> None:
+        self._distinct = distinct
         self._cap, self._budget, self._half_life = cap, budget, half_life / timedelta(microseconds=1)
         self.now = 0  # the latest event's time
         self.queries: list[str] = []  # normalised; "" = forgotten
         self.pairs_of: list[list[int]] = []  # query -> pairs
         self.succeeded = array("i")  # queries in the order of their first success
         self._has_succeeded: set[int] = set()
+        self._agreed, self._predicted = Column(np.int32), Column(np.bool_)  # of queries: pairs with enough; any prior
+        self._own: dict[int, set[int]] = {}  # customer -> queries with a success of theirs
         self._customers: list[str] = []  # "" = unknown
         self._query_of: dict[str, int] = {}
         self._customer_of: dict[str, int] = {}
@@ -75,6 +81,8 @@ class Sums:
         if number == len(self.queries):
             self.queries.append(text)
             self.pairs_of.append([])
+            self._agreed.grow(len(self.queries))
+            self._predicted.grow(len(self.queries))
         return number
 
     def find(self, text: str) -> int | None:
@@ -88,6 +96,10 @@ class Sums:
             self._customers.append(name)
         return number
 
+    def customers(self) -> list[str]:
+        """Names that are known."""
+        return [name for name in self._customer_of if name]
+
     # -- in
 
     def predict(self, queries: Sequence[str], rows: Sequence[int], scores: Sequence[float]) -> None:
@@ -95,6 +107,7 @@ class Sums:
         keys = [self.query(query) << 32 | row for query, row in zip(queries, rows, strict=True)]
         pairs = self._pairs(np.array(keys, np.int64))
         np.maximum.at(self._prior.values, pairs, np.asarray(scores, np.float64))
+        self._predicted.values[self._pair_query.values[pairs]] = True
 
     def add(self, evidence: Increments) -> None:
         """Adds increments to slots, and slots to pairs."""
@@ -119,6 +132,7 @@ class Sums:
         self._trials.values[number] = 0.0
         self._settle(slots)
         self._customers[number] = ""
+        self._own.pop(number, None)
         for query in np.unique(self._pair_query.values[self._slot_pair.values[slots]]).tolist():
             pairs = np.array(self.pairs_of[query])
             if (self._prior.values[pairs] == 0).all() and (self._total.values[pairs] < _NONE).all():
@@ -131,22 +145,27 @@ class Sums:
         """(P,) corpus rows."""
         return self._pair_row.values[pairs]
 
-    def agreed(self, distinct: int) -> tuple[np.ndarray, list[str]]:
-        """(P,) pairs with successes of at least so many customers, and their queries."""
-        pairs = np.flatnonzero(self._clickers.values >= max(distinct, 1))
+    def visible(self, queries: np.ndarray, customer: str | None, *, predicted: bool) -> np.ndarray:
+        """(M,) bool: whether a customer may see any pair of these queries: agreed on, their own or predicted ones."""
+        out = self._agreed.values[queries] > 0
+        if predicted:
+            out |= self._predicted.values[queries]
+        own = self._own.get(self._customer_of.get(customer, -1)) if customer else None
+        return out | np.isin(queries, [*own]) if own else out
+
+    def agreed(self) -> tuple[np.ndarray, list[str]]:
+        """(P,) pairs that enough customers agree on, and their queries."""
+        pairs = np.flatnonzero(self._clickers.values >= self._distinct)
         return pairs, [self.queries[query] for query in self._pair_query.values[pairs].tolist()]
 
-    def scores(
-        self, pairs: np.ndarray, customer: str | None, predicted: np.ndarray, *, strength: float, distinct: int
-    ) -> np.ndarray:
+    def scores(self, pairs: np.ndarray, customer: str | None, predicted: np.ndarray, *, strength: float) -> np.ndarray:
         """(P,) means in [0, 1] of Beta posteriors, evidence decayed to now, as a customer may see it.
 
         predicted: (P,) 1 = with its prior's mean, 0 = without. strength: of the prior, in trials. A pair with successes
-        of fewer than `distinct` customers shows each customer
-        their own evidence only.
+        of too few customers shows each customer their own evidence only.
         """
         evidence = self._total.values[pairs]  # (P, 2)
-        private = np.flatnonzero(self._clickers.values[pairs] < distinct)
+        private = np.flatnonzero(self._clickers.values[pairs] < self._distinct)
         evidence[private] = 0.0
         number = self._customer_of.get(customer) if customer else None
         if number is not None:
@@ -165,7 +184,7 @@ class Sums:
     def state(self, least: float = 0.0) -> dict[str, np.ndarray]:
         """All of it as arrays without objects, numbered anew, without what holds no more than `least` evidence."""
         age = 2.0 ** (-(self.now - _REFERENCE) / self._half_life)
-        slots = np.flatnonzero(self._raw.values[:, 3] * age > max(least, _NONE))
+        slots = np.flatnonzero(self._raw.values[:, 2:].max(axis=1) * age > max(least, _NONE))
         live = self._prior.values > 0
         live[self._slot_pair.values[slots]] = True
         pairs = np.flatnonzero(live)
@@ -190,6 +209,7 @@ class Sums:
         queries = np.array([self.query(text) for text in _decoded(state["queries"])], np.int64)
         pairs = self._pairs(queries[state["pair_query"]] << 32 | state["rows"])
         self._prior.values[pairs] = state["prior"]
+        self._predicted.values[self._pair_query.values[pairs[state["prior"] > 0]]] = True
         customers = np.array([self.customer(name) for name in _decoded(state["customers"])], np.int64)
         slots = self._slots(pairs[state["slot_pair"]] << 32 | customers[state["slot_customer"]])
         self._raw.values[slots] = state["raw"]
@@ -248,8 +268,16 @@ class Sums:
                 self.succeeded.append(query)
         known = self._slot_customer.values[slots] != self._customer_of.get("", -1)
         counted = ((raw[:, 0] > _NONE) & known & (halvings == 0)).astype(np.int32)
+        each = np.unique(pairs)
+        before = self._clickers.values[each] >= self._distinct
         np.add.at(self._clickers.values, pairs, counted - self._counted.values[slots])
         self._counted.values[slots] = counted
+        after = self._clickers.values[each] >= self._distinct
+        np.add.at(self._agreed.values, self._pair_query.values[each], after.astype(np.int32) - before)
+        good = (raw[:, 0] > _NONE) & known
+        own = self._slot_customer.values[slots[good]].tolist(), self._pair_query.values[pairs[good]].tolist()
+        for customer, query in zip(*own, strict=True):
+            self._own.setdefault(customer, set()).add(query)
 
 
 class Column:

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
 from ltrr.core import Context, Page, Query
-from ltrr.feedback.events import Action, Kind, impressions_of
+from ltrr.feedback.events import Action, Kind, digest_of, impressions_of
 from ltrr.feedback.loop import Loop
 from ltrr.funnel import Funnel
 
@@ -69,7 +69,9 @@ class CustomerAction(BaseModel):
     """What a customer did with one result."""
 
     model_config = ConfigDict(extra="forbid")
-    id: Id = Field(description="made by the client; sent again it changes nothing")
+    id: Id = Field(
+        description="made by the client, one for each action on an impression; sent again it changes nothing"
+    )
     impression: Id
     entity: Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=_NO_NUL)]
     kind: Kind
@@ -88,7 +90,7 @@ class FeedbackRequest(BaseModel):
 
 
 class FeedbackResponse(BaseModel):
-    """Sent when all of it is on disk and learned."""
+    """Sent when all of it is on disk and learned (while a snapshot is made, which takes seconds: learned after it)."""
 
     stored: int
 
@@ -175,18 +177,21 @@ def create_app(
     @app.post("/feedback")
     def feedback(request: FeedbackRequest) -> FeedbackResponse:
         now = datetime.now(UTC)
-        actions = []
         for i, a in enumerate(request.actions):
             if a.time and a.time > now + _AHEAD:
                 raise HTTPException(422, f"actions.{i}.time: {a.time.isoformat()} is in the future")
-            actions.append(Action(a.id, a.impression, a.entity, a.kind, a.time or now, a.seconds))
         try:
-            kept().record(actions)
+            kept().record(
+                [
+                    Action(_own(a.impression, a.id), a.impression, a.entity, a.kind, a.time or now, a.seconds)
+                    for a in request.actions
+                ]
+            )
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
-        return FeedbackResponse(stored=len(actions))
+        return FeedbackResponse(stored=len(request.actions))
 
-    @app.delete("/customers/{customer}")
+    @app.delete("/customers/{customer:path}")
     def erase(customer: Id) -> Erased:
         impressions, actions = kept().erase(customer)
         return Erased(impressions=impressions, actions=actions)
@@ -196,3 +201,9 @@ def create_app(
         return Health(status="ok", dataset=dataset, documents=num_docs, arms=list(funnel.arms))
 
     return app
+
+
+def _own(impression: str, action: str) -> str:
+    """The stored id of an action: clients' ids need only differ within an impression, so nobody takes another's."""
+    name = f"{impression}/{action}"
+    return name if len(name) <= 200 else digest_of(name)
