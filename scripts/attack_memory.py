@@ -3,9 +3,11 @@
 python scripts/attack_memory.py --config configs/memory.yaml --data FOLDER --out DIR [--rounds 5000] [--clicks 10000]
     [--seeds 5]
 
-Memory learns from simulated customers as in simulate_memory.py. Then one customer id clicks:
+Memory learns from simulated customers as in simulate_memory.py. Then one customer id acts:
 
     worst   asks train queries, in turn, and clicks what stands last on the page: raises it, and lowers those above
+    dismiss asks train queries, in turn, and dismisses what stands first
+    crowd   asks train queries with their words turned round, in turn, and clicks what stands last
     push    asks a train query, clicks nothing, asks by the title of one entity and clicks that: wants it everywhere
 
 Writes DIR/results.json and DIR/table.md. Events are given to memory as the service would; the customer cannot choose
@@ -33,7 +35,7 @@ from ltrr.metrics import whole_file
 from ltrr.system import open_systems
 
 _PAGE, _BATCH = 10, 250
-ATTACKS = ("worst", "push")
+ATTACKS = ("worst", "dismiss", "crowd", "push")
 
 
 def pages(world: World, funnel: Funnel) -> np.ndarray:
@@ -42,15 +44,20 @@ def pages(world: World, funnel: Funnel) -> np.ndarray:
     return np.concatenate([funnel.search(world.test[s : s + _BATCH], _PAGE).shown.docs for s in starts])
 
 
-def attack(world: World, funnel: Funnel, memory: Any, kind: str, clicks: int, begin: datetime, seed: int) -> int:
-    """Clicks of one customer, one every two seconds; the row that `push` wants."""
+def attack(
+    world: World, funnel: Funnel, memory: Any, kind: str, clicks: int, begin: datetime, seed: int
+) -> tuple[int, int]:
+    """Actions of one customer, one every two seconds: the row that `push` wants, and how many there were."""
     rng = np.random.default_rng(seed)
     ids, who = world.system.corpus.ids, Context("attacker")
     target = int(rng.integers(len(ids)))
+    num = 0
     title = world.system.corpus[target].title
     for start in range(0, clicks, _BATCH):
         number = np.arange(start, min(start + _BATCH, clicks))
         asked = [replace(world.train[n % len(world.train)], context=who) for n in number.tolist()]
+        if kind == "crowd":
+            asked = [replace(query, text=" ".join(query.text.split()[::-1])) for query in asked]
         times = [begin + timedelta(seconds=2 * n) for n in number.tolist()]
         names = [f"attack-{n}" for n in number.tolist()]
         seen = impressions_of(funnel.search(asked, _PAGE), ids, times=times, sessions=names)
@@ -61,11 +68,14 @@ def attack(world: World, funnel: Funnel, memory: Any, kind: str, clicks: int, be
             seen = impressions_of(funnel.search(asked, _PAGE), ids, times=times, sessions=names)
             events += seen
         for impression in seen:
-            wanted = ids[target] if kind == "push" else impression.shown[-1] if impression.shown else ""
+            at = 0 if kind == "dismiss" else -1
+            wanted = ids[target] if kind == "push" else impression.shown[at] if impression.shown else ""
             if wanted in impression.shown:
-                events.append(Action(f"{impression.id}-x", impression.id, wanted, "click", impression.time))
+                done = "dismiss" if kind == "dismiss" else "click"
+                events.append(Action(f"{impression.id}-x", impression.id, wanted, done, impression.time))
+                num += 1
         memory.observe(events)
-    return target
+    return target, num
 
 
 def measure(world: World, kind: str, flags: Any, seed: int) -> dict[str, float]:
@@ -80,9 +90,10 @@ def measure(world: World, kind: str, flags: Any, seed: int) -> dict[str, float]:
         memory.observe(batch.events)
         last = max([last, *(event.time for event in batch.events)])
     before, quality = pages(world, funnel), world.quality(funnel)["nDCG@10"]
-    target = attack(world, funnel, memory, kind, flags.clicks, last, seed)
+    target, num = attack(world, funnel, memory, kind, flags.clicks, last, seed)
     after = pages(world, funnel)
     return {
+        "actions": num,
         "other_entities": float((np.sort(before) != np.sort(after)).any(axis=1).mean()),
         "other_order": float((before != after).any(axis=1).mean()),
         "target_enters": float(((after == target).any(axis=1) & ~(before == target).any(axis=1)).mean()),
@@ -105,14 +116,14 @@ def run() -> None:
     (system,) = open_systems(flags.config, overrides)
     world = World(system, flags.arm)
     lines = [
-        "| attack | ten best hold others | in another order | target enters | change of nDCG@10 |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| attack | actions | ten best hold others | in another order | target enters | change of nDCG@10 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     results: dict[str, Any] = {"rounds": flags.rounds, "clicks": flags.clicks, "seeds": flags.seeds, "attacks": {}}
     for kind in ATTACKS:
         found = [measure(world, kind, flags, seed) for seed in tqdm(range(flags.seeds), kind, unit="seed")]
         results["attacks"][kind] = {name: [one[name] for one in found] for name in found[0]}
-        cells = [f"{np.mean(values):.4f}" for values in results["attacks"][kind].values()]
+        cells = [f"{np.mean(values):.4g}" for values in results["attacks"][kind].values()]
         lines.append(f"| {kind} | {' | '.join(cells)} |")
     flags.out.mkdir(parents=True, exist_ok=True)
     for name, text in (("results.json", json.dumps(results, indent=1)), ("table.md", "\n".join(lines))):

@@ -131,6 +131,9 @@ STEPS = [
     Step("memory-catalogue", "memory-catalogue/results.json",
          f"scripts/simulate_memory.py {_CATALOGUE} --out runs/memory-catalogue --rounds 1000 5000 50000 --by intent "
          "--observed runs/observed-catalogue"),
+    Step("memory-shared", "memory-shared/results.json",
+         f"scripts/simulate_memory.py {_CATALOGUE} --out runs/memory-shared --rounds 5000 50000 --seeds 5 --by intent "
+         "--data.query_fields '[locale, time, device]'"),
     Step("memory-predicted", "memory-predicted/results.json",
          f"scripts/simulate_memory.py {_CATALOGUE} --out runs/memory-predicted --rounds 5000 --by intent "
          "--arms.memory.expansion runs/expanded-catalogue"),
@@ -143,6 +146,9 @@ STEPS = [
     Step("memory-msrd-random", "memory-msrd-random/results.json",
          "scripts/simulate_memory.py --data {data}/msrd-movies --data.qrels qrels-random --out runs/memory-msrd-random "
          "--rounds 5000 20000 --seeds 5"),
+    Step("memory-msrd-eta", "memory-msrd-eta/results.json",
+         "scripts/simulate_memory.py --data {data}/msrd-movies --data.qrels qrels-random --out runs/memory-msrd-eta "
+         "--rounds 20000 --seeds 3 --eta 2"),
     Step("attack", "attack/results.json", f"scripts/attack_memory.py {_CATALOGUE} --out runs/attack"),
     Step("attack-patient", "attack-patient/results.json",
          f"scripts/attack_memory.py {_CATALOGUE} --clicks 100 --out runs/attack-patient"),

@@ -33,8 +33,10 @@ _PARTS = [  # title, folder; trained models come after what they are compared wi
 ]
 _EXPERIMENTS = [  # title, step; with a table.md, or with figures in results.json
     ("Memory on the catalogue, simulated clicks", "memory-catalogue"),
+    ("Memory on the catalogue where everybody asks everything, simulated clicks", "memory-shared"),
     ("Memory on the catalogue that starts from predicted scores", "memory-predicted"),
     ("Memory on MSRD, recurring queries (random split), simulated clicks", "memory-msrd-random"),
+    ("The same, where customers look less far than memory believes (η 2)", "memory-msrd-eta"),
     ("Memory on MSRD, no recurring queries (split by group), simulated clicks", "memory-msrd"),
     ("One customer's 10,000 clicks", "attack"),
     ("One customer's 100 clicks, within their budget", "attack-patient"),

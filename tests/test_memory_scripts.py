@@ -63,9 +63,10 @@ def test_an_attack_is_measured(music: Path, config: Path, tmp_path: Path) -> Non
     flags = ("--config", config, "--data", music, "--out", tmp_path / "out")
     done = script("scripts/attack_memory.py", *flags, "--rounds", 60, "--clicks", 40, "--seeds", 2)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert set(results["attacks"]) == {"worst", "push"}
+    assert set(results["attacks"]) == {"worst", "dismiss", "crowd", "push"}
     for measures in results["attacks"].values():
-        assert set(measures) == {"other_entities", "other_order", "target_enters", "nDCG@10_change"}
+        assert all(num > 0 for num in measures["actions"]) or measures is results["attacks"]["push"]
+        assert set(measures) == {"actions", "other_entities", "other_order", "target_enters", "nDCG@10_change"}
         assert all(len(values) == 2 for values in measures.values())
     assert (tmp_path / "out" / "table.md").read_text() in done.stdout
 
