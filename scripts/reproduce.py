@@ -129,11 +129,10 @@ STEPS = [
          "scripts/expand.py --model runs/quickstart/models/doc2query/export --data runs/quickstart/catalogue "
          "--num_queries 3 --max_query_length 12 --max_length 64 --out runs/expanded-catalogue"),
     Step("memory-catalogue", "memory-catalogue/results.json",
-         f"scripts/simulate_memory.py {_CATALOGUE} --out runs/memory-catalogue --rounds 1000 5000 50000 --by intent "
-         "--observed runs/observed-catalogue"),
+         f"scripts/simulate_memory.py {_CATALOGUE} --out runs/memory-catalogue --rounds 1000 5000 50000 --by intent"),
     Step("memory-shared", "memory-shared/results.json",
          f"scripts/simulate_memory.py {_CATALOGUE} --out runs/memory-shared --rounds 5000 50000 --seeds 5 --by intent "
-         "--data.query_fields '[locale, time, device]'"),
+         "--data.query_fields '[locale, time, device]' --observed runs/observed-catalogue"),
     Step("memory-predicted", "memory-predicted/results.json",
          f"scripts/simulate_memory.py {_CATALOGUE} --out runs/memory-predicted --rounds 5000 --by intent "
          "--arms.memory.expansion runs/expanded-catalogue"),

@@ -2,7 +2,7 @@
 
 Knows sums of evidence, generated queries and a text encoder; knows nothing about where events are stored or who
 searches the rest. Lookup: the query itself, as normalised, and remembered queries like it, by words and by meaning; a
-remembered score counts as much as the queries are alike. Everything written is visible to the next search.
+remembered score counts the more the more alike the queries are. Everything written is visible to the next search.
 Legend: Q queries, K candidates, M remembered queries, D dimensions, P pairs.
 """
 
@@ -52,6 +52,7 @@ class Memory:
         reward: what actions are worth (`Reward.configured`); null = as by default.
         neighbours: remembered queries like it that are looked up, 0 = none.
         alike: similarity in [0, 1] that those need.
+        sharpness: a neighbour's scores count similarity to this power; 0 = as the query's own.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Memory:
         reward: Mapping[str, Any] | None = None,
         neighbours: int = 20,
         alike: float = 0.5,
+        sharpness: float = 8.0,
     ) -> None:
         for name, value, good, fix in (
             ("strength", strength, strength > 0, "above 0"),
@@ -81,6 +83,7 @@ class Memory:
             ("half_life", half_life, half_life >= 7, "at least 7 days"),
             ("credit", credit, 0 <= credit <= 1, "within 0 and 1"),
             ("neighbours", neighbours, neighbours >= 0, "at least 0"),
+            ("sharpness", sharpness, sharpness >= 0, "at least 0"),
             ("alike", alike, 0 <= alike <= 1, "within 0 and 1"),
             ("examination", examination, examination is None or (examination and all(0 < e <= 1 for e in examination)),
              "probabilities above 0, one a position"),
@@ -89,7 +92,7 @@ class Memory:
                 raise ValueError(f"arms.memory.{name}: {value} is not {fix}")
         self._corpus, self.encoder = corpus, encoder
         self._strength = strength
-        self._neighbours, self._alike = neighbours, alike
+        self._neighbours, self._alike, self._sharpness = neighbours, alike, sharpness
         self._lock = threading.RLock()
         self._options: dict[str, Any] = {"cap": cap, "budget": budget, "half_life": timedelta(days=half_life)}
         self._options["distinct"] = distinct
@@ -180,14 +183,14 @@ class Memory:
             return list(zip(self._sums.rows(pairs).tolist(), texts, scores.tolist(), strict=True))
 
     def _lookup(self, text: str, customer: str | None, by_meaning: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and scores: of each entity the best of similarity times remembered score."""
+        """Rows and scores: of each entity the best of similarity^sharpness times remembered score."""
         numbers, alike, by_words = self._like(text, customer, by_meaning)
         pairs_of = [self._sums.pairs_of[number] for number in numbers.tolist()]
         counts = [len(pairs) for pairs in pairs_of]
         pairs = np.fromiter((pair for pairs in pairs_of for pair in pairs), np.int64)
         predicted = np.repeat(by_words, counts)  # (P,); by meaning, who clicked privately would show in what others see
         scores = self._sums.scores(pairs, customer, predicted, strength=self._strength)
-        scores *= np.repeat(alike, counts)
+        scores *= np.repeat(alike**self._sharpness, counts)
         rows, inverse = np.unique(self._sums.rows(pairs), return_inverse=True)
         best = np.zeros(len(rows))
         np.maximum.at(best, inverse, scores)
