@@ -1,13 +1,14 @@
 """Events a second into the store, against raw inserts of the same rows in groups of the same size, in the same run.
 
-python scripts/benchmark_store.py [--num 40000] [--out runs/store] [--postgres postgresql+psycopg://USER@HOST/DATABASE]
+python scripts/benchmark_store.py [--num 40000] [--repeats 5] [--out runs/store] [--postgres postgresql+psycopg://USER@HOST/DATABASE]
 
     store   EventStore of one process: threads append 1 to 16 events at a time (an impression of ten entities and five
             arms to half an action), and one submits as many and looks at the futures later
     raw     one thread: the rows ready, the driver's executemany, a commit after as many as the store's mean group
 
-SQLite is a file with synchronous=FULL. Without --postgres a server of its own is started in a temporary folder, where
-Debian's package is installed. Both are on the disk of TMPDIR.
+Both one after the other, --repeats times; figures are those of the median ratio. SQLite is a file with
+synchronous=FULL. Without --postgres a server of its own is started in a temporary folder, where Debian's package is
+installed. Both are on the disk of TMPDIR.
 """
 
 from __future__ import annotations
@@ -144,8 +145,8 @@ def _raw(url: str, rows: list[tuple[Impression | Action, tuple]], group: int) ->
     """Rows a second by the driver alone, into the same tables, empty again."""
     engine = open_database(url)
     with engine.execution_options(write=True).begin() as connection:
-        METADATA.drop_all(connection)
-        METADATA.create_all(connection)
+        METADATA.drop_all(connection, [IMPRESSIONS, ACTIONS])
+        METADATA.create_all(connection, [IMPRESSIONS, ACTIONS])
     mark = "?" if engine.dialect.name == "sqlite" else "%s"
     inserts = []
     for table, kind in ((IMPRESSIONS, Impression), (ACTIONS, Action)):
@@ -167,23 +168,33 @@ def _raw(url: str, rows: list[tuple[Impression | Action, tuple]], group: int) ->
             cursor.executemany(sql, values)
         connection.commit()
     spent = time.perf_counter() - start
+    for table in (IMPRESSIONS, ACTIONS):
+        cursor.execute(f"DELETE FROM {table.name}")
+    connection.commit()
     connection.close()
     engine.dispose()
     return len(rows) / spent
 
 
+def median(found: list[dict[str, float]]) -> dict[str, float]:
+    """The run with the median ratio; the range of ratios."""
+    ordered = sorted(found, key=lambda one: one["ratio"])
+    return ordered[len(found) // 2] | {"lowest ratio": ordered[0]["ratio"], "highest ratio": ordered[-1]["ratio"]}
+
+
 def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num", type=int, default=40_000, help="events a database (default 40000)")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each (default 5)")
     parser.add_argument("--postgres", help="URL of an empty database (default: a server of its own)")
     parser.add_argument("--out", type=Path, default=Path("runs/store"), help="folder (default runs/store)")
     flags = parser.parse_args()
-    results = {"num": flags.num}
+    results = {"num": flags.num, "repeats": flags.repeats}
     with tempfile.TemporaryDirectory() as folder:
-        results["sqlite"] = store(f"sqlite:///{folder}/events.db", flags.num)
+        results["sqlite"] = median([store(f"sqlite:///{folder}/{n}.db", flags.num) for n in range(flags.repeats)])
     try:
         with nullcontext(flags.postgres) if flags.postgres else postgres_server() as url:
-            results["postgresql"] = store(url, flags.num)
+            results["postgresql"] = median([store(url, flags.num) for _ in range(flags.repeats)])
     except FileNotFoundError as error:
         print(f"postgresql: {error}")
     text = json.dumps(results, indent=2)

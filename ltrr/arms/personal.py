@@ -238,7 +238,7 @@ class Personal:
         return np.concatenate([self._table.rows[part], rows]), weights * (weights > 0).any()
 
     def _visited(self, session: str | None, customer: str | None) -> tuple[np.ndarray, np.ndarray]:
-        """The last entities of a customer's session, 1 each, and of what they did in it before it was known who they are.
+        """The last entities of a customer's session, 1 each, and of its part before it was known who they are.
 
         Another customer's session of the same name is another one.
         """

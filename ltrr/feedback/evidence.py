@@ -64,7 +64,7 @@ def light(events: Iterable[Impression | Action], rows: Mapping[str, int]) -> tup
 
 def worth(reward: Reward, seen: Seen, did: Iterable[Did]) -> dict[int, float]:
     """Row -> reward, of rows that were shown."""
-    shown = set(seen.rows) - {-1}
+    shown = {*seen.rows} - {-1}
     actions = [
         Action(d.id, d.impression, str(d.row), d.kind, EPOCH + timedelta(microseconds=d.time), d.seconds)  # type: ignore[arg-type]
         for d in did
@@ -172,12 +172,13 @@ class Ledger:
         """Evidence of whole sessions."""
         seen: list[Seen] = []
         better: list[tuple[int, int, float]] = []  # place among `seen`, place among its rows, value
+        did = self._actions
         later: list[tuple[Seen, int, float]] = []  # credit: earlier impression, row, value
         for session in sessions:
             if session not in self._open:
                 continue
             whole = sorted(self._open[session].values(), key=lambda s: (s.time, s.id))
-            wins = [worth(self._reward, s, self._actions.get(s.id, {}).values()) for s in whole]
+            wins = [worth(self._reward, s, did[s.id].values()) if s.id in did else {} for s in whole]
             for i, (s, values) in enumerate(zip(whole, wins, strict=True)):
                 better += [(len(seen) + i, s.rows.index(row), value) for row, value in values.items()]
                 for row in [row for row, value in values.items() if value > 0]:
