@@ -141,12 +141,12 @@ STEPS = [
          "--arms.lexical.tune fusion --arms.observed.class ltrr.arms.lexical.Lexical "
          "--arms.observed.expansion runs/observed-catalogue --fusion.arms '[lexical, structured, dense]'"),
     Step("memory-msrd", "memory-msrd/results.json",
-         "scripts/simulate_memory.py --data {data}/msrd-movies --out runs/memory-msrd --rounds 5000 20000 --seeds 5"),
+         "scripts/simulate_memory.py --data {data}/msrd-movies --data.query_fields null --out runs/memory-msrd --rounds 5000 20000 --seeds 5"),
     Step("memory-msrd-random", "memory-msrd-random/results.json",
-         "scripts/simulate_memory.py --data {data}/msrd-movies --data.qrels qrels-random --out runs/memory-msrd-random "
+         "scripts/simulate_memory.py --data {data}/msrd-movies --data.query_fields null --data.qrels qrels-random --out runs/memory-msrd-random "
          "--rounds 5000 20000 --seeds 5"),
     Step("memory-msrd-eta", "memory-msrd-eta/results.json",
-         "scripts/simulate_memory.py --data {data}/msrd-movies --data.qrels qrels-random --out runs/memory-msrd-eta "
+         "scripts/simulate_memory.py --data {data}/msrd-movies --data.query_fields null --data.qrels qrels-random --out runs/memory-msrd-eta "
          "--rounds 20000 --seeds 3 --eta 2"),
     Step("attack", "attack/results.json", f"scripts/attack_memory.py {_CATALOGUE} --out runs/attack"),
     Step("attack-patient", "attack-patient/results.json",
