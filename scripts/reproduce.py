@@ -55,6 +55,7 @@ _SCIFACT, _MSRD = "scifact", "msrd-movies"
 _NEGATIVES = "--data.negatives '[\"runs/mined/scifact/negatives.trec\"]'"
 _RRF = "--fusion.method rrf"
 _EXPAND = "scripts/expand.py --model runs/doc2query-scifact/export --data {data}/scifact --num_queries 10"
+_ANYBODY = "--data {data}/msrd-movies --data.query_fields '[]'"  # nobody is named: customers are drawn
 _CATALOGUE = "--data runs/quickstart/catalogue"
 _STEPS = "--trainer.max_epochs -1 --trainer.check_val_every_n_epoch null"
 STEPS = [
@@ -141,12 +142,12 @@ STEPS = [
          "--arms.lexical.tune fusion --arms.observed.class ltrr.arms.lexical.Lexical "
          "--arms.observed.expansion runs/observed-catalogue --fusion.arms '[lexical, structured, dense]'"),
     Step("memory-msrd", "memory-msrd/results.json",
-         "scripts/simulate_memory.py --data {data}/msrd-movies --data.query_fields null --out runs/memory-msrd --rounds 5000 20000 --seeds 5"),
+         f"scripts/simulate_memory.py {_ANYBODY} --out runs/memory-msrd --rounds 5000 20000 --seeds 5"),
     Step("memory-msrd-random", "memory-msrd-random/results.json",
-         "scripts/simulate_memory.py --data {data}/msrd-movies --data.query_fields null --data.qrels qrels-random --out runs/memory-msrd-random "
+         f"scripts/simulate_memory.py {_ANYBODY} --data.qrels qrels-random --out runs/memory-msrd-random "
          "--rounds 5000 20000 --seeds 5"),
     Step("memory-msrd-eta", "memory-msrd-eta/results.json",
-         "scripts/simulate_memory.py --data {data}/msrd-movies --data.query_fields null --data.qrels qrels-random --out runs/memory-msrd-eta "
+         f"scripts/simulate_memory.py {_ANYBODY} --data.qrels qrels-random --out runs/memory-msrd-eta "
          "--rounds 20000 --seeds 3 --eta 2"),
     Step("attack", "attack/results.json", f"scripts/attack_memory.py {_CATALOGUE} --out runs/attack"),
     Step("attack-patient", "attack-patient/results.json",
