@@ -163,17 +163,20 @@ class Simulation:
 
 
 class Remembered:
-    """An Arm that asks another once for each text, customer and locale: for arms that no feedback changes."""
+    """An Arm that asks another once for each text and locale: for arms that no feedback changes.
+
+    Of customers only those arms hear that know some (`customers`).
+    """
 
     def __init__(self, arm: Arm, k: int) -> None:
-        self._arm, self._k = arm, k
+        self._arm, self._k, self._who = arm, k, hasattr(arm, "customers")
         self._found: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
 
     def search(self, queries: Sequence[Query], k: int) -> Candidates:
         """(Q, k); ValueError where more is wanted than is kept."""
         if k > self._k:
             raise ValueError(f"k: {k} is more than the {self._k} that are kept")
-        keys = [(q.text, q.context.customer, q.context.locale) for q in queries]
+        keys = [(q.text, q.context.customer if self._who else None, q.context.locale) for q in queries]
         new = {key: query for key, query in zip(keys, queries, strict=True) if key not in self._found}
         if new:
             found = self._arm.search(list(new.values()), self._k)
