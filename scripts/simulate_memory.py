@@ -226,7 +226,8 @@ def run() -> None:
         for rounds in seeds[0]:
             values = {m: np.stack([found[rounds][m][mask] for found in seeds]) for m in MEASURES}
             cells = {m: interval(values[m]) for m in MEASURES}
-            p = {m: paired_randomisation(values[m].mean(axis=0), fixed[WITHOUT][m][mask]) for m in MEASURES}
+            paired = {m: (values[m].mean(axis=0).round(9), fixed[WITHOUT][m][mask].round(9)) for m in MEASURES}
+            p = {m: paired_randomisation(*pair) for m, pair in paired.items()}
             told = {m: dict(zip(("mean", "low", "high"), cell, strict=True)) for m, cell in cells.items()}
             rows[rounds] = {m: told[m] | {"p": p[m]} for m in MEASURES}
             shown = [f"{mean:.4f} ({low:.3f} to {high:.3f})" for mean, low, high in cells.values()]
