@@ -142,13 +142,13 @@ STEPS = [
          "--arms.lexical.tune fusion --arms.observed.class ltrr.arms.lexical.Lexical "
          "--arms.observed.expansion runs/observed-catalogue --fusion.arms '[lexical, structured, dense]'"),
     Step("memory-msrd", "memory-msrd/results.json",
-         f"scripts/simulate_memory.py {_ANYBODY} --out runs/memory-msrd --rounds 5000 20000 --seeds 5"),
+         f"scripts/simulate_memory.py {_ANYBODY} --out runs/memory-msrd --rounds 20000 100000 --seeds 3"),
     Step("memory-msrd-random", "memory-msrd-random/results.json",
          f"scripts/simulate_memory.py {_ANYBODY} --data.qrels qrels-random --out runs/memory-msrd-random "
-         "--rounds 5000 20000 --seeds 5"),
+         "--rounds 20000 100000 --seeds 3"),
     Step("memory-msrd-eta", "memory-msrd-eta/results.json",
          f"scripts/simulate_memory.py {_ANYBODY} --data.qrels qrels-random --out runs/memory-msrd-eta "
-         "--rounds 20000 --seeds 3 --eta 2"),
+         "--rounds 100000 --seeds 2 --eta 2"),
     Step("attack", "attack/results.json", f"scripts/attack_memory.py {_CATALOGUE} --out runs/attack"),
     Step("attack-patient", "attack-patient/results.json",
          f"scripts/attack_memory.py {_CATALOGUE} --clicks 100 --out runs/attack-patient"),

@@ -29,6 +29,7 @@ from ltrr.feedback.sums import Column, Sums
 from ltrr.metrics import whole_file
 
 _BATCH = 64  # queries compared with remembered ones at once
+_CERTAIN = 1 - 1e-6  # the most that a score counts beside others
 _CACHED = 50_000  # vectors of queries that are kept
 _SCANNED = 200_000  # remembered queries with a word that are looked through, where another word found some
 _CANDIDATES = 4_000  # remembered queries that share a word, looked at for one query; those with rarer words first
@@ -183,7 +184,7 @@ class Memory:
             return list(zip(self._sums.rows(pairs).tolist(), texts, scores.tolist(), strict=True))
 
     def _lookup(self, text: str, customer: str | None, by_meaning: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and scores: of each entity the best of similarity^sharpness times remembered score."""
+        """Rows and scores: of each entity, that any remembered score is right, each times similarity^sharpness."""
         numbers, alike, by_words = self._like(text, customer, by_meaning)
         pairs_of = [self._sums.pairs_of[number] for number in numbers.tolist()]
         counts = [len(pairs) for pairs in pairs_of]
@@ -192,9 +193,10 @@ class Memory:
         scores = self._sums.scores(pairs, customer, predicted, strength=self._strength)
         scores *= np.repeat(alike**self._sharpness, counts)
         rows, inverse = np.unique(self._sums.rows(pairs), return_inverse=True)
-        best = np.zeros(len(rows))
-        np.maximum.at(best, inverse, scores)
-        return rows[best > 0], best[best > 0].astype(np.float32)
+        missed = np.zeros(len(rows))  # logarithm of the probability that none of them is right
+        np.add.at(missed, inverse, np.log1p(-np.minimum(scores, _CERTAIN)))
+        found = -np.expm1(missed)
+        return rows[found > 0], found[found > 0].astype(np.float32)
 
     def _like(
         self, text: str, customer: str | None, by_meaning: np.ndarray | None
