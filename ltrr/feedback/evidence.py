@@ -8,7 +8,7 @@ change nothing, so a replay gives what went on online. Times are microseconds si
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain
@@ -46,6 +46,13 @@ class Did(NamedTuple):
     kind: str
     time: int
     seconds: float | None
+
+
+class _Told(NamedTuple):
+    """What sessions say: worth of an impression's rows; credit, as often as it is given."""
+
+    worths: dict[str, tuple[Seen, dict[int, float]]]
+    credits: Counter[tuple[str, int, float]]  # (impression, row, value)
 
 
 def light(events: Iterable[Impression | Action], rows: Mapping[str, int]) -> tuple[list[Seen], list[Did]]:
@@ -114,14 +121,14 @@ class Ledger:
     def take(self, seen: Sequence[Seen], did: Sequence[Did]) -> None:
         """As `add`, from what a store gives without making events of it."""
         touched = {_session(s) for s in seen} | self._sessions(did)
-        before = self._increments(touched)
+        before = self._told(touched)
         for s in seen:
             self._remember(s)
         for d in did:
             self._actions[d.impression].setdefault(d.id, d)
         touched |= self._sessions(did)
         self.sums.now = max([self.sums.now, *(e.time for e in seen), *(e.time for e in did)])
-        self.sums.add(Increments.difference(self._increments(touched), before))
+        self._replace(before, self._told(touched))
 
     def seal(self) -> None:
         """Forgets the events of sessions that are over for so long that nothing late is awaited; their sums stay."""
@@ -137,11 +144,11 @@ class Ledger:
     def erase(self, customer: str) -> None:
         """Takes back all evidence of a customer, credit that their clicks gave included."""
         for session in [s for s, seen in self._open.items() if any(e.customer == customer for e in seen.values())]:
-            before = self._increments({session})
+            before = self._told({session})
             for impression in [e.id for e in self._open[session].values() if e.customer == customer]:
                 del self._open[session][impression], self._session_of[impression]
                 self._actions.pop(impression, None)
-            self.sums.add(Increments.difference(self._increments({session}), before))
+            self._replace(before, self._told({session}))
             if not self._open[session]:
                 del self._open[session]
         self.sums.erase(customer)
@@ -168,27 +175,44 @@ class Ledger:
     def _sessions(self, did: Iterable[Did]) -> set[_Session]:
         return {self._session_of[d.impression] for d in did if d.impression in self._session_of}
 
-    def _increments(self, sessions: Iterable[_Session]) -> Increments:
-        """Evidence of whole sessions."""
-        seen: list[Seen] = []
-        better: list[tuple[int, int, float]] = []  # place among `seen`, place among its rows, value
+    def _told(self, sessions: Iterable[_Session]) -> _Told:
+        """What whole sessions say."""
+        worths: dict[str, tuple[Seen, dict[int, float]]] = {}
+        credits: Counter[tuple[str, int, float]] = Counter()
         did = self._actions
-        later: list[tuple[Seen, int, float]] = []  # credit: earlier impression, row, value
         for session in sessions:
             if session not in self._open:
                 continue
             whole = sorted(self._open[session].values(), key=lambda s: (s.time, s.id))
             wins = [worth(self._reward, s, did[s.id].values()) if s.id in did else {} for s in whole]
             for i, (s, values) in enumerate(zip(whole, wins, strict=True)):
-                better += [(len(seen) + i, s.rows.index(row), value) for row, value in values.items()]
+                worths[s.id] = s, values
                 for row in [row for row, value in values.items() if value > 0]:
                     for back in range(1, i + 1):
                         earlier = whole[i - back]
                         if s.time - earlier.time > self._patience or any(v > 0 for v in wins[i - back].values()):
                             break
                         if earlier.query != s.query:
-                            later.append((earlier, row, self._credit**back * min(values[row], 1.0)))
-            seen += whole
+                            credits[earlier.id, row, self._credit**back * min(values[row], 1.0)] += 1
+        return _Told(worths, credits)
+
+    def _replace(self, old: _Told, new: _Told) -> None:
+        """Adds to the sums what leads from `old` to `new`."""
+        parts = []
+        for told, other in ((new, old), (old, new)):
+            changed = [one for i, one in told.worths.items() if other.worths.get(i) != one]
+            later = [(told.worths[i][0], row, v) for i, row, v in (told.credits - other.credits).elements()]
+            parts.append(self._increments(changed, later))
+        self.sums.add(Increments.difference(*parts))
+
+    def _increments(
+        self, worths: Sequence[tuple[Seen, dict[int, float]]], later: Sequence[tuple[Seen, int, float]]
+    ) -> Increments:
+        """Evidence of impressions with the worth of their rows, and of credit: (earlier impression, row, value)."""
+        seen = [s for s, _ in worths]
+        better = [
+            (i, s.rows.index(row), value) for i, (s, values) in enumerate(worths) for row, value in values.items()
+        ]
         counts = np.fromiter((len(s.rows) for s in seen), np.int64, len(seen))
         starts = np.cumsum(counts) - counts
         rows = np.fromiter(chain.from_iterable(s.rows for s in seen), np.int64, int(counts.sum()))
