@@ -23,9 +23,10 @@ import numpy as np
 from ltrr.core import Candidates, Encoder, Query
 from ltrr.data.beir import Corpus
 from ltrr.data.expansions import expansion_id, read_expansions
+from ltrr.feedback.columns import Column
 from ltrr.feedback.events import Action, Impression, Reward, normalised
 from ltrr.feedback.evidence import Did, Ledger, Seen
-from ltrr.feedback.sums import Column, Sums
+from ltrr.feedback.sums import Sums
 from ltrr.metrics import whole_file
 
 _BATCH = 64  # queries compared with remembered ones at once

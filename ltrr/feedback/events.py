@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 import numpy as np
 
@@ -23,6 +23,7 @@ Kind = Literal["click", "like", "favourite", "play", "dismiss"]
 _SKEW = timedelta(minutes=5)  # by which a client's clock may be behind
 _LOOSE = re.compile(r"(?<![\w+#])[+#]+|[+#]+(?=\w)")  # that end no word
 KINDS: tuple[str, ...] = get_args(Kind)
+Entity = TypeVar("Entity", bound=Hashable)
 
 
 class Allocation(NamedTuple):
@@ -137,12 +138,16 @@ class Reward:
 
         Of several actions on an entity the best counts, so a dismissal only where nothing better happened.
         """
-        worth: dict[str, float] = {}
-        for action in actions:
-            counts = -_SKEW <= action.time - time <= self.window
-            if counts and (action.kind != "play" or action.seconds is None or action.seconds >= self.dwell):
-                value = self.weights.get(action.kind, 0.0)
-                worth[action.entity] = max(worth.get(action.entity, value), value)
+        return self.best((a.entity, a.kind, a.time - time, a.seconds) for a in actions)
+
+    def best(self, did: Iterable[tuple[Entity, str, timedelta, float | None]]) -> dict[Entity, float]:
+        """As `of_entities`, from (entity, kind, how long after the impression, seconds)."""
+        worth: dict[Entity, float] = {}
+        for entity, kind, delay, seconds in did:
+            counts = -_SKEW <= delay <= self.window
+            if counts and (kind != "play" or seconds is None or seconds >= self.dwell):
+                value = self.weights.get(kind, 0.0)
+                worth[entity] = max(worth.get(entity, value), value)
         return worth
 
     def of(self, time: datetime, actions: Sequence[Action]) -> float:

@@ -72,13 +72,9 @@ def light(events: Iterable[Impression | Action], rows: Mapping[str, int]) -> tup
 def worth(reward: Reward, seen: Seen, did: Iterable[Did]) -> dict[int, float]:
     """Row -> reward, of rows that were shown."""
     shown = {*seen.rows} - {-1}
-    actions = [
-        Action(d.id, d.impression, str(d.row), d.kind, EPOCH + timedelta(microseconds=d.time), d.seconds)  # type: ignore[arg-type]
-        for d in did
-        if d.row in shown
-    ]
-    earned = reward.of_entities(EPOCH + timedelta(microseconds=seen.time), actions)
-    return {int(row): value for row, value in earned.items()}
+    return reward.best(
+        (d.row, d.kind, timedelta(microseconds=d.time - seen.time), d.seconds) for d in did if d.row in shown
+    )
 
 
 class Ledger:

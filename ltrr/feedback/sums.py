@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ltrr.feedback.columns import Column, Numbers
+
 _REFERENCE = 20_000 * 86_400_000_000  # microseconds; decay is counted from here (2024-10-04): a decayed sum stays a sum
 _LOW = 0xFFFFFFFF
 _NONE = 1e-9  # rounding; evidence is larger
@@ -61,8 +63,8 @@ class Sums:
         self._customers: list[str] = []  # "" = unknown
         self._query_of: dict[str, int] = {}
         self._customer_of: dict[str, int] = {}
-        self._pair_of: dict[int, int] = {}  # query << 32 | row -> pair
-        self._slot_of: dict[int, int] = {}  # pair << 32 | customer -> slot
+        self._pair_of = Numbers()  # query << 32 | row -> pair
+        self._slot_of = Numbers()  # pair << 32 | customer -> slot
         self._pair_query, self._pair_row, self._prior = Column(np.int64), Column(np.int32), Column(np.float64)
         self._total = Column(np.float64, 2)  # of pairs: successes and trials as of _REFERENCE
         self._clickers = Column(np.int32)  # of pairs: distinct customers with a success
@@ -169,7 +171,7 @@ class Sums:
         evidence[private] = 0.0
         number = self._customer_of.get(customer) if customer else None
         if number is not None:
-            slots = np.array([self._slot_of.get(pair << 32 | number, -1) for pair in pairs[private].tolist()], np.int64)
+            slots = self._slot_of.find(pairs[private] << 32 | number)
             own = slots >= 0
             evidence[private[own]] = self._capped(slots[own])
         successes, trials = (evidence * 2.0 ** (-(self.now - _REFERENCE) / self._half_life)).T
@@ -222,7 +224,7 @@ class Sums:
 
     def _pairs(self, keys: np.ndarray) -> np.ndarray:
         """Pairs of keys, new ones included."""
-        pairs, new = _numbers(self._pair_of, keys)
+        pairs, new = self._pair_of.add(keys)
         for column in (self._pair_query, self._pair_row, self._prior, self._total, self._clickers):
             column.grow(len(self._pair_of))
         self._pair_query.values[pairs[new]] = keys[new] >> 32
@@ -233,7 +235,7 @@ class Sums:
 
     def _slots(self, keys: np.ndarray) -> np.ndarray:
         """Slots of keys (unique), new ones included."""
-        slots, new = _numbers(self._slot_of, keys)
+        slots, new = self._slot_of.add(keys)
         for column in (self._slot_pair, self._slot_customer, self._raw, self._used, self._counted):
             column.grow(len(self._slot_of))
         self._slot_pair.values[slots[new]] = keys[new] >> 32
@@ -278,30 +280,6 @@ class Sums:
         own = self._slot_customer.values[slots[good]].tolist(), self._pair_query.values[pairs[good]].tolist()
         for customer, query in zip(*own, strict=True):
             self._own.setdefault(customer, set()).add(query)
-
-
-class Column:
-    """A numpy array that grows."""
-
-    def __init__(self, dtype: type, width: int = 0) -> None:
-        self._room = np.zeros((64, width) if width else 64, dtype)
-        self.values = self._room[:0]
-
-    def grow(self, length: int) -> None:
-        """New places are 0."""
-        if length > len(self._room):
-            room = np.zeros((max(length, 2 * len(self._room)), *self._room.shape[1:]), self._room.dtype)
-            room[: len(self.values)] = self.values
-            self._room = room
-        self.values = self._room[:length]
-
-
-def _numbers(known: dict[int, int], keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of keys, and the places of those that are new, each once; `known` grows."""
-    before = len(known)
-    numbers = np.fromiter((known.setdefault(key, len(known)) for key in keys.tolist()), np.int64, len(keys))
-    new = np.flatnonzero(numbers >= before)
-    return numbers, new[np.unique(numbers[new], return_index=True)[1]]
 
 
 def _encoded(texts: Sequence[str]) -> np.ndarray:
