@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -36,7 +37,11 @@ def config(tmp_path: Path) -> Path:
 
 def test_memory_is_simulated_beside_what_it_is_compared_with(music: Path, config: Path, tmp_path: Path) -> None:
     out, observed = tmp_path / "out", tmp_path / "observed"
-    flags = ("--config", config, "--data", music, "--out", out, "--observed", observed)
+    data = tmp_path / "tiny"
+    shutil.copytree(music, data)
+    head, *lines = (data / "qrels" / "test.tsv").read_text().splitlines()
+    (data / "qrels" / "test.tsv").write_text("\n".join([head, *reversed(lines)]))  # another order than the queries'
+    flags = ("--config", config, "--data", data, "--out", out, "--observed", observed)
     done = script("scripts/simulate_memory.py", *flags, "--rounds", 30, 200, "--seeds", 2, "--by", "intent")
     results = json.loads((out / "results.json").read_text())
     assert (results["seeds"], results["dataset"]) == (2, "tiny")
@@ -48,6 +53,9 @@ def test_memory_is_simulated_beside_what_it_is_compared_with(music: Path, config
             assert cell["low"] <= cell["mean"] <= cell["high"]
             assert 0 < cell["p"] <= 1
     assert rounds["0"] == rounds["without"]  # nothing is predicted here
+    for intent, recall in (("direct", 1.0), ("attribute", 0.9)):
+        cells = results["groups"][intent]["rounds"]["without"]["R@10"]
+        assert cells["mean"] == pytest.approx(recall)
     assert rounds["200"]["nDCG@10"]["mean"] != rounds["0"]["nDCG@10"]["mean"]
     assert (out / "curve.png").stat().st_size > 1000
     assert (out / "table.md").read_text() in done.stdout
