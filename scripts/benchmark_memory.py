@@ -7,7 +7,7 @@ python scripts/benchmark_memory.py [--events 1000000] [--out runs/benchmark_memo
     lookup    one query at a time, half of them remembered, half like some; of known customers
     snapshot  compaction and saving, during which a search waits; loading it again
 
-Queries are Zipf distributed over 120,000 of two to four words, so that there are about a million pairs.
+Queries are Zipf distributed over 120,000 of two to four words, so that there are more than a million pairs.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def titles(folder: Path, rng: np.random.Generator) -> Corpus:
 
 
 def events(rng: np.random.Generator, asked: list[str], num: int) -> list[Impression | Action]:
-    """About `num` events; a query brings the same fifteen entities, ten at a time."""
+    """About `num` events; a query brings the same thirty entities, ten at a time."""
     out: list[Impression | Action] = []
     n = 0
     popular = np.minimum(rng.zipf(1.15, num), 10 * _QUERIES) % _QUERIES
     while len(out) < num:
         query = int(popular[n])
-        near = (query * 7919 + np.arange(15) * 131) % _ENTITIES
+        near = (query * 7919 + np.arange(30) * 131) % _ENTITIES
         shown = tuple(f"e{row}" for row in rng.permutation(near)[:10])
         when = _START + timedelta(seconds=20 * n)
         who = Context(f"c{rng.integers(_CUSTOMERS)}")
