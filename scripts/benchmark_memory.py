@@ -53,7 +53,7 @@ def events(rng: np.random.Generator, asked: list[str], num: int) -> list[Impress
     """About `num` events; a query brings the same thirty entities, ten at a time."""
     out: list[Impression | Action] = []
     n = 0
-    popular = np.minimum(rng.zipf(1.15, num), 10 * _QUERIES) % _QUERIES
+    popular = rng.zipf(1.15, num) % _QUERIES
     while len(out) < num:
         query = int(popular[n])
         near = (query * 7919 + np.arange(30) * 131) % _ENTITIES
