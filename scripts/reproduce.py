@@ -55,9 +55,8 @@ _SCIFACT, _MSRD = "scifact", "msrd-movies"
 _NEGATIVES = "--data.negatives '[\"runs/mined/scifact/negatives.trec\"]'"
 _RRF = "--fusion.method rrf"
 _EXPAND = "scripts/expand.py --model runs/doc2query-scifact/export --data {data}/scifact --num_queries 10"
-_ANYBODY = (  # nobody is named: customers are drawn; memory's weight was chosen on dev of qrels-random
-    "--data {data}/msrd-movies --data.query_fields '[]' --fusion.added '{memory: 3}'"
-)
+_ANYBODY = "--data {data}/msrd-movies --data.query_fields '[]'"  # nobody is named: customers are drawn
+_RECUR = f"{_ANYBODY} --data.qrels qrels-random --fusion.added '{{memory: 3}}'"  # the weight was chosen on its dev
 _CATALOGUE = "--data runs/quickstart/catalogue"
 _STEPS = "--trainer.max_epochs -1 --trainer.check_val_every_n_epoch null"
 STEPS = [
@@ -146,10 +145,10 @@ STEPS = [
     Step("memory-msrd", "memory-msrd/results.json",
          f"scripts/simulate_memory.py {_ANYBODY} --out runs/memory-msrd --rounds 20000 100000 --seeds 3"),
     Step("memory-msrd-random", "memory-msrd-random/results.json",
-         f"scripts/simulate_memory.py {_ANYBODY} --data.qrels qrels-random --out runs/memory-msrd-random "
+         f"scripts/simulate_memory.py {_RECUR} --out runs/memory-msrd-random "
          "--rounds 20000 100000 --seeds 3"),
     Step("memory-msrd-eta", "memory-msrd-eta/results.json",
-         f"scripts/simulate_memory.py {_ANYBODY} --data.qrels qrels-random --out runs/memory-msrd-eta "
+         f"scripts/simulate_memory.py {_RECUR} --out runs/memory-msrd-eta "
          "--rounds 100000 --seeds 2 --eta 2"),
     Step("attack", "attack/results.json", f"scripts/attack_memory.py {_CATALOGUE} --out runs/attack"),
     Step("attack-patient", "attack-patient/results.json",
