@@ -16,6 +16,7 @@ and DIR/curve.png.
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from ltrr.system import System, open_systems
 WITHOUT, LABELS = "without", "train_labels"
 MEASURES = ("nDCG@10", "R@10")
 _DEPTH, _BATCH, _PAGE = 100, 250, 10
+_USED = "used"  # whether a query was asked twice by its own customer, or by three, before
 
 
 class Once:
@@ -72,6 +74,7 @@ class World:
         self.train, self.train_qrels = system.dataset.split("train")
         self.test, qrels = system.dataset.split(split)
         self.test_qrels = {query.id: qrels[query.id] for query in self.test}  # in their order
+        self.tried = [query for query in self.test if max(qrels[query.id].values(), default=0) > 0]
 
     def funnel(self, depth: int = _DEPTH) -> tuple[Funnel, Any]:
         """A funnel and its memory, which knows nothing but predictions yet; depth 0 = it is not asked."""
@@ -109,7 +112,8 @@ class World:
 def simulate(world: World, flags: Any, seed: int) -> tuple[dict[str, dict[str, np.ndarray]], Any]:
     """Rounds -> measure -> (Q,); the memory at the end."""
     funnel, memory = world.funnel()
-    found = {"0": world.quality(funnel)}
+    asked: dict[str, Counter[str | None]] = defaultdict(Counter)  # query -> customer -> times
+    found = {"0": world.quality(funnel) | {_USED: np.zeros(len(world.tried), bool)}}
     simulation = Simulation(
         funnel.search,
         world.train,
@@ -126,8 +130,12 @@ def simulate(world: World, flags: Any, seed: int) -> tuple[dict[str, dict[str, n
     for rounds in sorted(flags.rounds):
         for batch in simulation.rounds(rounds - done, _BATCH):
             memory.observe(batch.events)
+            for query in batch.page.queries:
+                asked[normalised(query.text)][query.context.customer] += 1
         done = rounds
-        found[f"{rounds:,}"] = world.quality(funnel)
+        by = [(asked[normalised(query.text)], query.context.customer) for query in world.tried]
+        used = np.array([len(times) >= 3 or times[customer] >= 2 for times, customer in by])
+        found[f"{rounds:,}"] = world.quality(funnel) | {_USED: used}
     return found, memory
 
 
@@ -149,17 +157,16 @@ def plot(path: Path, curves: dict[str, dict[str, tuple[float, float, float]]], m
     plt.close(figure)
 
 
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean and 95 % bootstrap interval over queries and seeds together; values (S, Q)."""
+def interval(values: np.ndarray, used: np.ndarray | None = None) -> tuple[float, float, float]:
+    """Mean and 95 % bootstrap interval over queries and seeds together; values (S, Q), of those used (S, Q) alone."""
     rng = np.random.default_rng(0)
-    draws = [
-        values[rng.integers(len(values), size=len(values))][
-            :, rng.integers(values.shape[1], size=values.shape[1])
-        ].mean()
-        for _ in range(1000)
-    ]
+    weights = np.ones(values.shape) if used is None else used.astype(float)
+    draws = []
+    for _ in range(1000):
+        drawn = np.ix_(rng.integers(len(values), size=len(values)), rng.integers(values.shape[1], size=values.shape[1]))
+        draws.append((values[drawn] * weights[drawn]).sum() / max(weights[drawn].sum(), 1e-9))
     low, high = np.quantile(draws, [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
+    return float((values * weights).sum() / weights.sum()), float(low), float(high)
 
 
 def run() -> None:
@@ -198,7 +205,7 @@ def run() -> None:
         write_observed(flags.observed, system.corpus, memory.observed())
         with whole_file(flags.observed / "ltrr.json") as temporary:  # customers asked train queries
             temporary.write_text(json.dumps({"data": system.corpus.fingerprint, "splits": ["train"]}) + "\n")
-    ids = [q.id for q in world.test if max(world.test_qrels[q.id].values(), default=0) > 0]
+    ids = [query.id for query in world.tried]
     groups = {"all": np.ones(len(ids), bool)}
     if flags.by:
         value = {q.id: q.context.attributes.get(flags.by, "") for q in by}
@@ -218,8 +225,8 @@ def run() -> None:
         "groups": {},
     }
     lines = [
-        "| queries | n | rounds | nDCG@10 | R@10 | p (nDCG@10) | p (R@10) |",
-        "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
+        "| queries | n | rounds | nDCG@10 | R@10 | p (nDCG@10) | p (R@10) | used | R@10 of those |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, mask in groups.items():
         rows = {}
@@ -230,11 +237,21 @@ def run() -> None:
             p = {m: paired_randomisation(*pair) for m, pair in paired.items()}
             told = {m: dict(zip(("mean", "low", "high"), cell, strict=True)) for m, cell in cells.items()}
             rows[rounds] = {m: told[m] | {"p": p[m]} for m in MEASURES}
+            used = np.stack([found.get(rounds, {}).get(_USED, np.zeros(len(ids), bool))[mask] for found in seeds])
+            again = [""] * 2
+            if used.any():
+                cell = interval(values["R@10"], used)
+                rows[rounds][_USED] = {
+                    "share": used.mean(),
+                    "R@10": dict(zip(("mean", "low", "high"), cell, strict=True)),
+                }
+                again = [f"{used.mean():.2f}", "{:.4f} ({:.3f} to {:.3f})".format(*cell)]
             shown = [f"{mean:.4f} ({low:.3f} to {high:.3f})" for mean, low, high in cells.values()]
             shown += ["" if rounds == WITHOUT else f"{p[m]:.4f}" for m in MEASURES]
-            lines.append(f"| {name} | {mask.sum()} | {rounds} | {' | '.join(shown)} |")
+            lines.append(f"| {name} | {mask.sum()} | {rounds} | {' | '.join([*shown, *again])} |")
         results["groups"][name] = {"queries": int(mask.sum()), "rounds": rows}
     lines += ["", f"p: paired randomisation against `{WITHOUT}`, of a query's mean over seeds, not adjusted."]
+    lines += ["used: share of queries asked before, in these words, twice by their own customer or by three customers."]
     flags.out.mkdir(parents=True, exist_ok=True)
     with whole_file(flags.out / "results.json") as temporary:
         temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")

@@ -40,12 +40,17 @@ def test_memory_is_simulated_beside_what_it_is_compared_with(music: Path, config
     data = tmp_path / "tiny"
     shutil.copytree(music, data)
     head, *lines = (data / "qrels" / "test.tsv").read_text().splitlines()
+    asked = open_dataset(music).split("train").queries[0]
+    entity = next(iter(open_dataset(music).split("train").qrels[asked.id]))
+    lines += [f"again\t{entity}\t1"]
     (data / "qrels" / "test.tsv").write_text("\n".join([head, *reversed(lines)]))  # another order than the queries'
+    with (data / "queries.jsonl").open("a") as file:
+        file.write(json.dumps({"_id": "again", "text": asked.text, "metadata": {"intent": "again"}}) + "\n")
     flags = ("--config", config, "--data", data, "--out", out, "--observed", observed)
     done = script("scripts/simulate_memory.py", *flags, "--rounds", 30, 200, "--seeds", 2, "--by", "intent")
     results = json.loads((out / "results.json").read_text())
     assert (results["seeds"], results["dataset"]) == (2, "tiny")
-    assert set(results["groups"]) == {"all", "attribute", "direct"}
+    assert {"all", "attribute", "direct", "again"} <= set(results["groups"])
     rounds = results["groups"]["all"]["rounds"]
     assert list(rounds) == ["without", "train_labels", "0", "30", "200"]
     for cells in rounds.values():
@@ -56,6 +61,10 @@ def test_memory_is_simulated_beside_what_it_is_compared_with(music: Path, config
     for intent, recall in (("direct", 1.0), ("attribute", 0.9)):
         cells = results["groups"][intent]["rounds"]["without"]["R@10"]
         assert cells["mean"] == pytest.approx(recall)
+    used = results["groups"]["again"]["rounds"]["200"]["used"]
+    assert used["share"] == 1.0
+    assert used["R@10"]["mean"] > 0
+    assert "used" not in rounds["0"]
     assert rounds["200"]["nDCG@10"]["mean"] != rounds["0"]["nDCG@10"]["mean"]
     assert (out / "curve.png").stat().st_size > 1000
     assert (out / "table.md").read_text() in done.stdout
