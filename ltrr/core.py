@@ -131,6 +131,20 @@ class Page(NamedTuple):
         return [a for a, rank in zip(self.arms, self.ranks[query, position], strict=True) if not np.isnan(rank)]
 
 
+class Rounds(NamedTuple):
+    """R logged rounds of a policy, over U queries as they were known after retrieval (M candidates in fused order)."""
+
+    row: np.ndarray  # (R,) which of the U
+    query: np.ndarray  # (U, F) float32 features, NaN = unknown
+    candidates: np.ndarray  # (U, M, C) float32 features
+    cut: np.ndarray  # (R,) candidates shown, at most M
+    clicks: np.ndarray  # (R, M) bool; False beyond the cut, where nothing is known
+
+    def first(self, num: int) -> Self:
+        """The first rounds."""
+        return self._replace(row=self.row[:num], cut=self.cut[:num], clicks=self.clicks[:num])
+
+
 @dataclass(frozen=True, slots=True)
 class Feedback:
     """What a customer did with one impression: (document id, action kind, time) each, and the reward it came to."""

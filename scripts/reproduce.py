@@ -154,6 +154,9 @@ STEPS = [
     Step("attack-patient", "attack-patient/results.json",
          f"scripts/attack_memory.py {_CATALOGUE} --clicks 100 --out runs/attack-patient"),
     Step("fresh", "fresh/results.json", f"scripts/simulate_fresh.py {_CATALOGUE} --out runs/fresh"),
+    # What a policy learns.
+    Step("policy-msrd", "policy-msrd/results.json",
+         "scripts/simulate.py --data {data}/msrd-movies --out runs/policy-msrd --passes 1 10"),
     Step("personal", "personal/results.json",
          "scripts/personal.py --data {data}/lastfm-hetrec2k --out runs/personal"),
     Step("store", "store/results.json", "scripts/benchmark_store.py"),

@@ -106,7 +106,7 @@ def test_nothing_is_unpickled(path: Path) -> None:
 def test_files_can_be_read_in_one_sitting() -> None:
     lines = {module_of(path): len(path.read_text().splitlines()) for path in MODULES}
     assert {module: num for module, num in lines.items() if num > 350} == {}
-    assert sum(n for module, n in lines.items() if not module.startswith("data.catalogue")) <= 11_500  # ARCHITECTURE.md
+    assert sum(n for module, n in lines.items() if not module.startswith("data.catalogue")) <= 14_000  # ARCHITECTURE.md
     assert lines["funnel"] <= 150
 
 

@@ -1,0 +1,164 @@
+"""Feasible decisions, listed once: depths of the arms, cut of the fused union, cost; which is drawn, and how likely.
+
+Knows numbers of candidates, costs and values; knows nothing about queries, features or learners. Everything is exact
+because everything is listed: the best decision, the normaliser, joint and marginal propensities.
+Legend: Q queries, N decisions, A arms, L levels of all arms and of the cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from ltrr.core import Decision
+
+MOST = 20_000  # decisions that are listed; beyond, `greedy` finds one without listing them
+
+
+class Table(NamedTuple):
+    """N feasible decisions, the cheapest first."""
+
+    depths: np.ndarray  # (N, A) int32, 0 = the arm is off
+    cuts: np.ndarray  # (N,) int32, at most the depths' sum
+    costs: np.ndarray  # (N,)
+
+    @classmethod
+    def of(
+        cls,
+        levels: Mapping[str, Sequence[int]],
+        cuts: Sequence[int],
+        *,
+        arm_costs: Mapping[str, float] | None = None,
+        candidate_cost: float = 1.0,
+        cap: float | None = None,
+    ) -> Self:
+        """All combinations of levels and cuts that some arm can fill and that cost no more than `cap`.
+
+        Args:
+            levels: arm -> depths it may be drawn to; 0 = it may be off.
+            cuts: candidates that may go to the ranker, ≥ 1.
+            arm_costs: arm -> cost where it runs; those not named cost nothing.
+            candidate_cost: of each ranked candidate.
+
+        Errors: ValueError naming what is wrong, and for more than MOST combinations.
+        """
+        for name, depths in {**levels, "cuts": cuts}.items():
+            least = 1 if name == "cuts" else 0
+            if not depths or min(depths) < least or len(set(depths)) < len(depths):
+                raise ValueError(f"policy.{name}: {list(depths)} are not different numbers from {least}")
+        costs = {**dict.fromkeys(levels, 0.0), **(arm_costs or {})}
+        if unknown := costs.keys() - levels.keys():
+            raise ValueError(f"policy.costs: there is no arm {min(unknown)!r}; the arms are {', '.join(levels)}")
+        size = int(np.prod([len(depths) for depths in levels.values()])) * len(cuts)
+        if size > MOST:
+            raise ValueError(f"policy.levels: {size:,} decisions are more than {MOST:,}; give fewer levels or cuts")
+        rows = np.array(list(product(*levels.values(), cuts)), np.int32)
+        depths, cut = rows[:, :-1], rows[:, -1]
+        cost = (depths > 0) @ np.array([costs[name] for name in levels]) + candidate_cost * cut
+        keep = (depths.sum(axis=1) >= cut) & (cost <= (np.inf if cap is None else cap))
+        if not keep.any():
+            raise ValueError(f"policy.cap: no decision costs {cap} or less, the cheapest {cost.min():g}")
+        order = np.flatnonzero(keep)[np.argsort(cost[keep], kind="stable")]
+        return cls(depths[order], cut[order], cost[order])
+
+    def __len__(self) -> int:
+        return len(self.costs)
+
+    def draw(self, probabilities: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Decision]:
+        """(Q,) places in the table drawn from (Q, N) probabilities, and the decisions with their propensities."""
+        ladder = np.cumsum(probabilities, axis=1)
+        drawn = (rng.random(len(ladder))[:, None] * ladder[:, -1:] >= ladder).sum(axis=1)
+        return drawn, self.decision(drawn, probabilities)
+
+    def decision(self, chosen: np.ndarray, probabilities: np.ndarray) -> Decision:
+        """The decisions at (Q,) places of the table, with joint and marginal propensities under (Q, N)."""
+        each = np.arange(len(chosen))
+        marginals = np.empty((len(chosen), self.depths.shape[1] + 1))
+        for a, column in enumerate([*self.depths.T, self.cuts]):
+            levels, level = np.unique(column, return_inverse=True)
+            of_level = probabilities @ (level[:, None] == np.arange(len(levels)))  # (Q, levels)
+            marginals[:, a] = of_level[each, level[chosen]]
+        joint = probabilities[each, chosen]
+        return Decision(self.depths[chosen], self.cuts[chosen], joint, np.clip(marginals, joint[:, None], 1.0))
+
+
+class Price:
+    """λ, what a unit of cost must bring, found by dual ascent so that the mean cost comes to a budget.
+
+    Args:
+        budget: mean cost a query.
+        start: λ at the beginning, ≥ 0.
+        step: how far λ moves for a cost that is one budget too high; it falls with the square root of time.
+    """
+
+    def __init__(self, budget: float, *, start: float = 0.0, step: float = 0.01) -> None:
+        if budget <= 0:
+            raise ValueError(f"policy.budget: {budget} is not above 0")
+        self.value, self._budget, self._step, self._seen = start, budget, step, 0
+
+    def update(self, costs: np.ndarray) -> None:
+        """Moves λ after some queries' costs (Q,)."""
+        self._seen += len(costs)
+        over = float(np.sum(costs / self._budget - 1.0))
+        self.value = max(0.0, self.value + self._step * over / np.sqrt(self._seen))
+
+
+def best(values: np.ndarray, costs: np.ndarray, price: float) -> np.ndarray:
+    """(Q,) places of the largest value − λ·cost, the cheapest of equals; values (Q, N), costs (N,) ascending."""
+    return np.argmax(values - price * costs, axis=1)
+
+
+def price_for(values: np.ndarray, costs: np.ndarray, budget: float, steps: int = 50) -> float:
+    """The least λ at which the best decisions cost at most `budget` in the mean, from (Q, N) values of logged queries.
+
+    0 where even free choice costs less. Errors: ValueError where the cheapest decisions cost more.
+    """
+    if costs.min() > budget:
+        raise ValueError(f"policy.budget: {budget:g} is below the cheapest decision's cost, {costs.min():g}")
+    low, high = 0.0, 1.0
+    if costs[best(values, costs, low)].mean() <= budget:
+        return low
+    while costs[best(values, costs, high)].mean() > budget:
+        low, high = high, 2 * high
+    for _ in range(steps):
+        middle = (low + high) / 2
+        low, high = (middle, high) if costs[best(values, costs, middle)].mean() > budget else (low, middle)
+    return high
+
+
+def greedy(
+    gain: Callable[[np.ndarray], np.ndarray],
+    levels: Sequence[Sequence[int]],
+    costs: Sequence[Sequence[float]],
+    price: float,
+) -> np.ndarray:
+    """One query's decision where too many are feasible: raises whichever part gains most for its cost, while any does.
+
+    Args:
+        gain: (B, A + 1) levels' values -> (B,) values of those decisions; the last part is the cut.
+        levels: of each part, ascending; costs: of each of these levels.
+
+    Returns: (A + 1,) the decision. Its propensities are Monte-Carlo: draw it with perturbed gains.
+    """
+    at = np.zeros(len(levels), int)
+
+    def decision(places: np.ndarray) -> np.ndarray:
+        return np.array([levels[part][place] for part, place in enumerate(places)])
+
+    def worth(places: np.ndarray) -> float:
+        return price * sum(costs[part][place] for part, place in enumerate(places))
+
+    value = float(gain(decision(at)[None])[0]) - worth(at)
+    while True:
+        tries = [(part, place) for part in range(len(levels)) for place in range(at[part] + 1, len(levels[part]))]
+        if not tries:
+            return decision(at)
+        raised = np.repeat(at[None], len(tries), axis=0)
+        raised[np.arange(len(tries)), [part for part, _ in tries]] = [place for _, place in tries]
+        values = gain(np.array([decision(r) for r in raised])) - np.array([worth(r) for r in raised])
+        if values.max() <= value:
+            return decision(at)
+        at, value = raised[int(values.argmax())], float(values.max())

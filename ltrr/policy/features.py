@@ -1,0 +1,155 @@
+"""What a policy looks at, declared once: names, units, and how each is computed.
+
+Knows queries and pools; knows nothing about decisions, learners or where arms search. Before retrieval only the query
+and its context are known; after it the fused union is, whose arms have run and are paid for. Unknown values are NaN
+until `Standard` puts its mean there.
+Legend: Q queries, K candidates of the union, M of them looked at, A arms, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import numpy as np
+
+from ltrr.core import Pool, Query
+
+_PLACES = (1, 2, 3, 5, 10, 20, 50)  # ranks of an arm's list that say how its scores fall
+_PREFIXES = (1, 3, 10, 30)  # of the fused order, in which arms' agreement is counted
+
+
+class Feature(NamedTuple):
+    """One column."""
+
+    name: str
+    unit: str
+
+
+class Known(NamedTuple):
+    """What is known of Q queries after retrieval."""
+
+    query: np.ndarray  # (Q, F) float32, NaN = unknown
+    candidates: np.ndarray  # (Q, M, C) float32, 0 beyond the union's end
+
+
+QUERY = (
+    Feature("words", "count"),
+    Feature("characters", "count"),
+    Feature("digits", "count"),
+    Feature("hour_sin", "of the day, circle"),
+    Feature("hour_cos", "of the day, circle"),
+    Feature("weekday", "0 Monday to 6"),
+    Feature("weekend", "0 or 1"),
+    Feature("season_sin", "of the year, circle"),
+    Feature("season_cos", "of the year, circle"),
+)
+
+
+def query_features(queries: Sequence[Query]) -> np.ndarray:
+    """(Q, len(QUERY)) float32."""
+    rows = [(*_text(query.text), *_time(query.context.time)) for query in queries]
+    return np.array(rows, np.float32).reshape(-1, len(QUERY))
+
+
+def pool_names(arms: Sequence[str], num: int) -> tuple[tuple[Feature, ...], tuple[Feature, ...]]:
+    """Columns of `pool_features`: of the query, and of each candidate."""
+    query = [Feature(f"fused_{rank + 1}", "fused score") for rank in range(num)]
+    for arm in arms:
+        query += [Feature(f"{arm}_score_{place}", "the arm's own") for place in _PLACES]
+        query += [Feature(f"{arm}_gap", "score of its first less its second"), Feature(f"{arm}_found", "candidates")]
+        query += [Feature(f"{arm}_in_{prefix}", "share of the first fused") for prefix in _PREFIXES]
+    each = [Feature("real", "0 or 1"), Feature("rank", "log"), Feature("fused", "fused score")]
+    each += [
+        Feature("below_first", "fused score"),
+        Feature("above_next", "fused score"),
+        Feature("agree", "share of arms"),
+    ]
+    each += [Feature(f"{arm}_share", "of the arm's best score") for arm in arms]
+    each += [Feature(f"{arm}_rank", "reciprocal") for arm in arms]
+    return tuple(query), tuple(each)
+
+
+def pool_features(pool: Pool, num: int) -> Known:
+    """What the fused union says: `pool` in fused order, its last column the fused order itself; M = num."""
+    arms = len(pool.arms) - 1
+    real = pool.docs >= 0
+    scores, ranks = pool.scores[:, :, :arms], pool.ranks[:, :, :arms]
+    fused = np.where(real, pool.scores[:, :, arms], 0.0)
+    returned = ~np.isnan(ranks)  # (Q, K, A)
+    at = _by_rank(scores, ranks, max(_PLACES))  # (Q, A, places) an arm's scores by its own ranks
+    best = at[:, :, 0]
+    parts = [_first(fused, num)]
+    for a in range(arms):
+        parts += [at[:, a][:, [place - 1 for place in _PLACES]], (at[:, a, 0] - at[:, a, 1])[:, None]]
+        parts += [returned[:, :, a].sum(axis=1)[:, None]]
+        parts += [_first(returned[:, :, a], prefix).mean(axis=1)[:, None] for prefix in _PREFIXES]
+    query = np.concatenate(parts, axis=1).astype(np.float32)
+    share = np.where(returned, scores / np.where(best > 0, best, 1.0)[:, None], 0.0)
+    reciprocal = np.where(returned, 1.0 / (1.0 + ranks), 0.0)
+    following = np.concatenate([fused[:, 1:], np.zeros((len(fused), 1))], axis=1)
+    position = np.broadcast_to(np.log1p(np.arange(fused.shape[1])), fused.shape)
+    columns = [real, position, fused, fused - fused[:, :1], fused - following, returned.mean(axis=2)]
+    each = np.concatenate([np.stack(columns, axis=2), share, reciprocal], axis=2) * real[:, :, None]
+    return Known(query, _first(each, num).astype(np.float32))
+
+
+class Standard:
+    """Columns brought to mean 0 and deviation 1, at most `limit` deviations away; unknown ones to 0.
+
+    Args:
+        mean: (F,). deviation: (F,) above 0.
+    """
+
+    def __init__(self, mean: np.ndarray, deviation: np.ndarray, limit: float = 5.0) -> None:
+        self.mean, self.deviation, self._limit = np.asarray(mean), np.asarray(deviation), limit
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Standard:
+        """Fitted on (..., F) logged values; a column that never varies, or is never known, becomes 0."""
+        flat = values.reshape(-1, values.shape[-1]).astype(np.float64)
+        known = ~np.isnan(flat)
+        count = np.maximum(known.sum(axis=0), 1)
+        mean = np.where(known, flat, 0.0).sum(axis=0) / count
+        spread = np.sqrt((np.where(known, flat - mean, 0.0) ** 2).sum(axis=0) / count)
+        return cls(mean, np.where(spread > 1e-6 * (1 + np.abs(mean)), spread, np.inf))
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """(..., F) float32."""
+        scaled = (values - self.mean) / self.deviation
+        return np.clip(np.nan_to_num(scaled), -self._limit, self._limit).astype(np.float32)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Arrays without objects."""
+        return {"mean": self.mean, "deviation": self.deviation}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, np.ndarray]) -> Standard:
+        """What `state` gave."""
+        return cls(state["mean"], state["deviation"])
+
+
+def _text(text: str) -> tuple[float, ...]:
+    return len(text.split()), len(text), sum(c.isdigit() for c in text)
+
+
+def _time(time: datetime | None) -> tuple[float, ...]:
+    if time is None:
+        return (np.nan,) * 6
+    day, year = 2 * np.pi * (time.hour + time.minute / 60) / 24, 2 * np.pi * time.timetuple().tm_yday / 366
+    return np.sin(day), np.cos(day), time.weekday(), time.weekday() >= 5, np.sin(year), np.cos(year)
+
+
+def _first(values: np.ndarray, num: int) -> np.ndarray:
+    """The first `num` along axis 1, zeros where there are fewer."""
+    missing = max(num - values.shape[1], 0)
+    return np.pad(values[:, :num], [(0, 0), (0, missing), *[(0, 0)] * (values.ndim - 2)])
+
+
+def _by_rank(scores: np.ndarray, ranks: np.ndarray, deepest: int) -> np.ndarray:
+    """(Q, A, deepest) scores of each arm by its own ranks, 0 where it has none."""
+    out = np.zeros((len(scores), scores.shape[2], deepest), np.float32)
+    query, place, arm = np.nonzero(ranks < deepest)  # NaN is not
+    out[query, arm, ranks[query, place, arm].astype(int)] = scores[query, place, arm]
+    return out

@@ -1,0 +1,122 @@
+"""A policy of cuts learns from clicks what is there, whatever was looked at."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ltrr.core import Rounds
+from ltrr.models.bandit import BanditModule, depth_bins, gains
+from ltrr.policy.features import Known
+
+NUM, QUERIES = 8, 1500
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Half of the queries have their answer on top, half anywhere; a feature tells which, another what is relevant."""
+    rng = np.random.default_rng(0)
+    easy = rng.random(QUERIES) < 0.5
+    place = np.where(easy, 0, rng.integers(0, NUM, QUERIES))
+    relevant = np.arange(NUM) == place[:, None]
+    hint = relevant + rng.normal(0, 0.5, relevant.shape)
+    query = np.stack([easy + rng.normal(0, 0.2, QUERIES), rng.normal(size=QUERIES)], axis=1)
+    each = np.stack([hint, np.broadcast_to(np.log1p(np.arange(NUM)), hint.shape)], axis=2)
+    return Known(query.astype(np.float32), each.astype(np.float32)), relevant, easy
+
+
+def logged(world, cut, examination, noise, seed=1, passes=3):
+    known, relevant, _ = world
+    rng = np.random.default_rng(seed)
+    row = np.tile(np.arange(QUERIES), passes)
+    cuts = np.broadcast_to(cut, row.shape) if np.ndim(cut) == 0 else rng.choice(cut, len(row))
+    clicked = rng.random((len(row), NUM)) < np.where(relevant[row], 1.0, noise)
+    clicked &= rng.random(clicked.shape) < examination
+    return Rounds(row, *known, cuts, clicked & (np.arange(NUM) < cuts[:, None]))
+
+
+@pytest.fixture(scope="module")
+def learned(world):
+    module = BanditModule(epochs=15, hidden=16, dropout=0.0)
+    module.refit(logged(world, [4, NUM], 1 / np.arange(1, NUM + 1), 0.1))
+    return module
+
+
+def test_relevance_is_learned_though_most_is_never_looked_at(world, learned):
+    known, relevant, easy = world
+    found = learned.relevance(known)
+    assert found[easy, 0].mean() > 0.85
+    assert found[easy, 1:].mean() < 0.06
+    deep = relevant[~easy, 3:]
+    assert found[~easy, 3:][deep].mean() > 2 * found[~easy, 3:][~deep].mean()
+    assert found[~easy].sum(axis=1).mean() == pytest.approx(1.0, abs=0.3)  # silence deep down is no failure
+    assert learned.noise_level == pytest.approx(0.1, abs=0.04)
+
+
+def test_values_say_who_needs_more(world, learned):
+    known, _, easy = world
+    values = learned.values(known)
+    assert (np.diff(values, axis=1) >= 0).all()
+    assert (values <= 1).all()
+    left = values[:, -1] - values[:, 0]
+    assert left[~easy].mean() > 3 * left[easy].mean()
+    assert (learned.deviations(known) > 0).all()
+
+
+def test_what_was_cut_off_is_missing_not_zero(world):
+    rounds = logged(world, 4, np.ones(NUM), 0.0, passes=1)
+    module = BanditModule(examination=[1.0])
+    module.setup_for(rounds)
+    batch = module._batches(rounds)(np.arange(64))
+    loss = module.eval().training_step(batch)
+    batch["clicks"][:, 4:] = 1.0
+    torch.testing.assert_close(module.training_step(batch), loss)
+    batch["clicks"][:, 3] = 1.0
+    assert module.training_step(batch) != loss
+
+
+def test_heads_learn_from_clicks_between_refits(world):
+    known, relevant, _ = world
+    rounds = logged(world, NUM, np.ones(NUM), 0.0, passes=1)
+    module = BanditModule(examination=[1.0], epochs=2, hidden=16, prior_precision=20.0)
+    module.refit(rounds.first(100))
+    before = ((module.relevance(known) - relevant) ** 2).mean()
+    module.update(rounds._replace(row=rounds.row[100:], cut=rounds.cut[100:], clicks=rounds.clicks[100:]))
+    after = ((module.relevance(known) - relevant) ** 2).mean()
+    assert after < 0.9 * before
+    assert module.deviations(known).mean() < 0.5
+
+
+def test_the_same_rounds_and_seed_give_the_same_policy(world):
+    known, *_ = world
+    rounds = logged(world, NUM, np.ones(NUM), 0.0, passes=1)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    found = []
+    for seed in (3, 3, 4):
+        module = BanditModule(epochs=1)
+        module.refit(rounds, seed)
+        found.append(module.values(known))
+    np.testing.assert_array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+    assert torch.equal(torch.get_rng_state(), state)  # whoever draws beside it draws the same
+
+
+def test_gains_share_what_is_expected():
+    np.testing.assert_allclose(gains(np.array([[1.0, 0.0, 0.0]])), [[1, 0, 0]])
+    np.testing.assert_allclose(gains(np.array([[1.0, 1.0, 0.0]])), [[0.5, 0.5, 0]])
+    assert depth_bins(10).tolist() == [0, 1, 2, 3, 3, 4, 4, 5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"examination": [1.0, 0.0]}, "examination"),
+        ({"dropout": 2.0}, "dropout"),
+        ({"examination": [2.0]}, "examination"),
+    ],
+)
+def test_what_cannot_be_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        BanditModule(**arguments)

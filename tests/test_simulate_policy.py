@@ -1,0 +1,89 @@
+"""scripts/simulate.py: results that other work reads, seeds that are kept, mistakes that are named."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from test_scripts import script
+
+from ltrr.config import construct, find_class
+from ltrr.models.bandit import BanditModule
+
+ROOT = Path(__file__).parents[1]
+
+CONFIG = """
+model:
+  class_path: ltrr.models.bandit.BanditModule
+  init_args: {{hidden: 8, epochs: 1}}
+data:
+  path: null
+  cache: {cache}
+  arms:
+    title: {{class: ltrr.arms.lexical.Lexical, tune: false, fields: {{title: {{sources: [title]}}}}}}
+    all: {{class: ltrr.arms.lexical.Lexical, tune: false}}
+  tune: [train]
+  num_candidates: 12
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "policy.yaml"
+    path.write_text(CONFIG.format(cache=tmp_path / "cache"), encoding="utf-8")
+    return path
+
+
+def test_a_policy_is_simulated_beside_what_it_is_compared_with(music: Path, config: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "tiny", tmp_path / "out"
+    shutil.copytree(music, data)
+    if not (data / "qrels" / "dev.tsv").exists():
+        shutil.copy(data / "qrels" / "train.tsv", data / "qrels" / "dev.tsv")
+    flags = ("--config", config, "--data", data, "--out", out, "--budgets", 3, 5, "--passes", 1, 3)
+    done = script("scripts/simulate.py", *flags, "--seeds", 2)
+    results = json.loads((out / "results.json").read_text())
+    assert results["seeds"] == 2
+    for part in ("gap_closed", "cost_saved"):
+        assert list(results[part]) == ["K=3", "K=5"]
+        for cell in results[part].values():
+            assert set(cell) == {"mean", "low", "high"}
+            assert cell["low"] <= cell["mean"] <= cell["high"]
+    assert set(results["systems"]) == {"title", "all", "rrf", "convex", "oracle", "policy"}
+    for budget in ("K=3", "K=5"):
+        recall = {name: told[budget]["mean"] for name, told in results["systems"].items()}
+        assert recall["oracle"] >= max(recall["policy"] - 0.05, recall[results["base"][budget]])
+    assert [(r["clicks"], r["passes"], r["K"]) for r in results["all"]] == [
+        (clicks, passes, k) for k in (3, 5) for clicks in ("simulated", "perfect") for passes in (1, 3)
+    ]
+    assert (out / "table.md").read_text() in done.stdout
+    assert (out / "frontier.png").stat().st_size > 1000
+    made = {path: path.stat().st_mtime_ns for path in (out / "seeds").glob("*.npz")}
+    assert len(made) == 8
+    script("scripts/simulate.py", *flags, "--seeds", 2)
+    assert {path: path.stat().st_mtime_ns for path in (out / "seeds").glob("*.npz")} == made
+    assert json.loads((out / "results.json").read_text()) == results
+
+
+def test_the_config_that_comes_along_constructs() -> None:
+    settings = yaml.safe_load((ROOT / "configs" / "policy.yaml").read_text())
+    spec = settings["model"]
+    assert isinstance(construct("model", find_class("model", spec["class_path"]), spec["init_args"]), BanditModule)
+    for name, arm in settings["data"]["arms"].items():
+        arguments = {key: value for key, value in arm.items() if key not in ("class", "tune", "model")}
+        cls = find_class(name, arm["class"])
+        injected = {"encoder": object()} if "encoder" in inspect.signature(cls).parameters else {}
+        assert callable(construct(name, cls, arguments | injected).search)
+
+
+def test_mistakes_are_named(music: Path, config: Path, tmp_path: Path) -> None:
+    flags = ("--config", config, "--out", tmp_path / "out")
+    assert "data.path" in script("scripts/simulate.py", *flags, check=False).stderr
+    wrong = script("scripts/simulate.py", *flags, "--data", music, "--budgets", 0, check=False)
+    assert "--budgets" in wrong.stderr
+    wrong = script("scripts/simulate.py", *flags, "--data", music, "--split", "tset", check=False)
+    assert "tset" in wrong.stderr
+    assert not (tmp_path / "out").exists()
