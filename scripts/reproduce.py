@@ -156,7 +156,9 @@ STEPS = [
     Step("fresh", "fresh/results.json", f"scripts/simulate_fresh.py {_CATALOGUE} --out runs/fresh"),
     # What a policy learns.
     Step("policy-msrd", "policy-msrd/results.json",
-         "scripts/simulate.py --data {data}/msrd-movies --out runs/policy-msrd --passes 1 10"),
+         "scripts/simulate.py --data {data}/msrd-movies --out runs/policy-msrd"),
+    Step("policy-msrd-ten", "policy-msrd-ten/results.json",
+         "scripts/simulate.py --data {data}/msrd-movies --out runs/policy-msrd-ten --passes 10 --no-perfect"),
     Step("personal", "personal/results.json",
          "scripts/personal.py --data {data}/lastfm-hetrec2k --out runs/personal"),
     Step("store", "store/results.json", "scripts/benchmark_store.py"),
