@@ -3,7 +3,7 @@
 Knows where a run's files go; knows nothing about models. A run is `<trainer.default_root_dir>/<id>/` with
 
     config.yaml    what was run, defaults filled in
-    ckpt/          best.ckpt by val_nDCG@10; last.ckpt every `save_every` steps and at the end
+    ckpt/          best.ckpt by val_nDCG@10 (or what a module names); last.ckpt every `save_every` steps, at the end
     export/        a folder that sentence-transformers or transformers opens
 
 A start that fails before the first step leaves no folder; `validate` writes nothing.
@@ -17,7 +17,7 @@ import re
 import shutil
 import sys
 from argparse import ArgumentError
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
@@ -32,9 +32,11 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
 
 from ltrr.data.pairs import Pairs
+from ltrr.data.rounds import LoggedRounds
+from ltrr.models.bandit import BanditModule
 from ltrr.models.training import Export, SeedSteps, Throughput
 
-_MONITOR = "val_nDCG@10"
+_MONITOR = "val_nDCG@10"  # of modules that name nothing else
 _ENVIRONMENT = "LTRR_RUN_ID"  # tells the id to the processes that Lightning starts for further devices
 _WRAPPED = ("Does not validate", "Problem with given class_path")  # what jsonargparse puts around a reason
 _NOISE = re.compile(r"Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|" + "|".join(_WRAPPED))
@@ -85,7 +87,10 @@ class _RunFolder(Callback):
 
 
 class TrainingCLI(LightningCLI):
-    """Runs `fit` or `validate` of any module under ltrr.models on `Pairs`; ValueError for a user's mistakes."""
+    """Runs `fit` or `validate` of any module under ltrr.models; ValueError for a user's mistakes.
+
+    What it learns from are `Pairs`, or `LoggedRounds` where the module is a policy.
+    """
 
     def __init__(self, args: Any = None) -> None:
         inherited = os.environ.get(_ENVIRONMENT)
@@ -94,7 +99,7 @@ class TrainingCLI(LightningCLI):
         try:
             super().__init__(
                 LightningModule,
-                Pairs,
+                LoggedRounds if _is_policy(sys.argv[1:] if args is None else args) else Pairs,
                 subclass_mode_model=True,
                 save_config_callback=None,
                 seed_everything_default=0,
@@ -126,7 +131,7 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--id", type=str | None, default=None, help="name of the run's folder; default MODEL-N")
         parser.add_argument("--save_every", type=PositiveInt, default=100, help="steps between two writes of last.ckpt")
         parser.add_argument(
-            "--patience", type=PositiveInt, default=3, help="validations without a better val_nDCG@10; then stop"
+            "--patience", type=PositiveInt, default=3, help="validations without a better one; then stop"
         )
         parser.link_arguments("seed_everything", "data.seed", _as_seed)
 
@@ -195,20 +200,24 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with the habits of every run."""
         config, ckpt = self.config[str(self.subcommand)], self.folder / "ckpt"
-        stop = EarlyStopping(_MONITOR, mode="max", patience=int(config.patience), check_on_train_epoch_end=False)
+        monitor = getattr(self.model, "monitor", _MONITOR)
+        stop = EarlyStopping(monitor, mode="max", patience=int(config.patience), check_on_train_epoch_end=False)
         self._run = _RunFolder(self.folder, self._parser(self.subcommand), config, stop)
         callbacks = [
             self._run,
             SeedSteps(),
             Throughput(),
-            ModelCheckpoint(ckpt, "best", monitor=_MONITOR, mode="max", enable_version_counter=False),
+            ModelCheckpoint(ckpt, "best", monitor=monitor, mode="max", enable_version_counter=False),
             stop,
         ]
         given = self._get(self.config_init, "trainer")["callbacks"] or []
         return super().instantiate_trainer(default_root_dir=str(self.folder), callbacks=[*given, *callbacks], **kwargs)
 
     def after_instantiate_classes(self) -> None:
-        """Compares the checkpoint with the module, before anything is written."""
+        """Makes what has the shape of the data; compares the checkpoint with the module, before anything is written."""
+        if isinstance(self.model, BanditModule):
+            self.datamodule.setup()
+            self.model.prepare(self.datamodule.rounds, self.datamodule.seed)
         if self._start:
             check_checkpoint(self._start, self.model)
 
@@ -219,6 +228,14 @@ class TrainingCLI(LightningCLI):
     def after_fit(self) -> None:
         """The export, also where a run was killed between its last step and this."""
         Export(self.folder / "export").on_train_end(self.trainer, self.model)
+
+
+def _is_policy(args: Sequence[str]) -> bool:
+    """Whether arguments, or a config among them, name a policy's module."""
+    given = [part for arg in args for part in str(arg).split("=", 1)]
+    files = [Path(part) for part in given if part.endswith((".yaml", ".yml")) and Path(part).is_file()]
+    name = f"{BanditModule.__module__}.{BanditModule.__qualname__}"
+    return any(name in text for text in [*given, *(file.read_text(encoding="utf-8") for file in files)])
 
 
 def _as_seed(seed: bool | int | None) -> int:

@@ -139,6 +139,7 @@ class Rounds(NamedTuple):
     candidates: np.ndarray  # (U, M, C) float32 features
     cut: np.ndarray  # (R,) candidates shown, at most M
     clicks: np.ndarray  # (R, M) bool; False beyond the cut, where nothing is known
+    names: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # of the F and of the C
 
     def first(self, num: int) -> Self:
         """The first rounds."""

@@ -1,20 +1,21 @@
 """A policy learns from simulated clicks how many candidates each query deserves; what that gains over a fixed number.
 
 python scripts/simulate.py --config configs/policy.yaml --data FOLDER --out DIR [--seeds 10] [--budgets 5 10 20]
-    [--passes 1] [--eta 1] [--noise 0.1] [--no-perfect] [--dotted.overrides …]
+    [--passes 1] [--eta 1] [--noise 0.1] [--no-perfect] [--log] [--dotted.overrides …]
 
 Of the config only `model` and `data` are read. Customers ask each train query once a pass, in random order; the policy
 draws a cut of the fused union, the page shows what it lets through, clicks teach it. Then it is frozen: its price is
 set on dev so that the mean cut there is the budget, and test queries are cut. Base: the best non-learning system on dev
 at that fixed cut. All arms run for every query and are charged. Beside it the same with perfect clicks: everything that
 is shown is looked at, and nothing else is clicked. Writes DIR/results.json, table.md and frontier.png; each seed's
-outcome is kept under DIR/seeds, so that a killed run goes on.
+outcome is kept under DIR/seeds, so that a killed run goes on. --log: also DIR/rounds-K.npz, what the first seed logged
+at each budget, for train.py.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from tqdm import tqdm
 from ltrr.config import ConfigError, construct, find_class, load_config
 from ltrr.core import Query, Rounds
 from ltrr.data.beir import open_dataset
+from ltrr.data.rounds import write_rounds
 from ltrr.evaluate.regret import (
     Chosen,
     cost_saved,
@@ -45,7 +47,7 @@ from ltrr.metrics import whole_file
 from ltrr.policy.actions import Price, Table, best, price_for
 from ltrr.policy.baselines import FixedPolicy
 from ltrr.policy.explore import Softmax
-from ltrr.policy.features import Known, pool_features, query_features
+from ltrr.policy.features import QUERY, Known, pool_features, pool_names, query_features
 from ltrr.system import System
 from ltrr.tuning import key_of
 
@@ -113,8 +115,10 @@ def _known(system: System, funnel: Funnel, queries: list[Query], qrels: Any, num
     return {"query": query, "candidates": known.candidates, "grades": shown, **found}
 
 
-def learn(part: Part, module: Any, budget: float, flags: Any, seed: int, perfect: bool) -> Any:
-    """Yields the module after each of the passes that are asked for."""
+def learn(
+    part: Part, module: Any, budget: float, flags: Any, seed: int, perfect: bool
+) -> Iterator[tuple[int, Any, Rounds]]:
+    """Yields the module and all rounds so far after each of the passes that are asked for."""
     rng = np.random.default_rng([seed, int(budget), perfect])
     num_queries, num = part.grades.shape
     table = Table.of({"all": [num]}, range(1, num + 1))
@@ -147,7 +151,7 @@ def learn(part: Part, module: Any, budget: float, flags: Any, seed: int, perfect
         elif fitted:
             module.update(log._replace(row=rows, cut=cuts[start:stop], clicks=clicks[start:stop]))
         if whole:
-            yield stop // num_queries, module
+            yield stop // num_queries, module, log.first(stop)
 
 
 def frozen(module: Any, dev: Part, test: Part, base: str, budget: float) -> Chosen:
@@ -172,17 +176,24 @@ def outcome(flags: Any, settings: dict, parts: dict[str, Part], base: str, budge
         flags.split,
     )
     path = flags.out / "seeds" / f"{key}-{budget:g}-{seed}{'-perfect' if perfect else ''}.npz"
-    if not path.exists():
+    logged = flags.out / f"rounds-{budget:g}.npz" if flags.log and not seed and not perfect else None
+    if not path.exists() or (logged and not logged.exists()):
         spec = settings["model"]
         cls = find_class("model", spec["class_path"])
         options = dict(spec.get("init_args") or {})
         if perfect:
             options["examination"] = [1.0]
         arrays = {}
-        for passes, module in learn(parts["train"], construct("model", cls, options), budget, flags, seed, perfect):
-            if passes in flags.passes:
-                chosen = frozen(module, parts["dev"], parts[flags.split], base, budget)
-                arrays |= {f"{passes}/cuts": chosen.cuts.astype(np.int16), f"{passes}/recall": chosen.recall}
+        for passes, module, log in learn(
+            parts["train"], construct("model", cls, options), budget, flags, seed, perfect
+        ):
+            chosen = frozen(module, parts["dev"], parts[flags.split], base, budget)
+            arrays |= {f"{passes}/cuts": chosen.cuts.astype(np.int16), f"{passes}/recall": chosen.recall}
+            if logged:
+                arms = list(settings["data"]["arms"])
+                query, each = pool_names(arms, log.candidates.shape[1])
+                columns = [f.name for f in (*QUERY, *query)], [f.name for f in each]
+                write_rounds(logged, log._replace(names=tuple(map(tuple, columns))))
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
@@ -224,6 +235,7 @@ def run() -> None:
             parser.add_argument("--temperature", type=float, default=0.02, help="of exploration, in recall"),
             parser.add_argument("--floor", type=float, default=0.05, help="queries whose cut is drawn uniformly"),
             parser.add_argument("--split", default="test", help="the queries that are cut, in place of test"),
+            parser.add_argument("--log", action="store_true", help="also write what the first seed logged"),
             parser.add_argument("--no-perfect", dest="perfect", action="store_false", help="not beside perfect clicks"),
         ),
     )

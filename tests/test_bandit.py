@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ltrr.core import Rounds
-from ltrr.models.bandit import BanditModule, depth_bins, gains
+from ltrr.models.bandit import BanditModule, _batches, depth_bins, gains
 from ltrr.policy.features import Known
 
 NUM, QUERIES = 8, 1500
@@ -67,8 +67,8 @@ def test_values_say_who_needs_more(world, learned):
 def test_what_was_cut_off_is_missing_not_zero(world):
     rounds = logged(world, 4, np.ones(NUM), 0.0, passes=1)
     module = BanditModule(examination=[1.0])
-    module.setup_for(rounds)
-    batch = module._batches(rounds)(np.arange(64))
+    module.prepare(rounds)
+    batch = _batches(rounds)(np.arange(64))
     loss = module.eval().training_step(batch)
     batch["clicks"][:, 4:] = 1.0
     torch.testing.assert_close(module.training_step(batch), loss)

@@ -31,7 +31,7 @@ ONLY = {
     "config": {"yaml", "pydantic"},
 }  # floor -> third-party packages, where the rest is the standard library
 TORCH = {"torch", "pytorch_lightning", "transformers", "sentence_transformers"}  # each takes torch along
-TRAINING = {"cli", "data.pairs"}  # Lightning's own, beside models
+TRAINING = {"cli", "data.pairs", "data.rounds"}  # Lightning's own, beside models
 PICKLE = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 

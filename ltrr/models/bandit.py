@@ -9,31 +9,51 @@ R rounds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningModule
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ltrr.core import Rounds
-from ltrr.models.training import adamw, check_range
-from ltrr.policy.features import Known, Standard
+from ltrr.models.training import adamw, check_range, finite
+from ltrr.policy.features import LIMIT, Known, Standard
 from ltrr.policy.linear import BayesianHeads
 
 _TINY = 1e-6
 _BATCH = 1024  # queries read at once where nothing is learned
+_VERSION = 1  # of an export's layout
+
+
+class Columns(nn.Module):
+    """Standardises (..., F) columns as they are logged; unknown values (NaN) become their mean."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, standard: Standard) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(standard.mean, dtype=torch.float32))
+        self.register_buffer("deviation", torch.tensor(standard.deviation, dtype=torch.float32))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return ((values - self.mean) / self.deviation).nan_to_num(0.0).clamp(-LIMIT, LIMIT)
 
 
 class DepthNetwork(nn.Module):
     """Reads candidates beside their query: (Q, F) and (Q, M, C) to logits of relevance (Q, M) and hidden (Q, M, D)."""
 
-    def __init__(self, query: int, candidate: int, num: int, hidden: int = 32, dropout: float = 0.3) -> None:
+    def __init__(self, query: Standard, candidate: Standard, num: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.query = nn.Sequential(
-            nn.Linear(query, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, hidden), nn.GELU()
-        )
-        self.candidate = nn.Sequential(nn.Linear(candidate, hidden), nn.GELU())
+        first = nn.Linear(len(query.mean), hidden), nn.GELU(), nn.Dropout(dropout)
+        self.query = nn.Sequential(Columns(query), *first, nn.Linear(hidden, hidden), nn.GELU())
+        self.candidate = nn.Sequential(Columns(candidate), nn.Linear(len(candidate.mean), hidden), nn.GELU())
         self.joint = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * hidden, hidden), nn.GELU())
         self.out = nn.Linear(hidden, 1)
         self.rank = nn.Parameter(-2.0 - 0.05 * torch.arange(num))  # (M,) deeper candidates are rarely relevant
@@ -57,9 +77,11 @@ class BanditModule(LightningModule):
         lr: learning rate at its peak.
         weight_decay: of AdamW.
         epochs: of a refit over the rounds of all time.
-        batch_size: rounds.
+        batch_size: rounds of a refit's step.
         prior_precision: of the heads, in examined candidates: how much evidence moves them from the trunk's word.
     """
+
+    monitor = "val_likelihood"  # higher is better
 
     def __init__(
         self,
@@ -75,27 +97,31 @@ class BanditModule(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         check_range("model.dropout", dropout, 0, 1)
-        if examination is not None and not all(0 < e <= 1 for e in examination):
+        if examination is not None and not (len(examination) and all(0 < e <= 1 for e in examination)):
             raise ValueError("model.examination: not probabilities above 0, one a position")
         self.network: DepthNetwork | None = None
         self.noise = nn.Parameter(torch.tensor(-2.5))  # logit
-        self.standards: tuple[Standard, Standard] | None = None
         self.heads: BayesianHeads | None = None
-        self._bins = np.zeros(0, int)
+        self._names: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
     # -- learning the trunk
 
-    def setup_for(self, rounds: Rounds, seed: int = 0) -> None:
-        """A new network for what these rounds know, features standardised as they are logged."""
+    def prepare(self, rounds: Rounds, seed: int = 0) -> None:
+        """A new network for what these rounds know, heads at its own word."""
         seen = np.unique(rounds.row)
-        query, candidates = Standard.of(rounds.query[seen]), Standard.of(rounds.candidates[seen])
-        self.standards = query, candidates
-        num = rounds.candidates.shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            shape = rounds.query.shape[1], rounds.candidates.shape[2], num
-            self.network = DepthNetwork(*shape, self.hparams["hidden"], self.hparams["dropout"])
-        self._bins = depth_bins(num)
+            self._build(
+                Standard.of(rounds.query[seen]), Standard.of(rounds.candidates[seen]), rounds.candidates.shape[1]
+            )
+        self._names = rounds.names
+
+    def _build(self, query: Standard, candidate: Standard, num: int) -> None:
+        self.network = DepthNetwork(query, candidate, num, self.hparams["hidden"], self.hparams["dropout"])
+        self.network.to(self.device)
+        prior = np.zeros((depth_bins(num).max() + 1, self.hparams["hidden"] + 2))
+        prior[:, 0] = 1.0
+        self.heads = BayesianHeads(prior, self.hparams["prior_precision"])
 
     def examination(self, num: int) -> np.ndarray:
         """(M,) probability that each position is looked at; deeper ones than were given have the last."""
@@ -104,63 +130,51 @@ class BanditModule(LightningModule):
             return 1.0 / np.arange(1, num + 1)
         return np.asarray(given, np.float64)[np.minimum(np.arange(num), len(given) - 1)]
 
-    def training_step(self, batch: dict[str, Tensor], index: int = 0) -> Tensor:
+    def training_step(self, batch: dict[str, Any], index: int = 0) -> Tensor:
         """Mean negative log-likelihood of clicks and silence among the candidates that were shown, in nats."""
         assert self.network is not None
         logits, _ = self.network(batch["query"], batch["candidates"])
         noise = torch.sigmoid(self.noise)
         attraction = noise + (1 - noise) * torch.sigmoid(logits)
-        p = (attraction * batch["examination"]).clamp(_TINY, 1 - _TINY)
+        examination = torch.from_numpy(self.examination(logits.shape[1])).to(logits)
+        p = (attraction * examination).clamp(_TINY, 1 - _TINY)
         clicks, shown = batch["clicks"], batch["shown"]
         likelihood = torch.where(clicks > 0, p.log(), (1 - p).log())
-        return -(likelihood * shown).sum() / shown.sum().clamp(min=1)
+        loss = -(likelihood * shown).sum() / shown.sum().clamp(min=1)
+        return finite(loss, batch.get("ids", ["?"]))
 
-    def configure_optimizers(self):
-        return adamw(
-            self, self.hparams["lr"], self.hparams["weight_decay"], 0.1, int(self.trainer.estimated_stepping_batches)
+    def validation_step(self, batch: dict[str, Any], index: int = 0) -> None:
+        self.log(
+            self.monitor, -self.training_step(batch), batch_size=len(batch["clicks"]), prog_bar=True, sync_dist=True
         )
 
-    def refit(self, rounds: Rounds, seed: int = 0, epochs: int | None = None) -> None:
-        """A new trunk from all rounds, its heads at its own word; the same rounds and seed give the same network."""
-        self.setup_for(rounds, seed)
-        assert self.network is not None
-        epochs, size = epochs or self.hparams["epochs"], self.hparams["batch_size"]
-        steps = epochs * -(-len(rounds.row) // size)
-        made = adamw(self, self.hparams["lr"], self.hparams["weight_decay"], 0.3, steps)
-        optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
-        batches = self._batches(rounds)
+    def configure_optimizers(self) -> Any:
+        """AdamW whose rate rises for a third of the steps, then falls."""
+        return self._optimizer(int(self.trainer.estimated_stepping_batches))
+
+    def _optimizer(self, steps: int) -> dict[str, Any]:
+        return adamw(self, self.hparams["lr"], self.hparams["weight_decay"], 0.3, steps)
+
+    def refit(self, rounds: Rounds, seed: int = 0) -> None:
+        """A new trunk from all rounds, its heads at its own word; the same rounds and seed give the same network.
+
+        Without a Trainer, which takes longer to start than this takes to end.
+        """
+        self.prepare(rounds, seed)
+        epochs, size = self.hparams["epochs"], self.hparams["batch_size"]
+        made = self._optimizer(epochs * -(-len(rounds.row) // size))
+        batch = _batches(rounds)
         self.train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for _ in range(epochs):
                 for rows in torch.randperm(len(rounds.row)).split(size):
-                    loss = self.training_step(batches(rows.numpy()))
-                    optimizer.zero_grad()
+                    loss = self.training_step(batch(rows.numpy()))
+                    made["optimizer"].zero_grad()
                     loss.backward()
-                    optimizer.step()
-                    schedule.step()
+                    made["optimizer"].step()
+                    made["lr_scheduler"]["scheduler"].step()
         self.eval()
-        prior = np.zeros((self._bins.max() + 1, self.hparams["hidden"] + 2))
-        prior[:, 0] = 1.0
-        self.heads = BayesianHeads(prior, self.hparams["prior_precision"])
-
-    def _batches(self, rounds: Rounds):
-        assert self.standards is not None
-        query, candidates = (s(v) for s, v in zip(self.standards, (rounds.query, rounds.candidates), strict=True))
-        num = candidates.shape[1]
-        examination = torch.tensor(self.examination(num), dtype=torch.float32)
-
-        def batch(rows: np.ndarray) -> dict[str, Tensor]:
-            known = rounds.row[rows]
-            return {
-                "query": torch.from_numpy(query[known]),
-                "candidates": torch.from_numpy(candidates[known]),
-                "clicks": torch.from_numpy(rounds.clicks[rows].astype(np.float32)),
-                "shown": torch.from_numpy((np.arange(num) < rounds.cut[rows, None]).astype(np.float32)),
-                "examination": examination,
-            }
-
-        return batch
 
     # -- learning from each click
 
@@ -173,9 +187,8 @@ class BanditModule(LightningModule):
         examination, noise = self.examination(num), self.noise_level
         targets = (rounds.clicks / examination - noise) / (1 - noise)
         shown = np.arange(num) < rounds.cut[:, None]
-        bins = np.broadcast_to(self._bins, shown.shape)
-        weights = np.broadcast_to(examination, shown.shape)
-        self.heads.update(basis[shown], targets[shown], weights[shown], bins[shown])
+        bins, weights = (np.broadcast_to(each, shown.shape)[shown] for each in (depth_bins(num), examination))
+        self.heads.update(basis[shown], targets[shown], weights, bins)
 
     @property
     def noise_level(self) -> float:
@@ -188,7 +201,7 @@ class BanditModule(LightningModule):
         """(Q, M) probability that each candidate is relevant."""
         assert self.heads is not None
         basis = self._basis(known)
-        bins = np.broadcast_to(self._bins, basis.shape[:2])
+        bins = np.broadcast_to(depth_bins(basis.shape[1]), basis.shape[:2])
         return np.clip(self.heads.predict(basis, bins), _TINY, 1 - _TINY)
 
     def values(self, known: Known) -> np.ndarray:
@@ -199,24 +212,74 @@ class BanditModule(LightningModule):
         """(Q, M) posterior deviations of `values`, as if relevance were independent between depth bins."""
         assert self.heads is not None
         basis = self._basis(known)
-        bins = np.broadcast_to(self._bins, basis.shape[:2])
+        bins = np.broadcast_to(depth_bins(basis.shape[1]), basis.shape[:2])
         others = 1.0 + self.relevance(known).sum(axis=1, keepdims=True)
         return np.sqrt(np.cumsum(self.heads.variance(basis, bins), axis=1)) / others
 
     def _basis(self, known: Known) -> np.ndarray:
         """(Q, M, 2 + D) what heads see: the trunk's word, its hidden units, 1."""
         assert self.network is not None
-        assert self.standards is not None
-        query, candidates = (s(v) for s, v in zip(self.standards, known, strict=True))
-        parts = []
+        parts = [np.zeros((0, known.candidates.shape[1], self.hparams["hidden"] + 2))]
         self.eval()
         with torch.no_grad():
-            for start in range(0, len(query), _BATCH):
-                some = slice(start, start + _BATCH)
-                logits, hidden = self.network(torch.from_numpy(query[some]), torch.from_numpy(candidates[some]))
-                one = torch.ones_like(logits)
-                parts.append(torch.cat([torch.sigmoid(logits)[..., None], hidden, one[..., None]], dim=2).numpy())
-        return np.concatenate(parts) if parts else np.zeros((0, candidates.shape[1], self.hparams["hidden"] + 2))
+            for start in range(0, len(known.query), _BATCH):
+                some = (torch.from_numpy(part[start : start + _BATCH]).to(self.device) for part in known)
+                logits, hidden = self.network(*some)
+                whole = [torch.sigmoid(logits)[..., None], hidden, torch.ones_like(logits)[..., None]]
+                parts.append(torch.cat(whole, dim=2).cpu().numpy())
+        return np.concatenate(parts)
+
+    # -- where it is kept
+
+    def export(self, folder: Path) -> None:
+        """policy.json and policy.safetensors: weights, how columns are standardised, heads."""
+        assert self.heads is not None
+        heads = {f"heads.{name}": torch.from_numpy(value) for name, value in self.heads.state().items()}
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        save_file(weights | heads, str(folder / "policy.safetensors"))
+        options = {name: value for name, value in self.hparams.items() if name in signature(type(self)).parameters}
+        note = {"version": _VERSION, "options": options, "columns": self._names}
+        (folder / "policy.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> BanditModule:
+        """What `export` wrote; ValueError names a file that is not there, damaged or of another version."""
+        where = Path(folder)
+        try:
+            note = json.loads((where / "policy.json").read_text(encoding="utf-8"))
+            weights = load_file(str(where / "policy.safetensors"))
+            if note["version"] != _VERSION:
+                raise ValueError(f"version {note['version']}, this ltrr reads {_VERSION}")
+            module = cls(**note["options"])
+            query, candidate = (
+                Standard(weights[f"network.{part}.0.mean"].numpy(), weights[f"network.{part}.0.deviation"].numpy())
+                for part in ("query", "candidate")
+            )
+            module._build(query, candidate, len(weights["network.rank"]))
+            state = {name: weights.pop(f"heads.{name}").numpy() for name in ("means", "covariances")}
+            module.heads = BayesianHeads.restored(state)
+            module.load_state_dict(weights)
+            of_query, of_candidate = note["columns"]
+            module._names = tuple(of_query), tuple(of_candidate)
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{where}: no policy that this ltrr can read: {error}") from error
+        return module.eval()
+
+
+def _batches(rounds: Rounds) -> Callable[[np.ndarray], dict[str, Tensor]]:
+    """Places of rounds -> a batch."""
+    num = rounds.candidates.shape[1]
+
+    def batch(places: np.ndarray) -> dict[str, Tensor]:
+        known = rounds.row[places]
+        return {
+            "query": torch.from_numpy(rounds.query[known]),
+            "candidates": torch.from_numpy(rounds.candidates[known]),
+            "clicks": torch.from_numpy(rounds.clicks[places].astype(np.float32)),
+            "shown": torch.from_numpy((np.arange(num) < rounds.cut[places, None]).astype(np.float32)),
+        }
+
+    return batch
 
 
 def depth_bins(num: int) -> np.ndarray:

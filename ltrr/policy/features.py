@@ -8,7 +8,7 @@ Legend: Q queries, K candidates of the union, M of them looked at, A arms, F fea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from ltrr.core import Pool, Query
 
+LIMIT = 5.0  # deviations from the mean, beyond which a standardised value is cut
 _PLACES = (1, 2, 3, 5, 10, 20, 50)  # ranks of an arm's list that say how its scores fall
 _PREFIXES = (1, 3, 10, 30)  # of the fused order, in which arms' agreement is counted
 
@@ -96,14 +97,14 @@ def pool_features(pool: Pool, num: int) -> Known:
 
 
 class Standard:
-    """Columns brought to mean 0 and deviation 1, at most `limit` deviations away; unknown ones to 0.
+    """Columns brought to mean 0 and deviation 1, at most LIMIT deviations away; unknown ones to 0.
 
     Args:
         mean: (F,). deviation: (F,) above 0.
     """
 
-    def __init__(self, mean: np.ndarray, deviation: np.ndarray, limit: float = 5.0) -> None:
-        self.mean, self.deviation, self._limit = np.asarray(mean), np.asarray(deviation), limit
+    def __init__(self, mean: np.ndarray, deviation: np.ndarray) -> None:
+        self.mean, self.deviation = np.asarray(mean), np.asarray(deviation)
 
     @classmethod
     def of(cls, values: np.ndarray) -> Standard:
@@ -118,16 +119,7 @@ class Standard:
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """(..., F) float32."""
         scaled = (values - self.mean) / self.deviation
-        return np.clip(np.nan_to_num(scaled), -self._limit, self._limit).astype(np.float32)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Arrays without objects."""
-        return {"mean": self.mean, "deviation": self.deviation}
-
-    @classmethod
-    def restored(cls, state: Mapping[str, np.ndarray]) -> Standard:
-        """What `state` gave."""
-        return cls(state["mean"], state["deviation"])
+        return np.clip(np.nan_to_num(scaled), -LIMIT, LIMIT).astype(np.float32)
 
 
 def _text(text: str) -> tuple[float, ...]:

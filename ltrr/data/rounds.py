@@ -1,0 +1,144 @@
+"""Logged rounds of a policy for training: a file of them, and the batches that a fit draws.
+
+Knows arrays and files; knows nothing about arms, features' meaning or models.
+Legend: R rounds, U queries as they were known, M candidates of each, F and C features.
+
+    <name>.npz   row (R,), query (U, F), candidates (U, M, C), cut (R,), clicks (R, M), names (JSON of the columns)
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ltrr.core import Rounds
+from ltrr.metrics import whole_file
+
+_HELD_OUT = 10  # one query in so many is validated on
+
+
+def write_rounds(path: Path, rounds: Rounds) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: getattr(rounds, name) for name in Rounds._fields if name != "names"}
+    arrays["names"] = np.frombuffer(json.dumps(rounds.names).encode(), np.uint8)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_rounds(path: str | Path) -> Rounds:
+    """What `write_rounds` wrote; ValueError names the file and what is wrong with it."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in Rounds._fields}
+        query, each = json.loads(arrays.pop("names").tobytes())
+        rounds = Rounds(**arrays, names=(tuple(query), tuple(each)))
+    except FileNotFoundError:
+        raise ValueError(f"data.path: no file {path}; scripts/simulate.py --log writes one") from None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"data.path: {path} holds no rounds of a policy: {error}") from None
+    num, width = len(rounds.row), rounds.candidates.shape[1]
+    shapes = {"row": (num,), "cut": (num,), "clicks": (num, width), "query": (len(rounds.candidates), len(query))}
+    shapes["candidates"] = (len(rounds.query), width, len(each))
+    for name, shape in shapes.items():
+        if getattr(rounds, name).shape != shape:
+            raise ValueError(f"data.path: {path}: {name} has shape {getattr(rounds, name).shape}, not {shape}")
+    if not num or rounds.row.min() < 0 or rounds.row.max() >= len(rounds.query):
+        raise ValueError(f"data.path: {path}: row names queries that are not there, or there is no round")
+    if rounds.cut.min() < 1 or rounds.cut.max() > width:
+        raise ValueError(f"data.path: {path}: cut is not within 1 and {width}")
+    return rounds
+
+
+class LoggedRounds(LightningDataModule):
+    """Training and validation rounds of a policy.
+
+    Args:
+        path: file of rounds (`scripts/simulate.py --log`).
+        batch_size: rounds.
+        seed: of the order.
+        qrels: of a simulation: folder of the qrels; this and what follows is read by scripts/simulate.py alone.
+        query_fields: query metadata that may become context.
+        cache: folder of indexes and searches.
+        arms: as in a config of the funnel.
+        tune: splits on which the fused order is fitted.
+        num_candidates: of the fused union that a policy looks at, the deepest cut.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        *,
+        batch_size: int = 128,
+        seed: int = 0,
+        qrels: str = "qrels",
+        query_fields: list[str] | None = None,
+        cache: str = "runs/cache",
+        arms: dict[str, dict[str, Any]] | None = None,
+        tune: list[str] | None = None,
+        num_candidates: int = 60,
+    ) -> None:
+        super().__init__()
+        if path is None:
+            raise ValueError("data.path is not set; give --data.path FILE, which scripts/simulate.py --log writes")
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size: {batch_size} must be 1 or more")
+        self._path, self.batch_size, self.seed = path, batch_size, seed
+        self.rounds: Rounds | None = None
+
+    def setup(self, stage: str = "fit") -> None:
+        """Reads the file; ValueError for anything wrong in it."""
+        if self.rounds is None:
+            self.rounds = read_rounds(self._path)
+            self._dev = self.rounds.row % _HELD_OUT == 0
+            if self._dev.all() or not self._dev.any():
+                raise ValueError(f"data.path: {self._path} has too few queries to hold out one in {_HELD_OUT}")
+
+    def train_dataloader(self) -> DataLoader:
+        """The rounds of nine tenths of the queries, in an order drawn anew each epoch from the seed."""
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        order = torch.Generator().manual_seed(self.seed + epoch)
+        return self._loader(np.flatnonzero(~self._dev), shuffle=True, generator=order)
+
+    def val_dataloader(self) -> DataLoader:
+        """Those of the others."""
+        return self._loader(np.flatnonzero(self._dev))
+
+    def trained_on(self) -> dict[str, Any]:
+        """Clicks of nobody's judged queries."""
+        return {"data": str(self._path), "splits": ["train"], "queries": ""}
+
+    def _loader(self, rounds: np.ndarray, **order: Any) -> DataLoader:
+        assert self.rounds is not None
+        return DataLoader(_Rows(self.rounds, rounds), self.batch_size, collate_fn=_together, **order)
+
+
+class _Rows(Dataset):
+    def __init__(self, rounds: Rounds, chosen: np.ndarray) -> None:
+        self._rounds, self._chosen = rounds, chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rounds, at = self._rounds, self._chosen[index]
+        row = rounds.row[at]
+        shown = np.arange(rounds.clicks.shape[1]) < rounds.cut[at]
+        arrays = {"query": rounds.query[row], "candidates": rounds.candidates[row]}
+        arrays |= {"clicks": rounds.clicks[at].astype(np.float32), "shown": shown.astype(np.float32)}
+        return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()} | {"id": str(at)}
+
+
+def _together(batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor | list[str] | int]:
+    names = ("query", "candidates", "clicks", "shown")
+    whole: dict[str, Any] = {name: torch.stack([one[name] for one in batch]) for name in names}
+    return whole | {"ids": [one["id"] for one in batch], "tokens": int(whole["shown"].sum())}
