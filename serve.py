@@ -18,8 +18,11 @@ from ltrr.system import System, open_systems
 from ltrr.tuning import key_of
 
 
-def recorder(system: System, url: str | None) -> Recorder | None:
-    """What keeps events in the database of this URL and teaches the arms that learn; None = nothing is kept."""
+def recorder(system: System, url: str | None, policy: str = "fixed") -> Recorder | None:
+    """What keeps events in the database of this URL and teaches the arms that learn; None = nothing is kept.
+
+    policy: name and version of what decides.
+    """
     if url is None:
         return None
     arms = {name: system.arm(name) for name in system.usable()}
@@ -28,7 +31,7 @@ def recorder(system: System, url: str | None) -> Recorder | None:
     folder = system.folder / "learned" / key_of("learned", url, {n: (system.specs[n], identities[n]) for n in learners})
     rows = {entity: row for row, entity in enumerate(system.corpus.ids)}
     loop = Loop(EventStore(url), learners, rows, folder)
-    return Recorder(loop, system.corpus.ids, "fixed", {name: " ".join(i) for name, i in identities.items()})
+    return Recorder(loop, system.corpus.ids, policy, {name: " ".join(i) for name, i in identities.items()})
 
 
 def run() -> None:
@@ -40,7 +43,8 @@ def run() -> None:
         raise ConfigError(f"--data holds {len(systems)} data sets; serve one: --data {flags.data}/NAME")
     system, options = systems[0], systems[0].settings.get("serve") or {}
     corpus = system.corpus
-    funnel, kept = system.funnel(), recorder(system, options.get("events"))
+    funnel = system.funnel()
+    kept = recorder(system, options.get("events"), getattr(funnel.policy, "id", "fixed"))
     app = create_app(
         funnel,
         system.dataset.name,

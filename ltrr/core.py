@@ -234,6 +234,18 @@ class Policy(Protocol):
     def update(self, feedback: Sequence[Feedback]) -> None: ...
 
 
+@runtime_checkable
+class AfterRetrieval(Protocol):
+    """A policy that decides the cut when it has seen what the arms brought; that they ran is paid for."""
+
+    def revise(self, features: np.ndarray, pool: Pool, decision: Decision) -> tuple[np.ndarray, Decision]:
+        """All that was looked at, (Q, F or more), and the decision with its own cut.
+
+        features (Q, F); pool: the whole union in fused order, its last column says so.
+        """
+        ...
+
+
 class Ranker(Protocol):
     """Orders a pool."""
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ltrr.core import Arm, Candidates, Decision, Page, Policy, Pool, Query, Ranker
+from ltrr.core import AfterRetrieval, Arm, Candidates, Decision, Page, Policy, Pool, Query, Ranker
 from ltrr.fuse import take, union
 
 FUSED = "fused"  # the pool that is ranked says so of the fused order, as of an arm: its last column
@@ -81,13 +81,18 @@ class Funnel:
             name: self._ask(arm, queries, decision.depths[:, a]) for a, (name, arm) in enumerate(self.arms.items())
         }
 
-        # 4) Their union in fused order, cut.
+        # 4) Their union in fused order. A policy that looks at it may decide the cut anew.
         pool = union(found)
-        fused = self._order.rank(queries, pool).cut(decision.cut)
+        fused = self._order.rank(queries, pool)
+        if isinstance(self.policy, AfterRetrieval):
+            features, decision = self.policy.revise(features, _with_order(take(pool, fused), fused), decision)
+
+        # 5) The cut.
+        fused = fused.cut(decision.cut)
         return Drawn(features, decision, _with_order(take(pool, fused), fused), fused)
 
     def rank(self, queries: Sequence[Query], drawn: Drawn) -> Candidates:
-        """5) What was drawn in the ranker's order, (Q, K); its first candidates are the page."""
+        """6) What was drawn in the ranker's order, (Q, K); its first candidates are the page."""
         return self._ranker.rank(queries, drawn.pool) if self._ranker else drawn.fused
 
     def rank_stages(self, queries: Sequence[Query], drawn: Drawn) -> tuple[Candidates, Candidates | None, Candidates]:

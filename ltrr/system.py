@@ -18,47 +18,23 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from ltrr.config import ConfigError, check_known, check_value, construct, find_class, load_config
-from ltrr.core import Arm, Pool, Ranker
+from ltrr.config import ConfigError, check_known, construct, find_class
+from ltrr.core import Arm, Policy, Pool, Query, Ranker
 from ltrr.data.beir import Corpus, Dataset, open_collection
-from ltrr.funnel import Funnel, FusedOrder
+from ltrr.funnel import Drawn, Funnel, FusedOrder, no_features
 from ltrr.fuse import ConvexFusion, NothingToFit, OnlyArms, ReciprocalRankFusion, union
 from ltrr.index.manifest import IndexMissing, IndexRefused
+from ltrr.learned import open_policy
 from ltrr.policy.baselines import FixedPolicy
+from ltrr.policy.depth import DepthPolicy
+from ltrr.policy.features import query_features
+from ltrr.settings import read_settings
 from ltrr.tuning import Judged, Tuning, key_of, some, trained_on
 
-SCHEMA: dict[str, Any] = {  # what a config may hold; an arm's keys are its constructor's arguments
-    "data.path": str | None,
-    "data.fields": dict[str, str] | None,
-    "data.query_fields": list[str],
-    "data.qrels": str,
-    "cache": str,
-    "arms": dict[str, dict[str, Any]],
-    "tune.splits": list[str],
-    "fusion.method": Literal["rrf", "convex"],
-    "fusion.arms": list[str] | None,
-    "fusion.weights": dict[str, float] | None,
-    "fusion.norm": Literal["minmax", "zscore"] | None,
-    "fusion.k": float,
-    "fusion.added": dict[str, float] | None,
-    "policy.depths": dict[str, int] | None,
-    "policy.cut": int,
-    "ranker": dict[str, Any] | None,  # as an arm
-    "serve.host": str,
-    "serve.port": int,
-    "serve.max_k": int,
-    "serve.events": str | None,
-    "serve.keep_days": float | None,
-    "serve.snapshot_s": float,
-}
-KEYS: dict[str, set[str] | None] = {  # section -> its keys, None = anything
-    key.split(".")[0]: {k.split(".")[1] for k in SCHEMA if k.startswith(f"{key.split('.')[0]}.")} or None
-    for key in SCHEMA
-}
 LOADERS = {  # constructor's argument -> what makes it from the keys `model` and `encoder` (the other arguments)
     "encoder": "ltrr.models.backbone.load_encoder",
     "sparse_encoder": "ltrr.models.splade.load_sparse_encoder",
@@ -70,12 +46,7 @@ _RANKED = 300  # queries on which the ranker's weight is fitted: one number, and
 
 def open_systems(config: Path, overrides: Sequence[str], *, hold_out: str = "test") -> list[System]:
     """The systems of a config, one a data set (several for a collection such as CQADupStack)."""
-    settings = load_config(config, overrides, KEYS)
-    for key, hint in SCHEMA.items():
-        section, _, name = key.partition(".")
-        place = settings if not name else settings.get(section) or {}
-        if (name or section) in place:
-            place[name or section] = check_value(f"config {config}: {key}", place[name or section], hint)
+    settings = read_settings(config, overrides)
     data = settings.get("data") or {}
     if not data.get("path"):
         raise ConfigError(f"config {config}: data.path is not set; give --data FOLDER, ZIP or HUBNAME")
@@ -297,8 +268,25 @@ class System:
         return self._funnel(self._ranker)
 
     def _funnel(self, ranker: Ranker | None) -> Funnel:
-        policy = FixedPolicy(self.usable(), self.depths, self.cut)
-        return Funnel({name: self.arm(name) for name in self.usable()}, policy, self.order(), ranker)
+        arms, policy = {name: self.arm(name) for name in self.usable()}, self._policy
+        features = query_features if isinstance(policy, DepthPolicy) else no_features
+        return Funnel(arms, policy, self.order(), ranker, features)
+
+    @cached_property
+    def _policy(self) -> Policy:
+        """The config's learned policy, its price set on the queries of fusion; without a model a fixed decision."""
+        options = self.settings.get("policy") or {}
+        names = self.usable()
+        if not options.get("model"):
+            return FixedPolicy(names, self.depths, self.cut)
+        parts = [self.identity(name) for name in names if self.arm(name)]
+        return open_policy(options, names, self.depths, self.cut, self.tuning, self._drawn_whole, parts)
+
+    def _drawn_whole(self, queries: Sequence[Query]) -> Drawn:
+        """The whole union in fused order."""
+        arms = {name: self.arm(name) for name in self.usable()}
+        policy = FixedPolicy(list(arms), self.depths, _DEPTH * len(arms))
+        return Funnel(arms, policy, self.order(), None, query_features).draw(queries)
 
     @property
     def has_ranker(self) -> bool:
@@ -337,7 +325,7 @@ class System:
                 pool = funnel.draw(queries).pool
                 return construct("ranker", cls, arguments).tune(queries, pool, judged.qrels)
 
-            drawn = [self.depths, self.cut, self.settings.get("fusion"), self.fusion_arms]
+            drawn = [self.depths, self.settings.get("policy"), self.settings.get("fusion"), self.fusion_arms]
             drawn += [self.identity(name) for name in sorted({*self.depths, *self.fusion_arms})]
             depends = (self._basis(cls, spec), spec, getattr(arguments.get("scorer"), "id", None), drawn, judged.key)
             on = f"{len(queries)} queries of {judged.name}"

@@ -9,7 +9,8 @@ import yaml
 
 from ltrr.config import INJECTED, ConfigError, check_known, construct, find_class, load_config
 from ltrr.data.beir import Corpus, Document
-from ltrr.system import KEYS, LOADERS
+from ltrr.settings import KEYS
+from ltrr.system import LOADERS
 
 INJECTABLE = {"corpus": Corpus.from_documents([Document("d", "title", "text", {})])}
 CONFIGS = Path(__file__).parents[1] / "configs"

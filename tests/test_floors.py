@@ -25,7 +25,7 @@ FLOORS: dict[str, set[str]] = {
     "serving": {"core", "funnel", "feedback"},
 }
 EXCEPTIONS = {"models.bandit": {"policy"}, "data.rounds": {"feedback"}}  # module -> floors beside its floor's
-ANYTHING = {"system", "tuning", "cli"}  # the composition roots: of search and of training
+ANYTHING = {"system", "settings", "learned", "tuning", "cli"}  # the composition roots: of search and of training
 ONLY = {
     "core": {"numpy"},
     "config": {"yaml", "pydantic"},

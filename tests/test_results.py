@@ -20,7 +20,7 @@ def cache(tmp_path_factory) -> Path:
 def evaluated(name: str, out: Path, cache: Path) -> dict:
     config = ROOT / "configs/funnel.yaml"
     flags = ("--config", config, "--data", shared(name), "--split", "test", "--out", out, "--cache", cache)
-    script("scripts/evaluate.py", *flags)
+    script("scripts/evaluate.py", *flags, timeout=1200)
     return json.loads((out / "results.json").read_text())
 
 

@@ -103,7 +103,7 @@ def test_what_is_no_database_or_has_no_driver(tmp_path, monkeypatch):
     [
         ({"query": "a\0b"}, "it has a NUL"),
         ({"shown": ("a", "\ud800"), "scores": (), "ranks": ()}, "surrogates not allowed"),
-        ({"features": (float("nan"),)}, "a score or feature is not finite"),
+        ({"features": (float("inf"), float("nan"))}, "a score or feature is not finite"),
         ({"marginals": (), "ranks": (), "models": {"a": object()}}, "Unable to serialize"),
         ({"context": Context("c" * 201)}, "at most 200 characters"),
     ],
@@ -112,6 +112,12 @@ def test_what_no_database_holds_is_refused_at_once_and_whole(store, change, mess
     with pytest.raises(ValueError, match=f"impression 'full' cannot be stored: .*{message}"):
         store.submit([shown(1), replace(FULL, **change)])
     assert ids(store) == []
+
+
+def test_features_may_be_unknown(store):
+    store.append([replace(FULL, features=(0.5, float("nan"), -1.0))])
+    ((_, found),) = next(iter(store.impressions()))
+    assert found.features == pytest.approx((0.5, float("nan"), -1.0), nan_ok=True)
 
 
 def test_a_commit_is_on_disk(store):

@@ -98,8 +98,10 @@ def row_of(event: Impression | Action) -> tuple:
             body |= {"drawn": event.drawn, "executed": event.executed, "models": dict(event.models)}
             body |= {"locale": who.locale, "time": who.time and who.time.isoformat(), "device": who.device}
             body["attributes"] = dict(who.attributes)
+            body["features"] = [None if math.isnan(x) else x for x in event.features]  # unknown
             rest = event.propensity, to_json(event.shown).decode(), to_json(body).decode()
-            if not math.isfinite(sum(chain(event.scores, event.features, *event.action_features))):
+            known = filter(None, body["features"])
+            if not math.isfinite(sum(chain(event.scores, known, *event.action_features))):
                 raise ValueError("a score or feature is not finite")
             row = event.id, micros(event.time), *texts, *rest
             if max(map(len, filter(None, (who.customer, event.session, event.policy))), default=0) > 200:
@@ -130,7 +132,8 @@ def impression_of(row: Any) -> Impression:
         propensity=row.propensity,
         policy=row.policy,
         models=body["models"],
-        **{name: _tuples(body[name]) for name in _ARRAYS},
+        **{name: _tuples(body[name]) for name in _ARRAYS if name != "features"},
+        features=tuple(math.nan if x is None else x for x in body["features"]),
     )
 
 

@@ -9,6 +9,7 @@ R rounds.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from inspect import signature
@@ -102,7 +103,8 @@ class BanditModule(LightningModule):
         self.network: DepthNetwork | None = None
         self.noise = nn.Parameter(torch.tensor(-2.5))  # logit
         self.heads: BayesianHeads | None = None
-        self._names: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+        self.columns: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # names of what it reads
+        self.id = ""  # of an export's weights
 
     # -- learning the trunk
 
@@ -114,7 +116,7 @@ class BanditModule(LightningModule):
             self._build(
                 Standard.of(rounds.query[seen]), Standard.of(rounds.candidates[seen]), rounds.candidates.shape[1]
             )
-        self._names = rounds.names
+        self.columns = rounds.names
 
     def _build(self, query: Standard, candidate: Standard, num: int) -> None:
         self.network = DepthNetwork(query, candidate, num, self.hparams["hidden"], self.hparams["dropout"])
@@ -191,6 +193,12 @@ class BanditModule(LightningModule):
         self.heads.update(basis[shown], targets[shown], weights, bins)
 
     @property
+    def num(self) -> int:
+        """M."""
+        assert self.network is not None
+        return len(self.network.rank)
+
+    @property
     def noise_level(self) -> float:
         """P(click | looked at) of what is not relevant."""
         return float(torch.sigmoid(self.noise.detach()))
@@ -238,7 +246,7 @@ class BanditModule(LightningModule):
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         save_file(weights | heads, str(folder / "policy.safetensors"))
         options = {name: value for name, value in self.hparams.items() if name in signature(type(self)).parameters}
-        note = {"version": _VERSION, "options": options, "columns": self._names}
+        note = {"version": _VERSION, "options": options, "columns": self.columns}
         (folder / "policy.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -260,9 +268,10 @@ class BanditModule(LightningModule):
             module.heads = BayesianHeads.restored(state)
             module.load_state_dict(weights)
             of_query, of_candidate = note["columns"]
-            module._names = tuple(of_query), tuple(of_candidate)
+            module.columns = tuple(of_query), tuple(of_candidate)
         except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{where}: no policy that this ltrr can read: {error}") from error
+        module.id = hashlib.sha256((where / "policy.safetensors").read_bytes()).hexdigest()
         return module.eval()
 
 

@@ -1,0 +1,93 @@
+"""A policy that lets the arms run and then decides, query by query, how many candidates are ranked.
+
+Knows features, values and the table of cuts; knows nothing about what learns the values or about arms' insides. What it
+logs suffices to compute the whole distribution again: features as it saw them, and the price.
+Legend: Q queries, A arms, M candidates looked at, F and C features.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from ltrr.core import Decision, Feedback, Pool
+from ltrr.policy.actions import Price, Table
+from ltrr.policy.explore import Explorer
+from ltrr.policy.features import Known, pool_features
+
+
+class Values(Protocol):
+    """What a learner believes."""
+
+    def values(self, known: Known) -> np.ndarray:
+        """(Q, M) expected recall of the first 1 to M candidates."""
+        ...
+
+
+class DepthPolicy:
+    """Fixed depths, a cut for each query.
+
+    Args:
+        arms: the arms' names, in the funnel's order.
+        depths: arm -> candidates to draw; an arm that is not named is off.
+        learner: of values.
+        num: M, the deepest cut.
+        budget: mean candidates that are ranked.
+        price: λ to start with; from then on it follows what was drawn (dual ascent).
+        explorer: of cuts.
+        id: of the learner's weights.
+        seed: of draws; None = another each time.
+    """
+
+    def __init__(
+        self,
+        arms: Sequence[str],
+        depths: Mapping[str, int],
+        learner: Values,
+        *,
+        num: int,
+        budget: float,
+        price: float,
+        explorer: Explorer,
+        id: str = "",
+        seed: int | None = None,
+    ) -> None:
+        self.id = f"depth {id[:12]}"
+        self._depths = np.array([depths.get(name, 0) for name in arms], np.int32)
+        self._learner, self._num, self._explorer = learner, num, explorer
+        self._table = Table.of({"all": [num]}, range(1, num + 1))
+        self._price = Price(budget, start=price)
+        self._rng, self._lock = np.random.default_rng(seed), threading.Lock()
+
+    def decide(self, features: np.ndarray) -> Decision:
+        """features (Q, F); all arms to their depths, and as much of the union as is ever ranked."""
+        num_queries = len(features)
+        depths = np.tile(self._depths, (num_queries, 1))
+        cut, sure = np.full(num_queries, self._num, np.int32), np.ones((num_queries, len(self._depths) + 1))
+        return Decision(depths, cut, np.ones(num_queries), sure)
+
+    def revise(self, features: np.ndarray, pool: Pool, decision: Decision) -> tuple[np.ndarray, Decision]:
+        """After the arms ran: all that was looked at, (Q, F + M · C), and the decision with its cut drawn.
+
+        pool: the whole union in fused order, which is its last column.
+        """
+        seen = pool_features(pool, self._num)
+        known = Known(np.concatenate([features, seen.query], axis=1), seen.candidates)
+        with self._lock:
+            probabilities = self.probabilities(known, self._price.value)
+            _, cuts = self._table.draw(probabilities, self._rng)
+            self._price.update(cuts.cut)
+        marginals = decision.marginals.copy()
+        marginals[:, -1] = cuts.propensity
+        whole = np.concatenate([known.query, known.candidates.reshape(len(features), -1)], axis=1)
+        return whole, Decision(decision.depths, cuts.cut, cuts.propensity, marginals)
+
+    def probabilities(self, known: Known, price: float) -> np.ndarray:
+        """(Q, M) of each cut, at a price: what is logged can be computed again."""
+        return self._explorer.probabilities(self._learner.values(known) - price * self._table.costs)
+
+    def update(self, feedback: Sequence[Feedback]) -> None:
+        """Nothing at once: values are learned from logged rounds."""

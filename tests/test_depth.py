@@ -1,0 +1,140 @@
+"""A policy that decides the cut after retrieval: what it logs, what it spends, and the config that names it."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_funnel import QUERIES, RandomArm
+from test_scripts import script
+from test_simulate_policy import CONFIG
+
+from ltrr.config import ConfigError
+from ltrr.core import AfterRetrieval, Query
+from ltrr.data.beir import open_dataset
+from ltrr.data.rounds import read_rounds
+from ltrr.feedback.events import impressions_of
+from ltrr.feedback.store import EventStore
+from ltrr.funnel import Funnel
+from ltrr.fuse import ReciprocalRankFusion
+from ltrr.models.bandit import BanditModule
+from ltrr.policy.baselines import FixedPolicy
+from ltrr.policy.depth import DepthPolicy
+from ltrr.policy.explore import EpsilonGreedy, Softmax
+from ltrr.policy.features import QUERY, Known, pool_names, query_features
+from ltrr.system import System
+
+NUM = 8
+ARMS = {name: RandomArm(seed) for seed, name in enumerate("ab")}
+
+
+class ByFused:
+    """Values that rise faster for queries whose first candidate has a larger fused score."""
+
+    def values(self, known: Known) -> np.ndarray:
+        steep = 1 + 20 * known.candidates[:, 0, 2:3]
+        return 1 - np.exp(-steep * np.arange(1, NUM + 1) / 10)
+
+
+def policy(explorer, budget=3.0, price=0.01) -> DepthPolicy:
+    return DepthPolicy(
+        list(ARMS), {"a": 10, "b": 10}, ByFused(), num=NUM, budget=budget, price=price, explorer=explorer, seed=0
+    )
+
+
+def funnel(made) -> Funnel:
+    return Funnel(ARMS, made, ReciprocalRankFusion(), None, query_features)
+
+
+def test_what_is_logged_gives_the_whole_distribution_again(tmp_path):
+    made = policy(Softmax(0.1, 0.1))
+    assert isinstance(made, AfterRetrieval)
+    assert not isinstance(FixedPolicy(["a"], {}, 1), AfterRetrieval)
+    price = made._price.value
+    page = funnel(made).search(QUERIES, 20)
+    with EventStore(f"sqlite:///{tmp_path}/e.db") as store:  # through the database
+        store.append(impressions_of(page, [f"d{i}" for i in range(50)], times=[datetime.now(UTC)] * len(QUERIES)))
+        logged = [impression for batch in store.impressions() for _, impression in batch]
+    query, each = pool_names(list(ARMS), NUM)
+    split = len(QUERY) + len(query)
+    features = np.array([impression.features for impression in logged], np.float32)
+    known = Known(features[:, :split], features[:, split:].reshape(len(QUERIES), NUM, len(each)))
+    again = made.probabilities(known, price)
+    for row, impression in enumerate(logged):
+        assert impression.drawn is not None
+        assert impression.propensity == pytest.approx(again[row, impression.drawn.cut - 1])
+        assert impression.marginals == pytest.approx((1, 1, impression.propensity))
+        assert len(impression.shown) == impression.drawn.cut
+        assert impression.drawn.depths == (10, 10)
+
+
+def test_the_rest_of_the_page_is_as_with_that_cut_fixed():
+    page = funnel(policy(EpsilonGreedy(0.0))).search(QUERIES, 20)
+    assert (page.decision.propensity == 1).all()
+    for i, query in enumerate(QUERIES):
+        fixed = Funnel(
+            ARMS, FixedPolicy(list(ARMS), {"a": 10, "b": 10}, int(page.decision.cut[i])), ReciprocalRankFusion()
+        )
+        alone = fixed.search([query], 20)
+        np.testing.assert_array_equal(page.shown.docs[i][: alone.shown.docs.shape[1]], alone.shown.docs[0])
+
+
+def test_the_price_follows_what_is_spent():
+    made = policy(Softmax(0.02, 0.05), budget=4.0, price=0.0)
+    whole, spent = funnel(made), []
+    queries = [Query(f"q{i}", "x") for i in range(400)]
+    for start in range(0, 4000, 10):
+        spent.append(whole.draw(queries[start % 400 : start % 400 + 10]).decision.cut.mean())
+    assert np.mean(spent[200:]) == pytest.approx(4.0, abs=0.35)
+
+
+@pytest.fixture(scope="module")
+def learned(music, tmp_path_factory) -> tuple[Path, Path, dict]:
+    """A data set, an export, and the settings of a funnel that uses it."""
+    root = tmp_path_factory.mktemp("learned")
+    data = root / "tiny"
+    shutil.copytree(music, data)
+    if not (data / "qrels" / "dev.tsv").exists():
+        shutil.copy(data / "qrels" / "train.tsv", data / "qrels" / "dev.tsv")
+    (root / "policy.yaml").write_text(CONFIG.format(cache=root / "cache"), encoding="utf-8")
+    flags = ("--config", root / "policy.yaml", "--data", data, "--out", root / "out", "--budgets", 3, "--log")
+    script("scripts/simulate.py", *flags, "--seeds", 1, "--no-perfect")
+    module = BanditModule(hidden=8, epochs=5)
+    module.refit(read_rounds(root / "out" / "rounds-3.npz"))
+    (root / "export").mkdir()
+    module.export(root / "export")
+    lexical = "ltrr.arms.lexical.Lexical"
+    arms = {"title": {"class": lexical, "tune": False, "fields": {"title": {"sources": ["title"]}}}}
+    arms["all"] = {"class": lexical, "tune": False}
+    return data, root / "export", {"arms": arms, "cache": str(root / "cache"), "tune": {"splits": ["train"]}}
+
+
+def test_a_config_names_a_learned_policy(learned):
+    data, export, settings = learned
+    system = System(settings | {"policy": {"model": str(export), "budget": 3.0}}, open_dataset(data))
+    queries = system.dataset.split("test").queries
+    drawn = system.funnel().draw(queries)
+    assert len({*drawn.decision.cut.tolist()}) > 1
+    assert 1 <= drawn.decision.cut.mean() <= 5
+    assert "price" in system.tuned()
+    again = System(settings | {"policy": {"model": str(export), "budget": 3.0}}, open_dataset(data))
+    np.testing.assert_array_equal(again.funnel().draw(queries).decision.cut, drawn.decision.cut)
+    softmax = {"class": "ltrr.policy.explore.Softmax", "temperature": 0.1}
+    explored = System(
+        settings | {"policy": {"model": str(export), "explore": softmax, "budget": 3.0}}, open_dataset(data)
+    )
+    assert (explored.funnel().draw(queries).decision.propensity < 1).any()
+
+
+def test_a_policy_of_other_arms_is_refused(learned):
+    data, export, settings = learned
+    fewer = settings | {"arms": {"all": settings["arms"]["all"]}, "policy": {"model": str(export), "budget": 3.0}}
+    with pytest.raises(ConfigError, match="learned from other arms"):
+        System(fewer, open_dataset(data)).funnel()
+    with pytest.raises(ConfigError, match="no train or dev queries"):
+        System(settings | {"tune": {"splits": []}, "policy": {"model": str(export)}}, open_dataset(data)).funnel()
+    with pytest.raises(ValueError, match="no policy"):
+        System(settings | {"policy": {"model": "none"}}, open_dataset(data)).funnel()
