@@ -38,6 +38,8 @@ _EXPERIMENTS = [  # title, step; with a table.md, or with figures in results.jso
     ("Memory on MSRD, recurring queries (random split), simulated clicks", "memory-msrd-random"),
     ("The same, where customers look less far than memory believes (η 2)", "memory-msrd-eta"),
     ("Memory on MSRD, no recurring queries (split by group), simulated clicks", "memory-msrd"),
+    ("A policy of cuts on MSRD, one pass over the train queries", "policy-msrd"),
+    ("The same after ten passes", "policy-msrd-ten"),
     ("One customer's 10,000 clicks", "attack"),
     ("One customer's 100 clicks, within their budget", "attack-patient"),
     ("An explorer for entities that arrive later, on the catalogue", "fresh"),
@@ -66,6 +68,11 @@ def speed(what: str, figure: str) -> Callable[[dict], float]:
 def used(step: str, group: str, rounds: str) -> Callable[[dict], float]:
     """R@10 of those of a group's queries that were used before."""
     return lambda read: read[step]["groups"][group]["rounds"][rounds]["used"]["R@10"]["mean"]
+
+
+def policy(step: str, figure: str, budget: int) -> Callable[[dict], float]:
+    """Gap closed or cost saved of a learned policy."""
+    return lambda read: read[step][figure][f"K={budget}"]["mean"]
 
 
 def simulated(step: str, group: str, rounds: str, measure: str) -> Callable[[dict], float]:
@@ -143,6 +150,12 @@ _GOALS = [  # what, how to read it, the goal
     *((f"attacker, {clicks} clicks: share of others' top tens that hold other entities",
        lambda r, step=step: max(x for a in r[step]["attacks"].values() for x in a["other_entities"]), "<=", 0)
       for clicks, step in (("10,000", "attack"), ("100", "attack-patient"))),
+    *((f"policy, MSRD: gap to hindsight closed at a budget of {k} candidates, clicks, one pass",
+       policy("policy-msrd", "gap_closed", k), ">=", goal) for k, goal in ((5, 0.35), (10, 0.28), (20, 0.2))),
+    *((f"the same, ten passes, {k} candidates",
+       policy("policy-msrd-ten", "gap_closed", k), ">=", goal) for k, goal in ((5, 0.45), (10, 0.38), (20, 0.3))),
+    *((f"policy, MSRD: candidates saved at the recall of a fixed {k}, one pass",
+       policy("policy-msrd", "cost_saved", k), ">=", goal) for k, goal in ((5, 0.25), (10, 0.25), (20, 0.2))),
     ("personal, Last.fm: R@100, times popular's (implicit ALS: see its table)",
      lambda r: r["personal"]["systems"]["personal, both: title and tags"]["times popular"][0], ">=", 2),
     ("fresh: new entities shown at least 3 times, share, with 10 % of pages − without",
@@ -172,6 +185,8 @@ _HEADLINES = {
     "memory, MSRD recurring queries: R@10 after 100,000 rounds − without",
     "memory, catalogue, idioms: R@10 after 50,000 rounds",
     "attacker, 10,000 clicks: share of others' top tens that hold other entities",
+    "policy, MSRD: gap to hindsight closed at a budget of 10 candidates, clicks, one pass",
+    "policy, MSRD: candidates saved at the recall of a fixed 10, one pass",
     "personal, Last.fm: R@100, times popular's (implicit ALS: see its table)",
     "training, times sentence-transformers' trainer",
     "SPLADE head, times less memory (float32)",
