@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from ltrr.core import Query
-from ltrr.evaluate.regret import Chosen, cost_saved, fixed, gap_closed, mean_of, oracle, query_groups, recall_of
+from ltrr.evaluate.regret import (
+    Chosen,
+    at_mean,
+    cost_saved,
+    fixed,
+    gap_closed,
+    mean_of,
+    oracle,
+    query_groups,
+    recall_of,
+)
 
 
 @pytest.fixture
@@ -51,12 +61,22 @@ def chosen(recall, cuts):
 
 def test_a_fixed_cut_closes_nothing_and_hindsight_all(recall):
     groups = np.arange(40)
-    same = gap_closed(recall, [chosen(recall, np.full(40, 3))] * 2, groups)
+    same = gap_closed(recall, recall, [chosen(recall, np.full(40, 3))] * 2, groups)
     assert same == pytest.approx((0, 0, 0))
     needed = 1 + recall.argmax(axis=1)  # all that can be found, at the least cost
-    whole = gap_closed(recall, [chosen(recall, needed)], groups)
+    whole = gap_closed(recall, recall, [chosen(recall, needed)], groups)
     assert whole.mean == pytest.approx(1.0)
     assert whole.low <= 1.0 <= whole.high + 1e-9
+
+
+def test_a_policy_is_compared_at_a_given_mean(recall):
+    every = np.tile(np.arange(1, 7), (40, 1))
+    between = at_mean(chosen(recall, every), 2.25)
+    np.testing.assert_allclose(between.cuts, 2.25)
+    np.testing.assert_allclose(between.recall[:, 0], fixed(recall, 2.25))
+    np.testing.assert_allclose(at_mean(chosen(recall, every), 3.0).recall[:, 0], recall[:, 2])
+    with pytest.raises(ValueError, match="only 1 to 6"):
+        at_mean(chosen(recall, every), 7.0)
 
 
 def test_what_is_saved_is_read_off_the_frontier(recall):

@@ -68,14 +68,34 @@ def oracle(recall: np.ndarray, mean: float) -> np.ndarray:
     return out
 
 
-def gap_closed(recall: np.ndarray, seeds: Sequence[Chosen], groups: np.ndarray) -> Interval:
-    """(policy − fixed) / (oracle − fixed), at each seed's own mean cut; 0 where nothing is left to gain."""
+def at_mean(chosen: Chosen, mean: float) -> Chosen:
+    """The policy at the price at which these queries' mean cut is `mean`: a share of them at the next price up.
+
+    No judgement is looked at, but the queries are: their price could not be known before.
+    """
+    means = chosen.cuts.mean(axis=0)
+    above, below = np.flatnonzero(means >= mean), np.flatnonzero(means <= mean)
+    if not len(above) or not len(below):
+        raise ValueError(
+            f"mean: no two prices have mean cuts around {mean:g}, only {means.min():.3g} to {means.max():.3g}"
+        )
+    high, low = above[means[above].argmin()], below[means[below].argmax()]
+    share = 0.0 if means[high] == means[low] else (mean - means[low]) / (means[high] - means[low])
+    cuts, recall = ((1 - share) * part[:, low] + share * part[:, high] for part in chosen)
+    return Chosen(cuts[:, None], recall[:, None])
+
+
+def gap_closed(recall: np.ndarray, base: np.ndarray, seeds: Sequence[Chosen], groups: np.ndarray) -> Interval:
+    """(policy − fixed) / (oracle − fixed), at each seed's own mean cut; 0 where nothing is left to gain.
+
+    recall: (Q, M) of the order that the policy cuts, in which hindsight chooses. base: (Q, M) of the fixed system.
+    """
     gained, possible = [], []
     for chosen in seeds:
         mean = float(chosen.cuts[:, 0].mean())
-        base = fixed(recall, mean)
-        gained.append(chosen.recall[:, 0] - base)
-        possible.append(oracle(recall, mean) - base)
+        same = fixed(base, mean)
+        gained.append(chosen.recall[:, 0] - same)
+        possible.append(oracle(recall, mean) - same)
     weights, picks = _resampled(groups, len(seeds))
     sums = [np.array(part) @ weights.T for part in (gained, possible)]  # (S, B)
     top, bottom = (np.take_along_axis(s, picks, 0).sum(axis=0) for s in sums)
@@ -83,7 +103,7 @@ def gap_closed(recall: np.ndarray, seeds: Sequence[Chosen], groups: np.ndarray) 
     return _interval(float(_ratio(*total)[0]), _ratio(top, bottom))
 
 
-def cost_saved(recall: np.ndarray, seeds: Sequence[Chosen], groups: np.ndarray, cut: int) -> Interval:
+def cost_saved(base: np.ndarray, seeds: Sequence[Chosen], groups: np.ndarray, cut: int) -> Interval:
     """1 − mean candidates that the policy needs for a fixed cut's recall / that cut; 0 where it never gets there."""
     weights, picks = _resampled(groups, len(seeds))
     size = weights.sum(axis=1)
@@ -98,7 +118,7 @@ def cost_saved(recall: np.ndarray, seeds: Sequence[Chosen], groups: np.ndarray, 
                 out[b] = 1 - np.interp(wanted[b], best, cuts[b, order]) / cut
         return out
 
-    wanted = recall[:, cut - 1]
+    wanted = base[:, cut - 1]
     draws = np.stack(
         [
             saved(weights @ c.cuts / size[:, None], weights @ c.recall / size[:, None], weights @ wanted / size)
