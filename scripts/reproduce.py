@@ -157,6 +157,10 @@ STEPS = [
     # What a policy learns.
     Step("policy-msrd", "policy-msrd/results.json",
          "scripts/simulate.py --data {data}/msrd-movies --out runs/policy-msrd"),
+    Step("policy-msrd-shuffled", "policy-msrd-shuffled/results.json",
+         "scripts/simulate.py --data {data}/msrd-movies --out runs/policy-msrd-shuffled --no-perfect --shuffle"),
+    Step("policy-msrd-cascade", "policy-msrd-cascade/results.json",
+         "scripts/simulate.py --data {data}/msrd-movies --out runs/policy-msrd-cascade --no-perfect --cascade"),
     Step("policy-msrd-ten", "policy-msrd-ten/results.json",
          "scripts/simulate.py --data {data}/msrd-movies --out runs/policy-msrd-ten --passes 10 --no-perfect"),
     Step("personal", "personal/results.json",

@@ -40,6 +40,8 @@ _EXPERIMENTS = [  # title, step; with a table.md, or with figures in results.jso
     ("Memory on MSRD, no recurring queries (split by group), simulated clicks", "memory-msrd"),
     ("A policy of cuts on MSRD, one pass over the train queries", "policy-msrd"),
     ("The same after ten passes", "policy-msrd-ten"),
+    ("The same where every query is told another's features", "policy-msrd-shuffled"),
+    ("The same where customers look from the top until they are satisfied", "policy-msrd-cascade"),
     ("One customer's 10,000 clicks", "attack"),
     ("One customer's 100 clicks, within their budget", "attack-patient"),
     ("An explorer for entities that arrive later, on the catalogue", "fresh"),

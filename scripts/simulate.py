@@ -1,7 +1,7 @@
 """A policy learns from simulated clicks how many candidates each query deserves; what that gains over a fixed number.
 
 python scripts/simulate.py --config configs/policy.yaml --data FOLDER --out DIR [--seeds 10] [--budgets 5 10 20]
-    [--passes 1] [--eta 1] [--noise 0.1] [--no-perfect] [--log] [--dotted.overrides …]
+    [--passes 1] [--eta 1] [--noise 0.1] [--cascade] [--shuffle] [--no-perfect] [--log] [--dotted.overrides …]
 
 Of the config only `model` and `data` are read. Customers ask each train query once a pass, in random order; the policy
 draws a cut of the fused union, the page shows what it lets through, clicks teach it. Then it is frozen: its price is
@@ -9,7 +9,8 @@ set on dev so that the mean cut there is the budget, and test queries are cut. B
 at that fixed cut. All arms run for every query and are charged. Beside it the same with perfect clicks: everything that
 is shown is looked at, and nothing else is clicked. Writes DIR/results.json, table.md and frontier.png; each seed's
 outcome is kept under DIR/seeds, so that a killed run goes on. --log: also DIR/rounds-K.npz, what the first seed logged
-at each budget, for train.py.
+at each budget, for train.py. --cascade: customers look from the top until they are satisfied, the policy believes
+1 / rank all the same. --shuffle: every query is told another's features, so that there is nothing to gain.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from ltrr.evaluate.regret import (
     query_groups,
     recall_of,
 )
-from ltrr.feedback.clicks import PositionBased, attraction_of, simulate
+from ltrr.feedback.clicks import Cascade, ClickModel, PositionBased, attraction_of, simulate
 from ltrr.funnel import Funnel
 from ltrr.fuse import reciprocal_ranks
 from ltrr.metrics import whole_file
@@ -53,6 +54,7 @@ from ltrr.system import System
 from ltrr.tuning import key_of
 
 _DEPTH, _BATCH, _SEARCHED = 100, 100, 250
+_SATISFIED, _LEAVES = 0.7, 0.1  # a cascade's customer stops after a click, after none
 _ORDER = "convex"  # the fused order that is cut
 _REVISION = 1  # of what makes a seed's outcome, kept ones of others are not used
 _FIRST = 500  # rounds before the first fit; refits follow when there are twice as many
@@ -127,7 +129,9 @@ def learn(
     table = Table.of({"all": [num]}, range(1, num + 1))
     explorer = Softmax(flags.temperature, flags.floor)
     attraction = attraction_of(part.grades, highest=int(part.grades.max()), noise=0.0 if perfect else flags.noise)
-    model = PositionBased.power(num, 0.0 if perfect else flags.eta)
+    model: ClickModel = PositionBased.power(num, 0.0 if perfect else flags.eta)
+    if flags.cascade and not perfect:
+        model = Cascade(_SATISFIED, _LEAVES)
     order = np.concatenate([rng.permutation(num_queries) for _ in range(max(flags.passes))])
     cuts, clicks = np.zeros(len(order), int), np.zeros((len(order), num), bool)
     log = Rounds(order, part.known.query, part.known.candidates, cuts, clicks)
@@ -169,7 +173,7 @@ def frozen(module: Any, dev: Part, test: Part, budget: float) -> Chosen:
 def outcome(flags: Any, settings: dict, parts: dict[str, Part], budget: float, seed: int, perfect: bool):
     """Passes -> Chosen of one seed; read where it was made before."""
     data = {name: settings["data"].get(name) for name in ("path", "qrels", "arms", "tune", "num_candidates")}
-    world = flags.eta, flags.noise, flags.temperature, flags.floor, flags.split
+    world = flags.eta, flags.noise, flags.temperature, flags.floor, flags.split, flags.cascade, flags.shuffle
     key = key_of(_REVISION, settings["model"], data, sorted(flags.passes), world)
     path = flags.out / "seeds" / f"{key}-{budget:g}-{seed}{'-perfect' if perfect else ''}.npz"
     logged = flags.out / f"rounds-{budget:g}.npz" if flags.log and not seed and not perfect else None
@@ -231,6 +235,8 @@ def run() -> None:
             parser.add_argument("--temperature", type=float, default=0.02, help="of exploration, in recall"),
             parser.add_argument("--floor", type=float, default=0.05, help="queries whose cut is drawn uniformly"),
             parser.add_argument("--split", default="test", help="the queries that are cut, in place of test"),
+            parser.add_argument("--cascade", action="store_true", help="customers are not as the policy believes"),
+            parser.add_argument("--shuffle", action="store_true", help="queries are told others' features"),
             parser.add_argument("--log", action="store_true", help="also write what the first seed logged"),
             parser.add_argument("--no-perfect", dest="perfect", action="store_false", help="not beside perfect clicks"),
         ),
@@ -240,6 +246,8 @@ def run() -> None:
             raise ConfigError(f"--{name}: {getattr(flags, name)} is below 1")
     settings, system = opened(flags, overrides)
     parts = parts_of(system, int(settings["data"].get("num_candidates") or 60), ["train", "dev", flags.split])
+    if flags.shuffle:
+        parts = {split: shuffled(part) for split, part in parts.items()}
     test, dev = parts[flags.split], parts["dev"]
     results: dict[str, Any] = {"dataset": system.dataset.name, "queries": len(test.grades), "seeds": flags.seeds}
     results |= {"base": {}, "gap_closed": {}, "cost_saved": {}, "systems": {}, "all": []}
@@ -279,6 +287,12 @@ def run() -> None:
     plot(flags.out / "frontier.png", test.recall[_ORDER], fronts)
     print(lines)
     print(f"written: {flags.out}/results.json, table.md, frontier.png")
+
+
+def shuffled(part: Part) -> Part:
+    """With features of other queries."""
+    order = np.random.default_rng(0).permutation(len(part.grades))
+    return part._replace(known=Known(part.known.query[order], part.known.candidates[order]))
 
 
 def compared(

@@ -66,6 +66,11 @@ def test_a_policy_is_simulated_beside_what_it_is_compared_with(music: Path, conf
     script("scripts/simulate.py", *flags, "--seeds", 2)
     assert {path: path.stat().st_mtime_ns for path in (out / "seeds").glob("*.npz")} == made
     assert json.loads((out / "results.json").read_text()) == results
+    for flag in ("--shuffle", "--cascade"):  # other worlds, other outcomes
+        script("scripts/simulate.py", *flags, "--seeds", 2, "--no-perfect", flag)
+        other = json.loads((out / "results.json").read_text())
+        assert other["systems"]["convex"] == results["systems"]["convex"]
+        assert other["gap_closed"] != results["gap_closed"]
 
 
 def test_the_config_that_comes_along_constructs() -> None:
