@@ -33,7 +33,7 @@ def logged(world, cut, examination, noise, seed=1, passes=3):
     cuts = np.broadcast_to(cut, row.shape) if np.ndim(cut) == 0 else rng.choice(cut, len(row))
     clicked = rng.random((len(row), NUM)) < np.where(relevant[row], 1.0, noise)
     clicked &= rng.random(clicked.shape) < examination
-    return Rounds(row, *known, cuts, clicked & (np.arange(NUM) < cuts[:, None]))
+    return Rounds(row, known.query, known.candidates, cuts, clicked & (np.arange(NUM) < cuts[:, None]))
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,17 @@ def test_heads_learn_from_clicks_between_refits(world):
     assert module.deviations(known).mean() < 0.5
 
 
+def test_cuts_valued_directly_come_to_the_same(world, learned):
+    known, *_ = world
+    module = BanditModule(epochs=15, hidden=16, dropout=0.0, value="direct")
+    module.refit(logged(world, [4, NUM], 1 / np.arange(1, NUM + 1), 0.1))
+    values = module.values(known)
+    assert (np.diff(values, axis=1) >= 0).all()
+    np.testing.assert_allclose(values.mean(axis=0), learned.values(known).mean(axis=0), atol=0.05)
+    module.update(logged(world, NUM, np.ones(NUM), 0.0, passes=1).first(50))
+    assert not np.array_equal(module.values(known), values)
+
+
 def test_the_same_rounds_and_seed_give_the_same_policy(world):
     known, *_ = world
     rounds = logged(world, NUM, np.ones(NUM), 0.0, passes=1)
@@ -112,6 +123,7 @@ def test_gains_share_what_is_expected():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"value": "x"}, "value"),
         ({"examination": [1.0, 0.0]}, "examination"),
         ({"dropout": 2.0}, "dropout"),
         ({"examination": [2.0]}, "examination"),

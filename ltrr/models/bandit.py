@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,46 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ltrr.core import Rounds
+from ltrr.models.depth_network import DepthNetwork
 from ltrr.models.training import adamw, check_range, finite
-from ltrr.policy.features import LIMIT, Known, Standard
+from ltrr.policy.features import Known, Standard
 from ltrr.policy.linear import BayesianHeads
 
 _TINY = 1e-6
 _BATCH = 1024  # queries read at once where nothing is learned
 _VERSION = 1  # of an export's layout
-
-
-class Columns(nn.Module):
-    """Standardises (..., F) columns as they are logged; unknown values (NaN) become their mean."""
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, standard: Standard) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(standard.mean, dtype=torch.float32))
-        self.register_buffer("deviation", torch.tensor(standard.deviation, dtype=torch.float32))
-
-    def forward(self, values: Tensor) -> Tensor:
-        return ((values - self.mean) / self.deviation).nan_to_num(0.0).clamp(-LIMIT, LIMIT)
-
-
-class DepthNetwork(nn.Module):
-    """Reads candidates beside their query: (Q, F) and (Q, M, C) to logits of relevance (Q, M) and hidden (Q, M, D)."""
-
-    def __init__(self, query: Standard, candidate: Standard, num: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        first = nn.Linear(len(query.mean), hidden), nn.GELU(), nn.Dropout(dropout)
-        self.query = nn.Sequential(Columns(query), *first, nn.Linear(hidden, hidden), nn.GELU())
-        self.candidate = nn.Sequential(Columns(candidate), nn.Linear(len(candidate.mean), hidden), nn.GELU())
-        self.joint = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * hidden, hidden), nn.GELU())
-        self.out = nn.Linear(hidden, 1)
-        self.rank = nn.Parameter(-2.0 - 0.05 * torch.arange(num))  # (M,) deeper candidates are rarely relevant
-
-    def forward(self, query: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        beside = self.query(query)[:, None].expand(-1, candidates.shape[1], -1)
-        hidden = self.joint(torch.cat([self.candidate(candidates), beside], dim=2))
-        return self.out(hidden)[:, :, 0] + self.rank, hidden
 
 
 class BanditModule(LightningModule):
@@ -80,6 +48,8 @@ class BanditModule(LightningModule):
         epochs: of a refit over the rounds of all time.
         batch_size: rounds of a refit's step.
         prior_precision: of the heads, in examined candidates: how much evidence moves them from the trunk's word.
+        value: of a cut: `gains` adds up what each candidate is expected to bring; `direct` corrects that by a head of
+            each cut, which learns from what pages brought up to there.
     """
 
     monitor = "val_likelihood"  # higher is better
@@ -94,15 +64,19 @@ class BanditModule(LightningModule):
         epochs: int = 3,
         batch_size: int = 128,
         prior_precision: float = 300.0,
+        value: Literal["gains", "direct"] = "gains",
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         check_range("model.dropout", dropout, 0, 1)
+        if value not in ("gains", "direct"):
+            raise ValueError(f"model.value: {value!r} is none of gains, direct")
         if examination is not None and not (len(examination) and all(0 < e <= 1 for e in examination)):
             raise ValueError("model.examination: not probabilities above 0, one a position")
         self.network: DepthNetwork | None = None
         self.noise = nn.Parameter(torch.tensor(-2.5))  # logit
-        self.heads: BayesianHeads | None = None
+        self.heads: BayesianHeads | None = None  # of depth bins
+        self.cuts: BayesianHeads | None = None  # of cuts, where those are valued directly
         self.columns: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # names of what it reads
         self.id = ""  # of an export's weights
 
@@ -121,9 +95,11 @@ class BanditModule(LightningModule):
     def _build(self, query: Standard, candidate: Standard, num: int) -> None:
         self.network = DepthNetwork(query, candidate, num, self.hparams["hidden"], self.hparams["dropout"])
         self.network.to(self.device)
-        prior = np.zeros((depth_bins(num).max() + 1, self.hparams["hidden"] + 2))
-        prior[:, 0] = 1.0
-        self.heads = BayesianHeads(prior, self.hparams["prior_precision"])
+        size, precision = self.hparams["hidden"] + 2, self.hparams["prior_precision"]
+        self.heads, self.cuts = (  # what they believe at first is their first column
+            BayesianHeads(np.repeat(np.eye(1, size), number, axis=0), precision)
+            for number in (depth_bins(num).max() + 1, num)
+        )
 
     def examination(self, num: int) -> np.ndarray:
         """(M,) probability that each position is looked at; deeper ones than were given have the last."""
@@ -177,6 +153,12 @@ class BanditModule(LightningModule):
                     made["optimizer"].step()
                     made["lr_scheduler"]["scheduler"].step()
         self.eval()
+        if self.hparams["value"] == "direct":
+            for start in range(0, len(rounds.row), _BATCH):
+                some = slice(start, start + _BATCH)
+                self._update_cuts(
+                    rounds._replace(row=rounds.row[some], cut=rounds.cut[some], clicks=rounds.clicks[some])
+                )
 
     # -- learning from each click
 
@@ -191,6 +173,29 @@ class BanditModule(LightningModule):
         shown = np.arange(num) < rounds.cut[:, None]
         bins, weights = (np.broadcast_to(each, shown.shape)[shown] for each in (depth_bins(num), examination))
         self.heads.update(basis[shown], targets[shown], weights, bins)
+        if self.hparams["value"] == "direct":
+            self._update_cuts(rounds)
+
+    def _update_cuts(self, rounds: Rounds) -> None:
+        """What pages brought up to each cut above the last one shown, in recall, debiased."""
+        assert self.cuts is not None
+        known, row = np.unique(rounds.row, return_inverse=True)
+        basis = self._basis(Known(rounds.query[known], rounds.candidates[known]))
+        num, relevance = basis.shape[1], self._relevance(basis)
+        examination, noise = self.examination(num), self.noise_level
+        others = 1.0 + relevance.sum(axis=1, keepdims=True) - relevance
+        brought = np.cumsum((rounds.clicks / examination - noise) / (1 - noise) / others[row], axis=1)
+        shown = np.arange(num) < rounds.cut[:, None]
+        weights = np.broadcast_to(1 / np.cumsum(1 / examination), shown.shape)
+        cuts = np.broadcast_to(np.arange(num), shown.shape)
+        self.cuts.update(self._beside(basis, relevance)[row][shown], brought[shown], weights[shown], cuts[shown])
+
+    @staticmethod
+    def _beside(basis: np.ndarray, relevance: np.ndarray) -> np.ndarray:
+        """(Q, M, 2 + D) what heads of cuts see: the sum of gains, mean hidden units up to there, 1."""
+        places = np.arange(1, basis.shape[1] + 1)[:, None]
+        hidden = np.cumsum(basis[:, :, 1:], axis=1) / places
+        return np.concatenate([np.cumsum(gains(relevance), axis=1)[:, :, None], hidden], axis=2)
 
     @property
     def num(self) -> int:
@@ -207,14 +212,22 @@ class BanditModule(LightningModule):
 
     def relevance(self, known: Known) -> np.ndarray:
         """(Q, M) probability that each candidate is relevant."""
+        return self._relevance(self._basis(known))
+
+    def _relevance(self, basis: np.ndarray) -> np.ndarray:
         assert self.heads is not None
-        basis = self._basis(known)
         bins = np.broadcast_to(depth_bins(basis.shape[1]), basis.shape[:2])
         return np.clip(self.heads.predict(basis, bins), _TINY, 1 - _TINY)
 
     def values(self, known: Known) -> np.ndarray:
         """(Q, M) expected recall of the first 1 to M candidates."""
-        return np.cumsum(gains(self.relevance(known)), axis=1)
+        basis = self._basis(known)
+        relevance = self._relevance(basis)
+        if self.hparams["value"] == "gains":
+            return np.cumsum(gains(relevance), axis=1)
+        assert self.cuts is not None
+        cuts = np.broadcast_to(np.arange(basis.shape[1]), basis.shape[:2])
+        return np.maximum.accumulate(self.cuts.predict(self._beside(basis, relevance), cuts), axis=1)
 
     def deviations(self, known: Known) -> np.ndarray:
         """(Q, M) posterior deviations of `values`, as if relevance were independent between depth bins."""
@@ -241,8 +254,10 @@ class BanditModule(LightningModule):
 
     def export(self, folder: Path) -> None:
         """policy.json and policy.safetensors: weights, how columns are standardised, heads."""
-        assert self.heads is not None
-        heads = {f"heads.{name}": torch.from_numpy(value) for name, value in self.heads.state().items()}
+        parts = {"heads": self.heads, "cuts": self.cuts}
+        heads = {
+            f"{part}.{n}": torch.from_numpy(v) for part, own in parts.items() if own for n, v in own.state().items()
+        }
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         save_file(weights | heads, str(folder / "policy.safetensors"))
         options = {name: value for name, value in self.hparams.items() if name in signature(type(self)).parameters}
@@ -264,8 +279,12 @@ class BanditModule(LightningModule):
                 for part in ("query", "candidate")
             )
             module._build(query, candidate, len(weights["network.rank"]))
-            state = {name: weights.pop(f"heads.{name}").numpy() for name in ("means", "covariances")}
-            module.heads = BayesianHeads.restored(state)
+            module.heads, module.cuts = (
+                BayesianHeads.restored(
+                    {name: weights.pop(f"{part}.{name}").numpy() for name in ("means", "covariances")}
+                )
+                for part in ("heads", "cuts")
+            )
             module.load_state_dict(weights)
             of_query, of_candidate = note["columns"]
             module.columns = tuple(of_query), tuple(of_candidate)

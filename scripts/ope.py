@@ -1,0 +1,350 @@
+"""What a policy would have earned, estimated from another policy's log, with what the log cannot tell.
+
+python scripts/ope.py --simulate [--seeds 40] [--sizes 1000 10000 100000] --out DIR
+    Logs whose truth is known: error and coverage of every estimator by size of the log and overlap of the two policies;
+    slates; a deterministic logger, which must be flagged; two nulls.
+python scripts/ope.py --open-bandit FOLDER --out DIR
+    FOLDER has {random,bts}/CAMPAIGN/CAMPAIGN.csv with item_id, position, click, propensity_score (Open Bandit, Saito et
+    al. 2020). Each logger's clicks a round are estimated from the other's log, beside its true mean; the position is
+    the context. Uniform random is known exactly. Of Bernoulli Thompson sampling (bts) the log has the probability of
+    the item it drew only, and that changed with time: its mean probability by item and position is how often it drew
+    the item there (the mean logged propensity is too high: items are drawn when likely), which intervals do not know.
+python scripts/ope.py --events sqlite:///runs/events.db --target '{"title": 50, "people": 0}' --cut 20 --out DIR
+    The target: always these depths (arms not named are off) and this cut. Only rounds that happened to decide so tell
+    about it, or, for pi, those whose depth of an arm or cut is the same. --policy NAME: only rounds of that policy.
+
+Writes DIR/results.json, table.md, weights.png (weights of the rounds) and estimates.png. An estimate without support
+has no interval, and the table says why. Intervals (95 %) hold no bias: of clipping and shrinking, of dm's model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from _common import main
+from scipy.special import expit, softmax
+from tqdm import tqdm
+
+from ltrr.feedback.events import Allocation, Reward
+from ltrr.feedback.store import EventStore
+from ltrr.metrics import whole_file
+from ltrr.policy import ope
+
+_COLUMNS = ("item_id", "position", "click", "propensity_score")
+_TRUTH = 200_000  # contexts over which a simulated policy's true value is taken
+_OVERLAPS = {"high": 0.5, "middle": 0.0, "low": -0.4}  # how much of the target's preferences the logger has
+_ACTIONS, _FEATURES, _PARTS, _LEVELS = 10, 5, 3, 4
+
+
+def run() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--simulate", action="store_true")
+    mode.add_argument("--open-bandit", type=Path, metavar="FOLDER")
+    mode.add_argument("--events", metavar="URL")
+    parser.add_argument("--out", type=Path, default=Path("runs/ope"), help="folder (default runs/ope)")
+    parser.add_argument("--seeds", type=int, default=40, help="of the simulation")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="rounds of its logs")
+    parser.add_argument("--target", help="JSON: arm -> depth")
+    parser.add_argument("--cut", type=int, help="candidates that the target ranks")
+    parser.add_argument("--policy", help="only rounds of this policy")
+    flags = parser.parse_args()
+    if flags.simulate:
+        results, lines, weights = simulated(flags)
+    else:
+        results, lines, weights = open_bandit(flags.open_bandit) if flags.open_bandit else from_events(flags)
+    for name, text in {"results.json": json.dumps(results, indent=1), "table.md": lines}.items():
+        with whole_file(flags.out / name) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    for name, figure in {"weights.png": plot_weights(weights), "estimates.png": plot(results)}.items():
+        with whole_file(flags.out / name) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
+    print(lines)
+    print(f"written: {flags.out}/results.json, table.md, weights.png, estimates.png")
+
+
+def contextual(overlap: str, size: int, seed: int) -> tuple[ope.Logged, np.ndarray, float]:
+    """A log of Bernoulli rewards, its contexts, and the target's true value. "deterministic" is a greedy logger."""
+    rng = np.random.default_rng([seed, size, len(overlap)])
+    taste = rng.normal(size=(_FEATURES, _ACTIONS))
+    guess = taste + rng.normal(size=taste.shape)  # what the target believes
+    other = rng.normal(size=taste.shape)  # what the logger believes beside
+    contexts = rng.normal(size=(size + _TRUTH, _FEATURES))
+    wish = contexts[:size] @ (_OVERLAPS.get(overlap, 0.5) * guess + other / 2)
+    logger = 0.9 * softmax(wish, axis=1) + 0.1 / _ACTIONS
+    if overlap == "deterministic":
+        logger = np.eye(_ACTIONS)[wish.argmax(axis=1)]
+    log, truth = _drawn(rng, logger, softmax(contexts @ guess, axis=1), expit(contexts @ taste / 2 - 1.0))
+    return log, contexts[:size], truth
+
+
+def slates(size: int, seed: int) -> tuple[ope.Logged, np.ndarray, float]:
+    """A log of decisions with three parts whose rewards add up; a budget couples the parts in the logger."""
+    rng = np.random.default_rng([seed, size])
+    parts = np.stack(np.meshgrid(*[np.arange(_LEVELS)] * _PARTS, indexing="ij"), axis=-1).reshape(-1, _PARTS)
+    levels = np.concatenate([np.eye(_LEVELS)[part] for part in parts.T], axis=1)  # (N, P · levels)
+    taste = rng.normal(size=(_FEATURES, levels.shape[1]))
+    contexts = rng.normal(size=(size + _TRUTH // 10, _FEATURES))
+    rates = (expit(contexts @ taste + rng.uniform(size=levels.shape[1])) @ levels.T) / _PARTS
+    over = np.abs(parts.sum(axis=1) - parts.sum(axis=1).mean())
+    logger = np.tile(0.9 * softmax(-2 * over) + 0.1 / len(parts), (size, 1))
+    log, truth = _drawn(rng, logger, softmax(contexts @ taste @ levels.T / 2, axis=1), rates)
+    taken = levels[log.action].reshape(size, _PARTS, _LEVELS)
+    by_logger, by_target = (((p @ levels).reshape(taken.shape) * taken).sum(axis=2) for p in (logger, log.target))
+    return log._replace(parts=parts, marginals=by_logger, target_marginals=by_target), contexts[:size], truth
+
+
+def _drawn(rng: Any, logger: np.ndarray, target: np.ndarray, rates: np.ndarray) -> tuple[ope.Logged, float]:
+    """One draw and one reward for each row of `logger`; the rows beyond say what the target is truly worth."""
+    num, each = len(logger), np.arange(len(logger))
+    ladder = np.cumsum(logger, axis=1)
+    action = (rng.random(num)[:, None] * ladder[:, -1:] >= ladder).sum(axis=1)
+    reward = (rng.random(num) < rates[each, action]).astype(float)
+    truth = float((target[num:] * rates[num:]).sum(axis=1).mean())
+    return ope.Logged(reward, logger[each, action], target[:num], action, logger=logger), truth
+
+
+def simulated(flags: Any) -> tuple[dict, str, dict[str, np.ndarray]]:
+    if flags.seeds < 2 or min(flags.sizes) < 100:
+        raise ValueError("--seeds, --sizes: at least 2 seeds and logs of 100 rounds are needed")
+    found: dict[tuple[str, int, str], list[tuple[ope.Estimate, float]]] = defaultdict(list)
+    weights = {}
+    for seed in tqdm(range(flags.seeds), "simulate", unit="seed"):
+        for size in flags.sizes:
+            for overlap in (*_OVERLAPS, "deterministic"):
+                log, contexts, truth = contextual(overlap, size, seed)
+                log = ope.cross_fitted(log, contexts)
+                for name in ope.available(log):
+                    found[overlap, size, name].append((ope.estimate(log, name), truth))
+                if overlap == "deterministic":
+                    continue
+                weights[overlap] = log.target[np.arange(size), log.action] / log.propensity
+                rng = np.random.default_rng(seed)
+                null = ope.shuffled(log, rng)
+                blind = np.broadcast_to(log.target.mean(axis=0), log.target.shape)
+                mixed = log._replace(target=log.target[rng.permutation(size)])
+                for name in ("ips", "snips", "dr"):
+                    found["rewards shuffled", size, name].append((ope.gain(null, name), 0.0))
+                    gain = ope.gain(mixed, name, over=log._replace(target=blind))
+                    found["contexts shuffled", size, name].append((gain, 0.0))
+            if size <= 10_000:  # one matrix a round
+                log, contexts, truth = slates(size, seed)
+                log = ope.cross_fitted(log, contexts)
+                for name in ("ips", "snips", "dr", "pi", "snpi"):
+                    found["slates", size, name].append((ope.estimate(log, name), truth))
+                only = ope.estimate(log._replace(parts=None), "pi")
+                found["slates", size, "pi by marginals"].append((only, truth))
+    rows = [_row(*key, pairs) for key, pairs in found.items()]
+    order = [*_OVERLAPS, "slates", "deterministic", "rewards shuffled", "contexts shuffled"]
+    rows.sort(key=lambda row: (order.index(row["world"]), row["rounds"]))
+    cells = []
+    for row in rows:
+        scale, unit = (1, "") if "shuffled" in row["world"] else (100, " %")
+        numbers = [f"{row[key] * scale:.{2 if unit else 4}f}{unit}" for key in ("error", "bias", "spread")]
+        numbers += ["–" if row["coverage"] is None else f"{row['coverage']:.0%}", f"{row['flagged']:.0%}"]
+        cells.append([row["world"], f"{row['rounds']:,}", row["estimator"], *numbers, f"{row['effective']:,.0f}"])
+    heads = "world, rounds, estimator, error, bias, standard error, coverage, flagged, effective"
+    lines = [*_table(heads, cells), "", f"{flags.seeds} worlds. Error: mean |estimate − truth|, of the truth; in"]
+    lines += ["nulls it is 0, and numbers are rewards. Coverage: of the 95 % intervals, where there is support."]
+    return {"mode": "simulate", "seeds": flags.seeds, "rows": rows}, "\n".join(lines), weights
+
+
+def _row(world: str, size: int, name: str, pairs: list[tuple[ope.Estimate, float]]) -> dict[str, Any]:
+    values, truths = np.array([e.value for e, _ in pairs]), np.array([truth for _, truth in pairs])
+    scale = np.where(truths, truths, 1.0)
+    inside = [e.low <= truth <= e.high for e, truth in pairs if np.isfinite(e.low)]
+    row: dict[str, Any] = {"world": world, "rounds": size, "estimator": name}
+    row["error"] = float(np.abs((values - truths) / scale).mean())
+    row["bias"] = float(((values - truths) / scale).mean())
+    row["spread"] = float(np.mean([e.error for e, _ in pairs] / scale))
+    row["coverage"] = float(np.mean(inside)) if inside else None
+    row["flagged"] = 1 - len(inside) / len(pairs)
+    return row | {"effective": float(np.mean([e.effective for e, _ in pairs]))}
+
+
+def read_log(path: Path) -> dict[str, np.ndarray]:
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such file; --open-bandit takes a folder with {{random,bts}}/men/men.csv")
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if missing := [name for name in _COLUMNS if name not in (reader.fieldnames or ())]:
+            raise ValueError(f"{path}: has no column {missing[0]!r}; an Open Bandit log has {', '.join(_COLUMNS)}")
+        if not (rows := [(reader.line_num, row) for row in reader]):
+            raise ValueError(f"{path}: has no rows; give a log of Open Bandit")
+    bounds = {"item_id": (0, 99_999), "position": (1, 99), "click": (0, 1e9), "propensity_score": (1e-12, 1)}
+    out = {name: np.zeros(len(rows)) for name in _COLUMNS}
+    for place, (line, row) in enumerate(rows):
+        for name, (least, most) in bounds.items():
+            with suppress(TypeError, ValueError):
+                out[name][place] = value = float(row[name])
+                if least <= value <= most and (name not in ("item_id", "position") or value % 1 == 0):
+                    continue
+            raise ValueError(f"{path}, line {line}: {name} is {row[name]!r}, not from {least:g} to {most:g}: mend it")
+    return out
+
+
+def open_bandit(folder: Path) -> tuple[dict, str, dict[str, np.ndarray]]:
+    campaigns = sorted(path.name for path in folder.glob("random/*") if path.is_dir())
+    if not campaigns:
+        raise ValueError(f"--open-bandit {folder}: has no folders random/CAMPAIGN; give the folder of random and bts")
+    rows, weights = [], {}
+    for campaign in campaigns:
+        logs = {name: read_log(folder / name / campaign / f"{campaign}.csv") for name in ("random", "bts")}
+        num = int(max(log["item_id"].max() for log in logs.values())) + 1
+        places = int(max(log["position"].max() for log in logs.values()))
+        at = {name: (log["position"].astype(int) - 1, log["item_id"].astype(int)) for name, log in logs.items()}
+        drawn_often = np.zeros((places, num))
+        np.add.at(drawn_often, at["bts"], 1.0)
+        known = {"random": np.full((places, num), 1 / num), "bts": drawn_often / drawn_often.sum(axis=1, keepdims=True)}
+        for target, logger in (("bts", "random"), ("random", "bts")):
+            own, log = logs[target], logs[logger]
+            truth = ope.estimate(ope.Logged(own["click"], *np.ones((2, len(own["click"])))), "ips")
+            (position, item), label = at[logger], f"{campaign}: {target} from {logger}'s log"
+            logged = ope.Logged(log["click"], log["propensity_score"], known[target][position], item)
+            if logger == "random":
+                logged = logged._replace(logger=known["random"][position])
+            logged = ope.cross_fitted(logged, np.eye(places)[position], precision=100.0)
+            weights[label] = logged.target[np.arange(len(item)), item] / logged.propensity
+            for name in ope.available(logged):
+                found = ope.estimate(logged, name)
+                apart = (found.value - truth.value) / np.hypot(found.error, truth.error)
+                row = {"label": label, "estimator": name, "z": float(apart)}
+                rows.append(row | {"estimate": _plain(found), "truth": _plain(truth)})
+    cells = []
+    for row in rows:
+        found, truth = row["estimate"], row["truth"]
+        numbers = [f"{found['value'] / truth['value'] - 1:+.0%}", f"{row['z']:+.1f}", f"{found['effective']:,.0f}"]
+        numbers += [f"{found['largest']:,.1f}", "; ".join(found["notes"])]
+        cells.append([row["label"], row["estimator"], _cell(found), _cell(truth), *numbers])
+    lines = _table("clicks a round of, estimator, estimate, true mean, error, z, effective, largest, notes", cells)
+    lines += [
+        "",
+        "True mean: clicks in the target's own log. z: in standard errors. dm's interval leaves out its model's.",
+    ]
+    return {"mode": "open-bandit", "rows": rows}, "\n".join(lines), weights
+
+
+def from_events(flags: Any) -> tuple[dict, str, dict[str, np.ndarray]]:
+    path = flags.events.removeprefix("sqlite:///")
+    if path != flags.events and not Path(path).exists():
+        raise ValueError(f"--events {flags.events}: there is no such file")
+    try:
+        depths = json.loads(flags.target or "")
+    except json.JSONDecodeError:
+        depths = None
+    if not isinstance(depths, dict) or not all(isinstance(d, int) and d >= 0 for d in depths.values()) or not flags.cut:
+        raise ValueError("""--target, --cut: both are needed, as in --target '{"title": 50}' --cut 20""")
+    reward, rounds, without = Reward(), [], 0
+    with EventStore(flags.events) as store:
+        for batch in tqdm(store.rounds(), "read", unit="batch"):
+            for _, seen, did in batch:
+                if seen.drawn.depths and flags.policy in (None, seen.policy):
+                    rounds.append((seen, reward.of(seen.time, did)))
+                without += not seen.drawn.depths
+    sets = {seen.arms for seen, _ in rounds}
+    if len(sets) != 1:
+        what = "there are no rounds with arms" if not sets else f"rounds have {len(sets)} different sets of arms"
+        raise ValueError(f"--events {flags.events}: {what}; name one of the policies with --policy")
+    arms = sets.pop()
+    if unknown := sorted(depths.keys() - set(arms)):
+        raise ValueError(f"--target: there is no arm {unknown[0]!r}; the arms are {', '.join(arms)}")
+    wanted = Allocation(tuple(depths.get(arm, 0) for arm in arms), flags.cut)
+    same = np.array([[*np.equal(s.drawn.depths, wanted.depths), s.drawn.cut == wanted.cut] for s, _ in rounds], float)
+    whole = all(seen.marginals for seen, _ in rounds)
+    ran = np.array([seen.executed in (None, seen.drawn) for seen, _ in rounds])
+    logged = ope.Logged(
+        reward=np.array([worth for _, worth in rounds]),
+        propensity=np.array([seen.propensity for seen, _ in rounds]),
+        target=same.min(axis=1),
+        marginals=np.array([seen.marginals for seen, _ in rounds]) if whole else None,
+        target_marginals=same if whole else None,
+        executed=ran,
+        groups=np.array([f"s{seen.session}" if seen.session else f"i{seen.id}" for seen, _ in rounds]),
+    )
+    rows = []
+    for name in ope.available(logged):
+        both = {"estimate": _plain(ope.estimate(logged, name)), "gain": _plain(ope.gain(logged, name))}
+        rows.append({"label": "target", "estimator": name} | both)
+    policies = _policies(logged, ran, np.array([seen.policy for seen, _ in rounds]))
+    results = {"mode": "events", "target": wanted._asdict(), "without": without, "rows": rows, "policies": policies}
+    shown = [[r["estimator"], _cell(r["estimate"]), _cell(r["gain"]), "; ".join(r["estimate"]["notes"])] for r in rows]
+    lines = [*_table("estimator, value, gain over the logger, notes", shown), ""]
+    heads = "logged by, rounds, mean reward, least propensity, without a choice, ran otherwise (left out)"
+    lines += [*_table(heads, policies), "", f"Target: {depths}, cut {flags.cut}. pi is exact where rewards add up over"]
+    lines += [f"arms and cut, and the logger draws them independently. {without:,} impressions had no decision."]
+    return results, "\n".join(lines), {"target": logged.target / logged.propensity}
+
+
+def _policies(logged: ope.Logged, executed: np.ndarray, names: np.ndarray) -> list[list[str]]:
+    rows = []
+    for policy in np.unique(names):
+        reward, propensity, ran = (a[names == policy] for a in (logged.reward, logged.propensity, executed))
+        cells = [str(policy) or "(no name)", f"{len(reward):,}", f"{reward.mean():.4f}", f"{propensity.min():.2g}"]
+        rows.append([*cells, f"{(propensity == 1).mean():.0%}", f"{(~ran).sum():,}"])
+    return rows
+
+
+def _table(heads: str, rows: list[list[str]]) -> list[str]:
+    names = heads.split(", ")
+    return [f"| {' | '.join(row)} |" for row in (names, ["---"] * len(names), *rows)]
+
+
+def _cell(found: Mapping[str, Any]) -> str:
+    value = "–" if found["value"] is None else f"{found['value']:.4f}"
+    return f"{value} (no support)" if found["low"] is None else f"{value} ({found['low']:.4f} to {found['high']:.4f})"
+
+
+def _plain(found: ope.Estimate) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in found._asdict().items()}
+
+
+def plot_weights(weights: dict[str, np.ndarray]) -> Any:
+    """Share of rounds with more than each weight."""
+    figure, panel = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, values in weights.items():
+        ordered = np.sort(values)
+        panel.step(np.maximum(ordered, 1e-3), 1 - np.arange(len(ordered)) / len(ordered), where="post", label=name)
+    panel.set(xscale="log", yscale="log", xlabel="weight (target's probability / logger's)", ylabel="rounds above")
+    panel.legend(frameon=False)
+    return figure
+
+
+def plot(results: dict[str, Any]) -> Any:
+    """Estimates with intervals and the truth; of a simulation, errors by size of the log."""
+    rows = results["rows"]
+    labels = dict.fromkeys(row.get("label") or row["world"] for row in rows)
+    labels = [label for label in labels if label != "deterministic" and not label.endswith("shuffled")]
+    figure = plt.figure(figsize=(4 * len(labels) + 1, 4.5), layout="constrained")
+    for panel, label in zip(figure.subplots(1, len(labels), squeeze=False)[0], labels, strict=True):
+        own = [row for row in rows if label in (row.get("label"), row.get("world"))]
+        if results["mode"] == "simulate":
+            for name in dict.fromkeys(row["estimator"] for row in own):
+                line = [(row["rounds"], row["error"]) for row in own if row["estimator"] == name]
+                panel.plot(*zip(*line, strict=True), "o-", label=name)
+            panel.set(xscale="log", yscale="log", xlabel="rounds", ylabel="error, of the truth")
+        else:
+            found = [row["estimate"] for row in own]
+            panel.set_xticks(range(len(own)), [row["estimator"] for row in own], rotation=60)
+            values = [e["value"] or 0.0 for e in found]
+            width = [(e["high"] or value) - value for e, value in zip(found, values, strict=True)]
+            panel.errorbar(range(len(own)), values, yerr=width, fmt="o", capsize=3, label="estimate")
+            if truth := own[0].get("truth"):
+                panel.axhspan(truth["low"], truth["high"], color="0.9", label="true mean")
+                panel.axhline(truth["value"], color="0.5")
+            panel.set_ylabel("reward a round")
+        panel.set_title(label, fontsize=10)
+        panel.legend(frameon=False, fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    main(run)
