@@ -40,7 +40,9 @@ _EXPERIMENTS = [  # title, step; with a table.md, or with figures in results.jso
     ("Memory on MSRD, no recurring queries (split by group), simulated clicks", "memory-msrd"),
     ("A policy of cuts on MSRD, one pass over the train queries", "policy-msrd"),
     ("The same after ten passes", "policy-msrd-ten"),
-    ("The same where every query is told another's features", "policy-msrd-shuffled"),
+    ("Off-policy estimates on simulated logs", "ope-simulated"),
+    ("Off-policy estimates on the Open Bandit logs", "ope-open-bandit"),
+    ("A policy of cuts where every query is told another's features", "policy-msrd-shuffled"),
     ("The same where customers look from the top until they are satisfied", "policy-msrd-cascade"),
     ("One customer's 10,000 clicks", "attack"),
     ("One customer's 100 clicks, within their budget", "attack-patient"),
@@ -50,6 +52,9 @@ _EXPERIMENTS = [  # title, step; with a table.md, or with figures in results.jso
     ("Event store", "store"),
     ("Memory at size", "benchmark_memory"),
 ]
+
+
+_OVERLAPS = ("high", "middle", "low")  # of the logger and the target
 
 
 def cell(table: str, system: str, measure: str) -> Callable[[dict], float]:
@@ -70,6 +75,11 @@ def speed(what: str, figure: str) -> Callable[[dict], float]:
 def used(step: str, group: str, rounds: str) -> Callable[[dict], float]:
     """R@10 of those of a group's queries that were used before."""
     return lambda read: read[step]["groups"][group]["rounds"][rounds]["used"]["R@10"]["mean"]
+
+
+def logs_of(read: dict) -> list[dict]:
+    """Rows of DR on simulated logs by overlap."""
+    return [row for row in read["ope-simulated"]["rows"] if row["estimator"] == "dr" and row["world"] in _OVERLAPS]
 
 
 def policy(step: str, figure: str, budget: int) -> Callable[[dict], float]:
@@ -156,6 +166,10 @@ _GOALS = [  # what, how to read it, the goal
        policy("policy-msrd", "gap_closed", k), ">=", goal) for k, goal in ((5, 0.35), (10, 0.28), (20, 0.2))),
     *((f"the same, ten passes, {k} candidates",
        policy("policy-msrd-ten", "gap_closed", k), ">=", goal) for k, goal in ((5, 0.45), (10, 0.38), (20, 0.3))),
+    ("off-policy, simulated logs of 100,000 rounds: largest error of DR",
+     lambda r: max(x["error"] for x in logs_of(r) if x["rounds"] == 100_000), "<=", 0.05),
+    ("off-policy, simulated logs of 100,000 rounds: least coverage of DR's intervals",
+     lambda r: min(x["coverage"] for x in logs_of(r) if x["rounds"] == 100_000), ">=", 0.9),
     *((f"policy, MSRD: candidates saved at the recall of a fixed {k}, one pass",
        policy("policy-msrd", "cost_saved", k), ">=", goal) for k, goal in ((5, 0.25), (10, 0.25), (20, 0.2))),
     ("personal, Last.fm: R@100, times popular's (implicit ALS: see its table)",
