@@ -85,11 +85,11 @@ class Funnel:
         pool = union(found)
         fused = self._order.rank(queries, pool)
         if isinstance(self.policy, AfterRetrieval):
-            features, decision = self.policy.revise(features, _with_order(take(pool, fused), fused), decision)
+            features, decision = self.policy.revise(features, in_order(pool, fused), decision)
 
         # 5) The cut.
         fused = fused.cut(decision.cut)
-        return Drawn(features, decision, _with_order(take(pool, fused), fused), fused)
+        return Drawn(features, decision, in_order(pool, fused), fused)
 
     def rank(self, queries: Sequence[Query], drawn: Drawn) -> Candidates:
         """6) What was drawn in the ranker's order, (Q, K); its first candidates are the page."""
@@ -120,7 +120,9 @@ class Funnel:
         return Page(impressions, queries, drawn.features, drawn.decision, shown, tuple(self.arms), ranks)
 
 
-def _with_order(pool: Pool, fused: Candidates) -> Pool:
+def in_order(pool: Pool, fused: Candidates) -> Pool:
+    """A pool's candidates in fused order, which becomes its last column."""
+    pool = take(pool, fused)
     real = pool.docs >= 0
     ranks = np.where(real, np.arange(pool.docs.shape[1], dtype=np.float32), np.nan)[:, :, None]
     scores = np.where(real, fused.scores, np.nan)[:, :, None]

@@ -1,224 +1,111 @@
 """A policy learns from simulated clicks how many candidates each query deserves; what that gains over a fixed number.
 
 python scripts/simulate.py --config configs/policy.yaml --data FOLDER --out DIR [--seeds 10] [--budgets 5 10 20]
-    [--passes 1] [--eta 1] [--noise 0.1] [--cascade] [--shuffle] [--no-perfect] [--log] [--dotted.overrides …]
+    [--passes 1] [--eta 1] [--noise 0.1] [--cascade] [--shuffle] [--no-perfect] [--log] [--folds 5] [--learn dev]
+    [--change joins:ARM|leaves:ARM] [--explore '{class: ltrr.policy.explore.UCB}'] [--dotted.overrides …]
 
-Of the config only `model` and `data` are read. Customers ask each train query once a pass, in random order; the policy
-draws a cut of the fused union, the page shows what it lets through, clicks teach it. Then it is frozen: its price is
-set on dev so that the mean cut there is the budget, and test queries are cut. Base: the best non-learning system on dev
-at that fixed cut. All arms run for every query and are charged. Beside it the same with perfect clicks: everything that
-is shown is looked at, and nothing else is clicked. Writes DIR/results.json, table.md and frontier.png; each seed's
-outcome is kept under DIR/seeds, so that a killed run goes on. --log: also DIR/rounds-K.npz, what the first seed logged
-at each budget, for train.py. --cascade: customers look from the top until they are satisfied, the policy believes
-1 / rank all the same. --shuffle: every query is told another's features, so that there is nothing to gain.
+Of the config `model`, `data` and the trainer's logger are read. Customers ask each train query once a pass, in random
+order; the policy draws a cut of the fused union, the page shows what it lets through, clicks teach it. Then it is
+frozen: its price is set on dev so that the mean cut there is the budget, and test queries are cut. Base: the best
+non-learning system on dev at that fixed cut. All arms run for every query and are charged. Beside it the same with
+perfect clicks: everything that is shown is looked at, and nothing else is clicked. Writes DIR/results.json, table.md,
+frontier.png and regret.png; each seed's outcome is kept under DIR/seeds, so that a killed run goes on.
+
+--log: also DIR/rounds-K.npz, what the first seed logged at each budget, for train.py.
+--cascade: customers look from the top until they are satisfied, the policy believes 1 / rank all the same.
+--shuffle: every query is told another's features, so that there is nothing to gain.
+--folds: all judged queries in so many folds of whole groups: one is tested, the next sets the price, the others teach.
+--learn: another split than train, where arms were trained on train; --price likewise for dev. The same: split by group.
+--change: after the first pass an arm joins, or falls silent; rows tell what one more pass teaches.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import yaml
 from _common import arguments, main
+from _simulation import ORDER, Part, World, frozen, opened, shuffled, worlds
 from tqdm import tqdm
 
-from ltrr.config import ConfigError, construct, find_class, load_config
-from ltrr.core import Query, Rounds
-from ltrr.data.beir import open_dataset
+from ltrr.config import ConfigError, construct, find_class
+from ltrr.core import Rounds
 from ltrr.data.rounds import write_rounds
-from ltrr.evaluate.regret import (
-    Chosen,
-    at_mean,
-    cost_saved,
-    fixed,
-    gap_closed,
-    mean_of,
-    oracle,
-    query_groups,
-    recall_of,
-)
-from ltrr.feedback.clicks import Cascade, ClickModel, PositionBased, attraction_of, simulate
-from ltrr.funnel import Funnel
-from ltrr.fuse import reciprocal_ranks
+from ltrr.evaluate.regret import Chosen, at_mean, cost_saved, fixed, gap_closed, mean_of, oracle
+from ltrr.feedback.clicks import Cascade, PositionBased
 from ltrr.metrics import whole_file
-from ltrr.policy.actions import Price, Table, best, price_for
-from ltrr.policy.baselines import FixedPolicy
-from ltrr.policy.explore import Softmax
-from ltrr.policy.features import QUERY, Known, pool_features, pool_names, query_features
-from ltrr.system import System
+from ltrr.policy.explore import Explorer
+from ltrr.policy.features import QUERY, pool_names
 from ltrr.tuning import key_of
 
-_DEPTH, _BATCH, _SEARCHED = 100, 100, 250
 _SATISFIED, _LEAVES = 0.7, 0.1  # a cascade's customer stops after a click, after none
-_ORDER = "convex"  # the fused order that is cut
-_REVISION = 1  # of what makes a seed's outcome, kept ones of others are not used
-_FIRST = 500  # rounds before the first fit; refits follow when there are twice as many
-_PRICES = np.geomspace(0.02, 50, 60)  # around the price set on dev, for frontiers
+_REVISION = 2  # of what makes a seed's outcome, kept ones of others are not used
+_EXPLORE = "{class: ltrr.policy.explore.Softmax, temperature: 0.02, floor: 0.05}"
+_WINDOWS = 40  # of the rounds, for curves
+_CURVE = ("rounds", "cut", "policy", ORDER, "rrf", "oracle")  # columns, means over a window at its mean cut
 
 
-class Part(NamedTuple):
-    """A split as the policy knows it, and the truth."""
-
-    known: Known
-    grades: np.ndarray  # (Q, M) in fused order
-    recall: dict[str, np.ndarray]  # system -> (Q, M) recall of its first 1 to M
-    groups: np.ndarray  # (Q,) number of each query's group
-
-
-def parts_of(system: System, num: int, splits: Sequence[str]) -> dict[str, Part]:
-    """Splits as a policy knows them, cached."""
-    names = system.fusion_arms
-    order = system.order()
-    identity = [[system.identity(n) for n in names], vars(order), num, system.settings["data"]["qrels"]]
-    out = {}
-    for split in splits:
-        path = system.folder / "policy" / f"{split}-{key_of(identity)}.npz"
-        if not path.exists():
-            queries, qrels = system.dataset.split(split)
-            queries = [query for query in queries if any(grade > 0 for grade in qrels[query.id].values())]
-            funnel = Funnel(
-                {n: system.arm(n) for n in names},
-                FixedPolicy(names, dict.fromkeys(names, _DEPTH), _DEPTH * len(names)),
-                order,
-            )
-            pieces = []
-            for start in tqdm(range(0, len(queries), _SEARCHED), f"search {split}", unit="batch"):
-                pieces.append(_known(system, funnel, queries[start : start + _SEARCHED], qrels, num))
-            arrays = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-            arrays["groups"] = query_groups(queries, qrels)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, **arrays)
-        with np.load(path, allow_pickle=False) as file:
-            recall = {n.partition("/")[2]: file[n] for n in file.files if n.startswith("recall/")}
-            out[split] = Part(Known(file["query"], file["candidates"]), file["grades"], recall, file["groups"])
-    return out
-
-
-def _known(system: System, funnel: Funnel, queries: list[Query], qrels: Any, num: int) -> dict[str, np.ndarray]:
-    pool = funnel.draw(queries).pool
-    rows = [dict(zip(system.corpus.rows([*qrels[q.id]]), qrels[q.id].values(), strict=True)) for q in queries]
-    grades = np.array([[own.get(doc, 0) for doc in docs] for own, docs in zip(rows, pool.docs.tolist(), strict=True)])
-    positives = np.array([sum(grade > 0 for grade in own.values()) for own in rows])
-    known = pool_features(pool, num)
-    orders = {name: pool.ranks[:, :, a] for a, name in enumerate(pool.arms[:-1])}
-    orders["rrf"] = -reciprocal_ranks(pool._replace(arms=pool.arms[:-1], ranks=pool.ranks[:, :, :-1]))
-    orders[_ORDER] = pool.ranks[:, :, -1]
-    found = {}
-    for name, keys in orders.items():
-        places = np.argsort(np.where(pool.docs >= 0, keys, np.inf), axis=1, kind="stable")  # NaN = not returned: last
-        returned = np.isfinite(np.take_along_axis(keys, places, 1))
-        own = recall_of(np.take_along_axis(grades, places, 1) * returned, positives)
-        found[f"recall/{name}"] = np.pad(own, [(0, 0), (0, max(0, num - own.shape[1]))], mode="edge")[:, :num]
-    shown = np.pad(grades, [(0, 0), (0, max(0, num - grades.shape[1]))])[:, :num].astype(np.float32)
-    query = np.concatenate([query_features(queries), known.query], axis=1)
-    return {"query": query, "candidates": known.candidates, "grades": shown, **found}
-
-
-def learn(
-    part: Part, module: Any, budget: float, flags: Any, seed: int, perfect: bool
-) -> Iterator[tuple[int, Any, Rounds]]:
-    """Yields the module and all rounds so far after each of the passes that are asked for."""
-    rng = np.random.default_rng([seed, int(budget), perfect])
-    num_queries, num = part.grades.shape
-    table = Table.of({"all": [num]}, range(1, num + 1))
-    explorer = Softmax(flags.temperature, flags.floor)
-    attraction = attraction_of(part.grades, highest=int(part.grades.max()), noise=0.0 if perfect else flags.noise)
-    model: ClickModel = PositionBased.power(num, 0.0 if perfect else flags.eta)
+def world_of(flags: Any, num: int, perfect: bool) -> World:
+    """Customers who see everything and click on what is relevant, or as the flags say."""
+    spec = dict(yaml.safe_load(flags.explore) or {})
+    explorer: Explorer = construct("--explore", find_class("--explore", str(spec.pop("class", ""))), spec)
+    click = PositionBased.power(num, 0.0 if perfect else flags.eta)
     if flags.cascade and not perfect:
-        model = Cascade(_SATISFIED, _LEAVES)
-    order = np.concatenate([rng.permutation(num_queries) for _ in range(max(flags.passes))])
-    cuts, clicks = np.zeros(len(order), int), np.zeros((len(order), num), bool)
-    log = Rounds(order, part.known.query, part.known.candidates, cuts, clicks)
-    price, fitted, due = Price(budget), False, _FIRST
-    usual = np.cumsum(1 / np.arange(1, num + 1)) / np.sum(1 / np.arange(1, num + 1))  # before anything is known
-    price.value = price_for(usual[None], table.costs, budget)
-    starts = [p * num_queries + at for p in range(max(flags.passes)) for at in range(0, num_queries, _BATCH)]
-    for start, stop in pairwise([*starts, len(order)]):
-        rows = order[start:stop]
-        known = Known(part.known.query[rows], part.known.candidates[rows])
-        values = module.values(known) if fitted else np.tile(usual, (len(rows), 1))
-        _, decision = table.draw(explorer.probabilities(values - price.value * table.costs), rng)
-        price.update(decision.cut)
-        cuts[start:stop] = decision.cut
-        shown = np.arange(num) < decision.cut[:, None]
-        clicks[start:stop] = simulate(model, np.where(shown, attraction[rows], np.nan), rng).clicks
-        whole = stop % num_queries == 0 and stop // num_queries in flags.passes
-        if stop >= due or whole:
-            module.refit(log.first(stop), seed)
-            fitted, due = True, due * 2 if stop >= due else due
-            sample = rng.choice(num_queries, min(2_000, num_queries), replace=False)
-            values = module.values(Known(part.known.query[sample], part.known.candidates[sample]))
-            price.value = price_for(values, table.costs, budget)
-        elif fitted:
-            module.update(log._replace(row=rows, cut=cuts[start:stop], clicks=clicks[start:stop]))
-        if whole:
-            yield stop // num_queries, module, log.first(stop)
+        click = Cascade(_SATISFIED, _LEAVES)
+    return World(explorer, click, 0.0 if perfect else flags.noise, flags.passes)
 
 
-def frozen(module: Any, dev: Part, test: Part, budget: float) -> Chosen:
-    """What the module does with test queries, at the price that dev says and at others around it."""
-    costs = np.arange(1, dev.grades.shape[1] + 1, dtype=float)
-    price = price_for(module.values(dev.known), costs, budget)
-    values = module.values(test.known)
-    cuts = np.stack([best(values, costs, price * factor) + 1 for factor in (1.0, *_PRICES)], axis=1)
-    return Chosen(cuts, np.take_along_axis(test.recall[_ORDER], cuts - 1, 1))
-
-
-def outcome(flags: Any, settings: dict, parts: dict[str, Part], budget: float, seed: int, perfect: bool):
-    """Passes -> Chosen of one seed; read where it was made before."""
+def outcome(
+    flags: Any, settings: Mapping, parts: dict[str, Part], fold: int, budget: float, seed: int, perfect: bool
+) -> tuple[dict[int, Chosen], np.ndarray]:
+    """Passes -> Chosen of one seed, and its curve (windows, len(_CURVE)); read where they were made before."""
     data = {name: settings["data"].get(name) for name in ("path", "qrels", "arms", "tune", "num_candidates")}
-    world = flags.eta, flags.noise, flags.temperature, flags.floor, flags.split, flags.cascade, flags.shuffle
-    key = key_of(_REVISION, settings["model"], data, sorted(flags.passes), world)
-    path = flags.out / "seeds" / f"{key}-{budget:g}-{seed}{'-perfect' if perfect else ''}.npz"
-    logged = flags.out / f"rounds-{budget:g}.npz" if flags.log and not seed and not perfect else None
+    world = flags.eta, flags.noise, flags.explore, flags.cascade, flags.shuffle
+    split = flags.learn, flags.price, flags.split, flags.folds, flags.change
+    key = key_of(_REVISION, settings["model"], data, sorted(flags.passes), world, split)
+    path = flags.out / "seeds" / f"{key}-{budget:g}-{fold}-{seed}{'-perfect' if perfect else ''}.npz"
+    logged = flags.out / f"rounds-{budget:g}.npz" if flags.log and not (seed or fold or perfect) else None
     if not path.exists() or (logged and not logged.exists()):
         spec = settings["model"]
-        cls = find_class("model", spec["class_path"])
-        options = dict(spec.get("init_args") or {})
-        if perfect:
-            options["examination"] = [1.0]
-        arrays = {}
-        for passes, module, log in learn(
-            parts["train"], construct("model", cls, options), budget, flags, seed, perfect
+        options = dict(spec.get("init_args") or {}) | ({"examination": [1.0]} if perfect else {})
+        module = construct("model", find_class("model", spec["class_path"]), options)
+        rng = np.random.default_rng([seed, int(budget), perfect, *[fold] * (fold > 0)])
+        arrays: dict[str, np.ndarray] = {}
+        for passes, log in world_of(flags, parts["train"].grades.shape[1], perfect).learn(
+            parts, module, budget, rng, seed
         ):
-            chosen = frozen(module, parts["dev"], parts[flags.split], budget)
+            chosen = frozen(module, parts["dev"], parts["test"], budget)
             arrays |= {f"{passes}/cuts": chosen.cuts.astype(np.int16), f"{passes}/recall": chosen.recall}
+            arrays["curve"] = curve_of(log, parts)
             if logged:
-                arms = list(settings["data"]["arms"])
-                query, each = pool_names(arms, log.candidates.shape[1])
+                query, each = pool_names(list(settings["data"]["arms"]), log.candidates.shape[1])
                 columns = [f.name for f in (*QUERY, *query)], [f.name for f in each]
                 write_rounds(logged, log._replace(names=tuple(map(tuple, columns))))
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
     with np.load(path, allow_pickle=False) as file:
-        return {
-            passes: Chosen(file[f"{passes}/cuts"].astype(float), file[f"{passes}/recall"]) for passes in flags.passes
-        }
+        done = {p: Chosen(file[f"{p}/cuts"].astype(float), file[f"{p}/recall"]) for p in flags.passes}
+        return done, file["curve"]
 
 
-def opened(flags: Any, overrides: Sequence[str]) -> tuple[dict[str, Any], System]:
-    """The config, and the system that its data section describes."""
-    known = {"model": None, "data": None, "seed_everything": None, "trainer": None}
-    settings = load_config(flags.config, overrides, known)
-    data = settings.get("data") or {}
-    if not data.get("path"):
-        raise ConfigError(f"config {flags.config}: data.path is not set; give --data FOLDER, ZIP or HUBNAME")
-    qrels = data.get("qrels") or "qrels"
-    dataset = open_dataset(data["path"], query_fields=data.get("query_fields") or (), qrels=qrels)
-    for split in ("train", "dev", flags.split):
-        if split not in dataset.splits:
-            raise ConfigError(
-                f"{data['path']}: has no split {split!r}, which a policy needs; it has {', '.join(dataset.splits)}"
-            )
-    parts = {"arms": data.get("arms"), "cache": data.get("cache"), "tune": {"splits": data.get("tune") or []}}
-    return settings, System({"data": {"qrels": qrels}, **parts}, dataset, hold_out=flags.split)
+def curve_of(log: Rounds, parts: Mapping[str, Part]) -> np.ndarray:
+    """(windows, len(_CURVE)) what was found while learning, beside fixed cuts and hindsight at the same mean cut."""
+    several = [parts["before"], parts["train"]] if parts["before"] is not parts["train"] else [parts["train"]]
+    recall = {name: np.concatenate([part.recall[name] for part in several]) for name in (ORDER, "rrf")}
+    out, start = [], 0
+    for rounds in np.array_split(np.arange(len(log.row)), min(_WINDOWS, len(log.row))):
+        row, cut = log.row[rounds], log.cut[rounds]
+        own = recall[ORDER][row]
+        told = own[np.arange(len(row)), cut - 1], *(fixed(recall[n][row], cut.mean()) for n in (ORDER, "rrf"))
+        start += len(row)
+        out.append([start, cut.mean(), *(t.mean() for t in told), oracle(own, cut.mean()).mean()])
+    return np.array(out)
 
 
 def run() -> None:
@@ -232,9 +119,12 @@ def run() -> None:
             parser.add_argument("--passes", type=int, nargs="+", default=[1], help="over the train queries"),
             parser.add_argument("--eta", type=float, default=1.0, help="position k is looked at with k^-eta"),
             parser.add_argument("--noise", type=float, default=0.1, help="clicks on what is seen and not relevant"),
-            parser.add_argument("--temperature", type=float, default=0.02, help="of exploration, in recall"),
-            parser.add_argument("--floor", type=float, default=0.05, help="queries whose cut is drawn uniformly"),
+            parser.add_argument("--explore", default=_EXPLORE, help="YAML of a class of ltrr.policy.explore"),
             parser.add_argument("--split", default="test", help="the queries that are cut, in place of test"),
+            parser.add_argument("--learn", default="train", help="the queries that teach, in place of train"),
+            parser.add_argument("--price", default="dev", help="the queries that set the price, in place of dev"),
+            parser.add_argument("--folds", type=int, default=0, help="of all queries, in place of splits"),
+            parser.add_argument("--change", help="joins:ARM or leaves:ARM, after the first pass"),
             parser.add_argument("--cascade", action="store_true", help="customers are not as the policy believes"),
             parser.add_argument("--shuffle", action="store_true", help="queries are told others' features"),
             parser.add_argument("--log", action="store_true", help="also write what the first seed logged"),
@@ -244,35 +134,43 @@ def run() -> None:
     for name in ("seeds", "budgets", "passes"):
         if np.min(getattr(flags, name)) < 1:
             raise ConfigError(f"--{name}: {getattr(flags, name)} is below 1")
-    settings, system = opened(flags, overrides)
-    parts = parts_of(system, int(settings["data"].get("num_candidates") or 60), ["train", "dev", flags.split])
+    if flags.folds and flags.folds < 3:
+        raise ConfigError(f"--folds: {flags.folds} is below 3: one is tested, one sets the price, the others teach")
+    settings, system = opened(flags, overrides, [] if flags.folds else [flags.learn, flags.price, flags.split])
+    folds = worlds(system, flags, settings)
     if flags.shuffle:
-        parts = {split: shuffled(part) for split, part in parts.items()}
-    test, dev = parts[flags.split], parts["dev"]
-    results: dict[str, Any] = {"dataset": system.dataset.name, "queries": len(test.grades), "seeds": flags.seeds}
-    results |= {"base": {}, "gap_closed": {}, "cost_saved": {}, "systems": {}, "all": []}
-    fronts = {}
+        folds = [{name: shuffled(part) for name, part in parts.items()} for parts in folds]
+        folds = [parts | {"before": parts["train"]} for parts in folds]
+    groups = np.concatenate([parts["test"].groups for parts in folds])
+    recall = {n: np.concatenate([parts["test"].recall[n] for parts in folds]) for n in folds[0]["test"].recall}
+    results: dict[str, Any] = {"dataset": system.dataset.name, "queries": len(groups), "seeds": flags.seeds}
+    results |= {"base": {}, "gap_closed": {}, "cost_saved": {}, "regret": {}, "systems": {}, "all": []}
+    fronts, curves = {}, {}
     for budget in flags.budgets:
         key = f"K={budget}"
-        base = max(dev.recall, key=lambda name: dev.recall[name][:, budget - 1].mean())
-        results["base"][key] = base
-        told = {name: fixed(own, budget) for name, own in test.recall.items()}
-        told["oracle"] = oracle(test.recall[_ORDER], budget)
+        bases = [max(p["dev"].recall, key=lambda n, p=p: p["dev"].recall[n][:, budget - 1].mean()) for p in folds]
+        base = np.concatenate([parts["test"].recall[name] for parts, name in zip(folds, bases, strict=True)])
+        results["base"][key] = " / ".join(sorted(set(bases)))
+        told = {name: fixed(own, budget) for name, own in recall.items()}
+        told["oracle"] = oracle(recall[ORDER], budget)
         for clicks in ("simulated", "perfect") if flags.perfect else ("simulated",):
             outcomes = [
-                outcome(flags, settings, parts, budget, seed, clicks == "perfect")
+                [outcome(flags, settings, p, f, budget, seed, clicks == "perfect") for f, p in enumerate(folds)]
                 for seed in tqdm(range(flags.seeds), f"{key} {clicks}", unit="seed")
             ]
             for passes in sorted(flags.passes):
-                chosen = [each[passes] for each in outcomes]
-                row = compared(test.recall[_ORDER], test.recall[base], chosen, test.groups, budget)
+                chosen = [_joined([done[passes] for done, _ in each]) for each in outcomes]
+                row = compared(recall[ORDER], base, chosen, groups, budget)
                 results["all"].append({"clicks": clicks, "passes": passes, "K": budget} | row)
                 if clicks == "simulated" and passes == min(flags.passes):
                     results["gap_closed"][key], results["cost_saved"][key] = row["gap_closed"], row["cost_saved"]
                     told["policy"] = np.stack([c.recall[:, 0] for c in chosen])
                     fronts[budget] = chosen
+            if clicks == "simulated":
+                curves[budget] = np.stack([curve for each in outcomes for _, curve in each])
+                results["regret"][key] = regret_of(curves[budget])
         for name, values in told.items():
-            cell = mean_of(np.atleast_2d(values), test.groups)._asdict()
+            cell = mean_of(np.atleast_2d(values), groups)._asdict()
             results["systems"].setdefault(name, {})[key] = cell
     lines = report(results)
     flags.out.mkdir(parents=True, exist_ok=True)
@@ -284,15 +182,42 @@ def run() -> None:
     for name, text in written.items():
         with whole_file(flags.out / name) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
-    plot(flags.out / "frontier.png", test.recall[_ORDER], fronts)
+    plot_frontier(flags.out / "frontier.png", recall[ORDER], fronts)
+    plot_regret(flags.out / "regret.png", curves)
+    track(settings, flags, results, curves)
     print(lines)
-    print(f"written: {flags.out}/results.json, table.md, frontier.png")
+    print(f"written: {flags.out}/results.json, table.md, frontier.png, regret.png")
 
 
-def shuffled(part: Part) -> Part:
-    """With features of other queries."""
-    order = np.random.default_rng(0).permutation(len(part.grades))
-    return part._replace(known=Known(part.known.query[order], part.known.candidates[order]))
+def _joined(folds: Sequence[Chosen]) -> Chosen:
+    return Chosen(*(np.concatenate(part) for part in zip(*folds, strict=True)))
+
+
+def regret_of(curves: np.ndarray) -> dict[str, float]:
+    """Recall that hindsight found and these did not, a round of learning: means of (S, windows, len(_CURVE))."""
+    rounds = np.diff(curves[0, :, 0], prepend=0)
+    means = np.average(curves.mean(axis=0), axis=0, weights=rounds)
+    return {name: float(means[-1] - means[_CURVE.index(name)]) for name in ("policy", ORDER, "rrf")}
+
+
+def track(settings: Mapping, flags: Any, results: Mapping, curves: Mapping[int, np.ndarray]) -> None:
+    """The run for Weights & Biases, or whatever logger the config's trainer has."""
+    spec = (settings.get("trainer") or {}).get("logger")
+    if not spec:
+        return
+    options = dict(spec.get("init_args") or {}) | {"save_dir": str(flags.out), "name": flags.out.name}
+    logger = find_class("trainer.logger", spec["class_path"])(**options)
+    logger.log_hyperparams({"settings": settings, "flags": {k: str(v) for k, v in vars(flags).items()}})
+    for budget, curve in curves.items():
+        for row in curve.mean(axis=0):
+            told = {f"K={budget}/{name}": value for name, value in zip(_CURVE[1:], row[1:].tolist(), strict=True)}
+            logger.log_metrics(told | {f"K={budget}/rounds": row[0]})
+    cells = [("gap_closed", "gap closed"), ("cost_saved", "cost saved")]
+    logger.log_metrics({f"{key}/{named}": told["mean"] for n, named in cells for key, told in results[n].items()})
+    for name in ("frontier", "regret"):
+        if hasattr(logger, "log_image"):
+            logger.log_image(name, [str(flags.out / f"{name}.png")])
+    logger.finalize("success")
 
 
 def compared(
@@ -323,6 +248,11 @@ def report(results: dict[str, Any]) -> str:
     lines += ["", f"| recall of the first K | {' | '.join(budgets)} |", f"| --- |{' ---: |' * len(budgets)}"]
     for name, told in results["systems"].items():
         lines.append(f"| {name} | {' | '.join(_cell(told[key]) for key in budgets)} |")
+    lines += ["", "| lost to hindsight while learning, recall a round | " + " | ".join(budgets) + " |"]
+    lines.append(f"| --- |{' ---: |' * len(budgets)}")
+    for name in next(iter(results["regret"].values())):
+        cells = [f"{results['regret'][key][name]:.4f}" for key in budgets]
+        lines.append(f"| {name if name == 'policy' else f'fixed, {name}'} | {' | '.join(cells)} |")
     named = ", ".join(f"{key} {base}" for key, base in results["base"].items())
     lines += [
         "",
@@ -333,7 +263,7 @@ def report(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def plot(path: Path, recall: np.ndarray, fronts: dict[int, list[Chosen]]) -> None:
+def plot_frontier(path: Path, recall: np.ndarray, fronts: dict[int, list[Chosen]]) -> None:
     """Recall over mean candidates: fixed cuts, each learned policy at other prices, hindsight."""
     figure, panel = plt.subplots(figsize=(8, 5), layout="constrained")
     cuts = np.arange(1, recall.shape[1] + 1)
@@ -351,6 +281,29 @@ def plot(path: Path, recall: np.ndarray, fronts: dict[int, list[Chosen]]) -> Non
     panel.grid(color="0.9")
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False)
+    _save(figure, path)
+
+
+def plot_regret(path: Path, curves: Mapping[int, np.ndarray]) -> None:
+    """What hindsight found and the policy, and fixed cuts of two orders, did not, summed over the rounds."""
+    figure, panels = plt.subplots(1, len(curves), figsize=(4 * len(curves), 4), layout="constrained", squeeze=False)
+    for panel, (budget, curve) in zip(panels[0], curves.items(), strict=True):
+        rounds = curve[0, :, 0]
+        for name, style in (("policy", "-"), (ORDER, "--"), ("rrf", ":")):
+            lost = (curve[:, :, -1] - curve[:, :, _CURVE.index(name)]) * np.diff(rounds, prepend=0)
+            sums = np.cumsum(lost, axis=1)
+            (line,) = panel.plot(rounds, sums.mean(axis=0), style, label=name if name == "policy" else f"fixed, {name}")
+            panel.fill_between(rounds, sums.min(axis=0), sums.max(axis=0), color=line.get_color(), alpha=0.15)
+        panel.set_title(f"mean of {budget} candidates")
+        panel.set_xlabel("rounds")
+        panel.grid(color="0.9")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].set_ylabel("regret: recall that hindsight found")
+    panels[0, 0].legend(frameon=False)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     plt.close(figure)

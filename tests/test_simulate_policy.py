@@ -92,3 +92,33 @@ def test_mistakes_are_named(music: Path, config: Path, tmp_path: Path) -> None:
     wrong = script("scripts/simulate.py", *flags, "--data", music, "--split", "tset", check=False)
     assert "tset" in wrong.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_other_worlds_are_simulated(music: Path, config: Path, tmp_path: Path) -> None:
+    """Folds test every judged query once; an arm may join or fall silent; any explorer can be drawn with."""
+    flags = ("--config", config, "--data", music, "--budgets", 3, "--seeds", 1, "--no-perfect")
+    judged = {line.split("\t")[0] for path in (music / "qrels").glob("*.tsv") for line in path.open()} - {"query-id"}
+    told = {}
+    for name, more in {
+        "folds": ("--folds", 3, "--explore", "{class: ltrr.policy.explore.UCB, width: 0.5}"),
+        "joins": ("--change", "joins:all", "--passes", 1, 2),
+        "leaves": ("--change", "leaves:all", "--passes", 1, 2, "--learn", "dev"),
+    }.items():
+        script("scripts/simulate.py", *flags, "--out", tmp_path / name, *more)
+        told[name] = json.loads((tmp_path / name / "results.json").read_text())
+    assert told["folds"]["queries"] == len(judged)
+    assert told["joins"]["systems"]["all"]["K=3"]["mean"] > 0 == told["leaves"]["systems"]["all"]["K=3"]["mean"]
+    assert [row["passes"] for row in told["leaves"]["all"]] == [1, 2]
+    wrong = script("scripts/simulate.py", *flags, "--out", tmp_path / "w", "--change", "joins:nobody", check=False)
+    assert "nobody" in wrong.stderr
+
+
+def test_a_run_is_tracked(music: Path, config: Path, tmp_path: Path) -> None:
+    """The config's logger gets the curves and the figures."""
+    logger = "{class_path: pytorch_lightning.loggers.CSVLogger, init_args: {version: one}}"
+    flags = ("--config", config, "--data", music, "--out", tmp_path / "out", "--budgets", 3, "--seeds", 1)
+    script("scripts/simulate.py", *flags, "--no-perfect", "--trainer.logger", logger)
+    (written,) = (tmp_path / "out").rglob("metrics.csv")
+    text = written.read_text()
+    assert "K=3/policy" in text
+    assert "K=3/gap closed" in text

@@ -1,0 +1,289 @@
+"""What simulations of a policy share: queries as it knows them, the truth about them, and how it learns from clicks.
+
+Legend: Q queries, M candidates looked at = cuts, K candidates of the whole union, A arms, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from ltrr.config import ConfigError, check_known, load_config
+from ltrr.core import Candidates, Pool, Qrels, Query, Ranker, Rounds
+from ltrr.data.beir import open_dataset
+from ltrr.evaluate.regret import Chosen, query_groups, recall_of
+from ltrr.feedback.clicks import ClickModel, attraction_of, simulate
+from ltrr.funnel import in_order
+from ltrr.fuse import ConvexFusion, reciprocal_ranks, take, union
+from ltrr.metrics import whole_file
+from ltrr.policy.actions import Price, Table, best, price_for
+from ltrr.policy.explore import UCB, Explorer, Thompson
+from ltrr.policy.features import Known, pool_features, query_features
+from ltrr.system import System
+from ltrr.tuning import key_of
+
+ORDER = "convex"  # the fused order that is cut
+PRICES = np.geomspace(0.02, 50, 60)  # around the price set on dev, for frontiers
+_DEPTH, _BATCH, _SEARCHED = 100, 100, 250
+_FIRST = 500  # rounds before the first fit; refits follow when there are twice as many
+_GROUPS_OF_DEV = 5  # one group of queries in so many sets the price where there are no other queries for it
+
+
+class Searched(NamedTuple):
+    """Queries, what all arms returned for them, and the truth."""
+
+    queries: list[Query]
+    features: np.ndarray  # (Q, F) before retrieval
+    pool: Pool  # of all arms, 100 deep each
+    grades: np.ndarray  # (Q, K) of the pool's candidates
+    positives: np.ndarray  # (Q,) how many there are, found or not
+    groups: np.ndarray  # (Q,) number of each query's group
+
+    def some(self, rows: np.ndarray) -> Searched:
+        """Of the queries at these places."""
+        pool = Pool(self.pool.arms, self.pool.docs[rows], self.pool.ranks[rows], self.pool.scores[rows])
+        arrays = (self.features[rows], pool, self.grades[rows], self.positives[rows], self.groups[rows])
+        return Searched([self.queries[row] for row in rows.tolist()], *arrays)
+
+    def without(self, arms: Sequence[str]) -> Searched:
+        """Where these arms return nothing; a candidate of nobody else is no candidate."""
+        off = np.isin(self.pool.arms, arms)
+        ranks, scores = (np.where(off, np.nan, part) for part in (self.pool.ranks, self.pool.scores))
+        docs = np.where(np.isnan(ranks).all(axis=2), -1, self.pool.docs)
+        pool = Pool(self.pool.arms, docs, ranks.astype(np.float32), scores.astype(np.float32))
+        return self._replace(pool=pool, grades=np.where(docs >= 0, self.grades, 0))
+
+
+class Part(NamedTuple):
+    """Queries as the policy knows them, and the truth."""
+
+    known: Known
+    grades: np.ndarray  # (Q, M) in fused order
+    recall: dict[str, np.ndarray]  # system -> (Q, M) recall of its first 1 to M
+    groups: np.ndarray  # (Q,)
+
+
+def opened(flags: Any, overrides: Sequence[str], splits: Sequence[str]) -> tuple[dict[str, Any], System]:
+    """The config, and the system that its data section describes."""
+    known = {"model": None, "data": None, "seed_everything": None, "trainer": None}
+    settings = load_config(flags.config, overrides, known)
+    data = settings.get("data") or {}
+    if not data.get("path"):
+        raise ConfigError(f"config {flags.config}: data.path is not set; give --data FOLDER, ZIP or HUBNAME")
+    qrels = data.get("qrels") or "qrels"
+    dataset = open_dataset(data["path"], query_fields=data.get("query_fields") or (), qrels=qrels)
+    for split in splits:
+        if split not in dataset.splits:
+            raise ConfigError(
+                f"{data['path']}: has no split {split!r}, which a policy needs; it has {', '.join(dataset.splits)}"
+            )
+    arms = {name: spec for name, spec in (data.get("arms") or {}).items() if spec is not None}
+    parts = {"arms": arms, "cache": data.get("cache"), "tune": {"splits": data.get("tune") or []}}
+    return settings, System({"data": {"qrels": qrels}, **parts}, dataset, hold_out=flags.split)
+
+
+def searched(system: System, splits: Sequence[str], features: Callable[[Sequence[Query]], np.ndarray]) -> Searched:
+    """What all fused arms return for the queries of some splits that have a positive, cached."""
+    names = system.fusion_arms
+    parts = [system.dataset.split(split) for split in splits]
+    queries = [q for part in parts for q in part.queries if any(grade > 0 for grade in part.qrels[q.id].values())]
+    qrels: Qrels = {q: grades for part in parts for q, grades in part.qrels.items()}
+    arms = {name: system.arm(name) for name in names}
+    identity = [[system.identity(name) for name in names], list(names), system.settings["data"]["qrels"], _DEPTH]
+    path = system.folder / "policy" / f"{'-'.join(splits)}-{key_of(identity)}.npz"
+    if not path.exists():
+        pieces = []
+        for start in tqdm(range(0, len(queries), _SEARCHED), f"search {', '.join(splits)}", unit="batch"):
+            some = queries[start : start + _SEARCHED]
+            pieces.append(union({name: arm.search(some, _DEPTH) for name, arm in arms.items()}))
+        width = max(piece.docs.shape[1] for piece in pieces)
+        arrays = {"groups": query_groups(queries, qrels)}
+        for name, fill in (("docs", -1), ("ranks", np.nan), ("scores", np.nan)):
+            padded = [_widened(getattr(piece, name), width, fill) for piece in pieces]
+            arrays[name] = np.concatenate(padded)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
+    with np.load(path, allow_pickle=False) as file:
+        pool, groups = Pool(tuple(names), file["docs"], file["ranks"], file["scores"]), file["groups"]
+    rows = [dict(zip(system.corpus.rows([*qrels[q.id]]), qrels[q.id].values(), strict=True)) for q in queries]
+    grades = np.array([[own.get(doc, 0) for doc in docs] for own, docs in zip(rows, pool.docs.tolist(), strict=True)])
+    positives = np.array([sum(grade > 0 for grade in own.values()) for own in rows])
+    return Searched(queries, features(queries), pool, grades, positives, groups)
+
+
+def _widened(values: np.ndarray, width: int, fill: float) -> np.ndarray:
+    pads = [(0, 0), (0, width - values.shape[1]), *[(0, 0)] * (values.ndim - 2)]
+    return np.pad(values, pads, constant_values=fill)
+
+
+def fitted_order(part: Searched) -> ConvexFusion:
+    """The fused order for these queries."""
+    return ConvexFusion.fit(part.pool, part.grades, part.pool.arms)[0]
+
+
+def part_of(whole: Searched, order: Ranker, num: int) -> Part:
+    """As a policy that cuts the fused order knows them; `num` candidates of each."""
+    pieces = []
+    for start in range(0, len(whole.queries), 1_000):  # the whole union of all queries at once would not fit
+        some = whole.some(np.arange(start, min(start + 1_000, len(whole.queries))))
+        fused = order.rank(some.queries, some.pool)
+        pieces.append(_part(some, in_order(some.pool, fused), fused, num))
+    known = Known(*(np.concatenate([getattr(p.known, name) for p in pieces]) for name in Known._fields))
+    recall = {name: np.concatenate([p.recall[name] for p in pieces]) for name in pieces[0].recall}
+    return Part(known, np.concatenate([p.grades for p in pieces]), recall, whole.groups)
+
+
+def _part(whole: Searched, pool: Pool, fused: Candidates, num: int) -> Part:
+    grades = take(Pool(("grade",), whole.pool.docs, *[whole.grades[:, :, None]] * 2), fused).scores[:, :, 0]
+    grades = np.nan_to_num(grades).astype(int)
+    seen = pool_features(pool, num)
+    orders = {name: pool.ranks[:, :, a] for a, name in enumerate(pool.arms[:-1])}
+    orders["rrf"] = -reciprocal_ranks(pool._replace(arms=pool.arms[:-1], ranks=pool.ranks[:, :, :-1]))
+    orders[ORDER] = pool.ranks[:, :, -1]
+    recall = {}
+    for name, keys in orders.items():
+        places = np.argsort(np.where(pool.docs >= 0, keys, np.inf), axis=1, kind="stable")  # NaN = not returned: last
+        returned = np.isfinite(np.take_along_axis(keys, places, 1))
+        own = recall_of(np.take_along_axis(grades, places, 1) * returned, whole.positives)
+        recall[name] = np.pad(own, [(0, 0), (0, max(0, num - own.shape[1]))], mode="edge")[:, :num]
+    shown = np.pad(grades, [(0, 0), (0, max(0, num - grades.shape[1]))])[:, :num].astype(np.float32)
+    query = np.concatenate([whole.features, seen.query], axis=1)
+    return Part(Known(query, seen.candidates), shown, recall, whole.groups)
+
+
+def worlds(system: System, flags: Any, settings: Mapping[str, Any]) -> list[dict[str, Part]]:
+    """train, dev and test queries as the policy knows them; one such dict, or one for each fold.
+
+    Folds are of groups over all judged queries. Where there is a change, "before" has the train queries before it.
+    """
+    data = settings["data"]
+    num = int(data.get("num_candidates") or 60)
+    if not flags.folds:
+        found = {"train": searched(system, [flags.learn], query_features), "test": None, "dev": None}
+        for name, split in (("dev", flags.price), ("test", flags.split)):
+            found[name] = found["train"] if split == flags.learn else searched(system, [split], query_features)
+        if flags.price == flags.learn:
+            rest = found["train"].groups % _GROUPS_OF_DEV == 0
+            found["dev"], found["train"] = (found["train"].some(np.flatnonzero(part)) for part in (rest, ~rest))
+        folds = [found]
+    else:
+        whole = searched(system, [s for s in ("train", "dev", "test") if s in system.dataset.splits], query_features)
+        fold = _folds(whole.groups, flags.folds)
+        folds = []
+        for test in range(flags.folds):
+            dev = (test + 1) % flags.folds
+            rows = {"train": (fold != test) & (fold != dev), "dev": fold == dev, "test": fold == test}
+            folds.append({name: whole.some(np.flatnonzero(mine)) for name, mine in rows.items()})
+    plain = not flags.folds and flags.learn == "train"
+    out = []
+    for parts in folds:
+        order = system.order() if plain else fitted_order(parts["train"])
+        before = parts["train"]
+        if flags.change:
+            what, _, arm = flags.change.partition(":")
+            check_known("--change", what, {"joins", "leaves"})
+            check_known(f"--change {what}", arm, system.fusion_arms)
+            if what == "joins":
+                before = before.without([arm])
+            else:
+                parts = {name: part.without([arm]) for name, part in parts.items()}
+        made = {name: part_of(part, order, num) for name, part in parts.items()}
+        out.append(made | {"before": part_of(before, order, num) if flags.change else made["train"]})
+    return out
+
+
+def _folds(groups: np.ndarray, num: int) -> np.ndarray:
+    """(Q,) which of `num` folds of about equal size each query is in; a group is never torn."""
+    names, sizes = np.unique(groups, return_counts=True)
+    order = np.random.default_rng(0).permutation(len(names))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    fold, held = np.zeros(len(names), int), np.zeros(num)
+    for group in order:
+        fold[group] = held.argmin()
+        held[fold[group]] += sizes[group]
+    return fold[np.searchsorted(names, groups)]
+
+
+def shuffled(part: Part) -> Part:
+    """With features of other queries."""
+    order = np.random.default_rng(0).permutation(len(part.grades))
+    return part._replace(known=Known(part.known.query[order], part.known.candidates[order]))
+
+
+@dataclass
+class World:
+    """How customers are, and how the policy learns from them.
+
+    Attributes:
+        explorer: of cuts. click: of those who see a page. noise: clicks on what is seen and not relevant.
+        passes: over the queries, after which it is looked at.
+    """
+
+    explorer: Explorer
+    click: ClickModel
+    noise: float
+    passes: Sequence[int]
+
+    def learn(
+        self, parts: Mapping[str, Part], module: Any, budget: float, rng: np.random.Generator, seed: int
+    ) -> Iterator[tuple[int, Rounds]]:
+        """Yields how many passes are over, and all rounds so far; the first is over the queries as before a change."""
+        before, after = parts["before"], parts["train"]
+        num_queries, num = after.grades.shape
+        changes = before is not after
+        known, grades = after.known, after.grades
+        if changes:
+            known = Known(*(np.concatenate(both) for both in zip(before.known, known, strict=True)))
+            grades = np.concatenate([before.grades, grades])
+        table = Table.of({"all": [num]}, range(1, num + 1))
+        attraction = attraction_of(grades, highest=int(grades.max()), noise=self.noise)
+        most = max(self.passes)
+        order = np.concatenate([rng.permutation(num_queries) for _ in range(most)])
+        if changes:
+            order[num_queries:] += num_queries
+        cuts, clicks = np.zeros(len(order), int), np.zeros((len(order), num), bool)
+        log = Rounds(order, known.query, known.candidates, cuts, clicks)
+        price, fitted, due = Price(budget), False, _FIRST
+        usual = np.cumsum(1 / np.arange(1, num + 1)) / np.sum(1 / np.arange(1, num + 1))  # before anything is known
+        price.value = price_for(usual[None], table.costs, budget)
+        starts = [p * num_queries + at for p in range(most) for at in range(0, num_queries, _BATCH)]
+        for start, stop in pairwise([*starts, len(order)]):
+            rows = order[start:stop]
+            seen = Known(known.query[rows], known.candidates[rows])
+            values = module.values(seen) if fitted else np.tile(usual, (len(rows), 1))
+            worth = values - price.value * table.costs
+            unsure = None
+            if isinstance(self.explorer, UCB | Thompson):
+                unsure = module.deviations(seen) if fitted else np.ones_like(worth)
+            _, decision = table.draw(self.explorer.probabilities(worth, unsure), rng)
+            price.update(decision.cut)
+            cuts[start:stop] = decision.cut
+            shown = np.arange(num) < decision.cut[:, None]
+            clicks[start:stop] = simulate(self.click, np.where(shown, attraction[rows], np.nan), rng).clicks
+            whole = stop % num_queries == 0 and stop // num_queries in self.passes
+            if stop >= due or whole:
+                module.refit(log.first(stop), seed)
+                fitted, due = True, due * 2 if stop >= due else due
+                sample = rng.choice(num_queries, min(2_000, num_queries), replace=False)
+                sample += rows[0] // num_queries * num_queries  # as they are now
+                values = module.values(Known(known.query[sample], known.candidates[sample]))
+                price.value = price_for(values, table.costs, budget)
+            elif fitted:
+                module.update(log._replace(row=rows, cut=cuts[start:stop], clicks=clicks[start:stop]))
+            if whole:
+                yield stop // num_queries, log.first(stop)
+
+
+def frozen(module: Any, dev: Part, test: Part, budget: float) -> Chosen:
+    """What the module does with test queries, at the price that dev says and at others around it."""
+    costs = np.arange(1, dev.grades.shape[1] + 1, dtype=float)
+    price = price_for(module.values(dev.known), costs, budget)
+    values = module.values(test.known)
+    cuts = np.stack([best(values, costs, price * factor) + 1 for factor in (1.0, *PRICES)], axis=1)
+    return Chosen(cuts, np.take_along_axis(test.recall[ORDER], cuts - 1, 1))
