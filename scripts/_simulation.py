@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ltrr.config import ConfigError, check_known, load_config
 from ltrr.core import Candidates, Pool, Qrels, Query, Ranker, Rounds
 from ltrr.data.beir import open_dataset
-from ltrr.evaluate.regret import Chosen, query_groups, recall_of
+from ltrr.evaluate.regret import Chosen, query_groups
 from ltrr.feedback.clicks import ClickModel, attraction_of, simulate
 from ltrr.funnel import in_order
 from ltrr.fuse import ConvexFusion, reciprocal_ranks, take, union
@@ -41,13 +41,14 @@ class Searched(NamedTuple):
     features: np.ndarray  # (Q, F) before retrieval
     pool: Pool  # of all arms, 100 deep each
     grades: np.ndarray  # (Q, K) of the pool's candidates
-    positives: np.ndarray  # (Q,) how many there are, found or not
+    highest: int  # grade of the data set
+    positives: np.ndarray  # (Q,) gains of all there are, found or not
     groups: np.ndarray  # (Q,) number of each query's group
 
     def some(self, rows: np.ndarray) -> Searched:
         """Of the queries at these places."""
         pool = Pool(self.pool.arms, self.pool.docs[rows], self.pool.ranks[rows], self.pool.scores[rows])
-        arrays = (self.features[rows], pool, self.grades[rows], self.positives[rows], self.groups[rows])
+        arrays = (self.features[rows], pool, self.grades[rows], self.highest, self.positives[rows], self.groups[rows])
         return Searched([self.queries[row] for row in rows.tolist()], *arrays)
 
     def without(self, arms: Sequence[str]) -> Searched:
@@ -113,13 +114,19 @@ def searched(system: System, splits: Sequence[str], features: Callable[[Sequence
         pool, groups = Pool(tuple(names), file["docs"], file["ranks"], file["scores"]), file["groups"]
     rows = [dict(zip(system.corpus.rows([*qrels[q.id]]), qrels[q.id].values(), strict=True)) for q in queries]
     grades = np.array([[own.get(doc, 0) for doc in docs] for own, docs in zip(rows, pool.docs.tolist(), strict=True)])
-    positives = np.array([sum(grade > 0 for grade in own.values()) for own in rows])
-    return Searched(queries, features(queries), pool, grades, positives, groups)
+    highest = max(grade for own in rows for grade in own.values())
+    positives = np.array([_gain(np.array([*own.values()]), highest).sum() for own in rows])
+    return Searched(queries, features(queries), pool, grades, int(highest), positives, groups)
 
 
 def _widened(values: np.ndarray, width: int, fill: float) -> np.ndarray:
     pads = [(0, 0), (0, width - values.shape[1]), *[(0, 0)] * (values.ndim - 2)]
     return np.pad(values, pads, constant_values=fill)
+
+
+def _gain(grades: np.ndarray, highest: int) -> np.ndarray:
+    """What a candidate counts in recall: as much as customers are drawn to it, which is 1 for all of binary grades."""
+    return np.nan_to_num(attraction_of(np.maximum(grades, 0).astype(float), highest=highest))
 
 
 def fitted_order(part: Searched) -> ConvexFusion:
@@ -142,7 +149,7 @@ def part_of(whole: Searched, order: Ranker, num: int) -> Part:
 def _part(whole: Searched, pool: Pool, fused: Candidates, num: int) -> Part:
     grades = take(Pool(("grade",), whole.pool.docs, *[whole.grades[:, :, None]] * 2), fused).scores[:, :, 0]
     grades = np.nan_to_num(grades).astype(int)
-    seen = pool_features(pool, num)
+    gains, seen = _gain(grades, whole.highest), pool_features(pool, num)
     orders = {name: pool.ranks[:, :, a] for a, name in enumerate(pool.arms[:-1])}
     orders["rrf"] = -reciprocal_ranks(pool._replace(arms=pool.arms[:-1], ranks=pool.ranks[:, :, :-1]))
     orders[ORDER] = pool.ranks[:, :, -1]
@@ -150,7 +157,7 @@ def _part(whole: Searched, pool: Pool, fused: Candidates, num: int) -> Part:
     for name, keys in orders.items():
         places = np.argsort(np.where(pool.docs >= 0, keys, np.inf), axis=1, kind="stable")  # NaN = not returned: last
         returned = np.isfinite(np.take_along_axis(keys, places, 1))
-        own = recall_of(np.take_along_axis(grades, places, 1) * returned, whole.positives)
+        own = np.cumsum(np.take_along_axis(gains, places, 1) * returned, axis=1) / whole.positives[:, None]
         recall[name] = np.pad(own, [(0, 0), (0, max(0, num - own.shape[1]))], mode="edge")[:, :num]
     shown = np.pad(grades, [(0, 0), (0, max(0, num - grades.shape[1]))])[:, :num].astype(np.float32)
     query = np.concatenate([whole.features, seen.query], axis=1)

@@ -161,6 +161,18 @@ STEPS = [
          "scripts/simulate.py --data {data}/msrd-movies --out runs/policy-msrd-shuffled --no-perfect --shuffle"),
     Step("policy-msrd-cascade", "policy-msrd-cascade/results.json",
          "scripts/simulate.py --data {data}/msrd-movies --out runs/policy-msrd-cascade --no-perfect --cascade"),
+    Step("policy-scifact", "policy-scifact/results.json",
+         "scripts/simulate.py --data {data}/scifact --data.arms.people null --folds 5 --no-perfect --passes 1 5 "
+         "--out runs/policy-scifact"),
+    Step("policy-catalogue", "policy-catalogue/results.json",
+         "scripts/simulate.py --config configs/policy_catalogue.yaml --data runs/quickstart/catalogue --passes 1 5 "
+         "--out runs/policy-catalogue"),
+    Step("policy-msrd-joins", "policy-msrd-joins/results.json",
+         "scripts/simulate.py --data {data}/msrd-movies --change joins:dense --passes 1 2 --no-perfect "
+         "--out runs/policy-msrd-joins"),
+    Step("policy-msrd-leaves", "policy-msrd-leaves/results.json",
+         "scripts/simulate.py --data {data}/msrd-movies --change leaves:title --passes 1 2 --no-perfect "
+         "--out runs/policy-msrd-leaves"),
     Step("policy-msrd-ten", "policy-msrd-ten/results.json",
          "scripts/simulate.py --data {data}/msrd-movies --out runs/policy-msrd-ten --passes 10 --no-perfect"),
     Step("ope-simulated", "ope-simulated/results.json", "scripts/ope.py --simulate --out runs/ope-simulated"),
