@@ -11,27 +11,37 @@ sys.path.insert(0, str(Path(__file__).parent / "scripts"))
 from _common import arguments, main
 
 from ltrr.config import ConfigError
+from ltrr.core import Policy
+from ltrr.feedback.heads import OnlineHeads
 from ltrr.feedback.loop import Loop
 from ltrr.feedback.store import EventStore
+from ltrr.policy.depth import DepthPolicy
 from ltrr.serving.app import Recorder, create_app
 from ltrr.system import System, open_systems
 from ltrr.tuning import key_of
 
 
-def recorder(system: System, url: str | None, policy: str = "fixed") -> Recorder | None:
-    """What keeps events in the database of this URL and teaches the arms that learn; None = nothing is kept.
+def recorder(system: System, url: str | None, policy: Policy | None = None) -> Recorder | None:
+    """What keeps events in the database of this URL and teaches the arms, and the policy, that learn; None = nothing.
 
-    policy: name and version of what decides.
+    policy: what decides.
     """
+    learns = (system.settings.get("policy") or {}).get("learn", False)
+    if learns and (url is None or not isinstance(policy, DepthPolicy)):
+        raise ConfigError("policy.learn: needs policy.model, and serve.events, from which it learns")
     if url is None:
         return None
+    name, store = getattr(policy, "id", "fixed"), EventStore(url)
     arms = {name: system.arm(name) for name in system.usable()}
     learners = {name: arm for name, arm in arms.items() if hasattr(arm, "take")}
     identities = {name: system.identity(name) for name in arms}
-    folder = system.folder / "learned" / key_of("learned", url, {n: (system.specs[n], identities[n]) for n in learners})
+    made = {n: (system.specs[n], identities[n]) for n in learners}
+    if learns and isinstance(policy, DepthPolicy):
+        learners["policy"], made["policy"] = OnlineHeads(policy.learner, store, name), name  # type: ignore[arg-type]
+    folder = system.folder / "learned" / key_of("learned", url, made)
     rows = {entity: row for row, entity in enumerate(system.corpus.ids)}
-    loop = Loop(EventStore(url), learners, rows, folder)
-    return Recorder(loop, system.corpus.ids, policy, {name: " ".join(i) for name, i in identities.items()})
+    loop = Loop(store, learners, rows, folder)
+    return Recorder(loop, system.corpus.ids, name, {arm: " ".join(i) for arm, i in identities.items()})
 
 
 def run() -> None:
@@ -44,7 +54,7 @@ def run() -> None:
     system, options = systems[0], systems[0].settings.get("serve") or {}
     corpus = system.corpus
     funnel = system.funnel()
-    kept = recorder(system, options.get("events"), getattr(funnel.policy, "id", "fixed"))
+    kept = recorder(system, options.get("events"), funnel.policy)
     app = create_app(
         funnel,
         system.dataset.name,

@@ -34,10 +34,12 @@ from pytorch_lightning.loggers import Logger
 from ltrr.data.pairs import Pairs
 from ltrr.data.rounds import LoggedRounds
 from ltrr.models.bandit import BanditModule
+from ltrr.models.fusion import FusionModule
 from ltrr.models.training import Export, SeedSteps, Throughput
 
 _MONITOR = "val_nDCG@10"  # of modules that name nothing else
 _ENVIRONMENT = "LTRR_RUN_ID"  # tells the id to the processes that Lightning starts for further devices
+_POLICIES = BanditModule, FusionModule  # they learn from logged rounds
 _WRAPPED = ("Does not validate", "Problem with given class_path")  # what jsonargparse puts around a reason
 _NOISE = re.compile(r"Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|" + "|".join(_WRAPPED))
 _KEY = re.compile(r'Parser key "([^"]+)":')
@@ -89,7 +91,7 @@ class _RunFolder(Callback):
 class TrainingCLI(LightningCLI):
     """Runs `fit` or `validate` of any module under ltrr.models; ValueError for a user's mistakes.
 
-    What it learns from are `Pairs`, or `LoggedRounds` where the module is a policy.
+    What it learns from are `Pairs`, or `LoggedRounds` where the module learns from a policy's.
     """
 
     def __init__(self, args: Any = None) -> None:
@@ -215,7 +217,7 @@ class TrainingCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Makes what has the shape of the data; compares the checkpoint with the module, before anything is written."""
-        if isinstance(self.model, BanditModule):
+        if isinstance(self.model, _POLICIES):
             self.datamodule.setup()
             self.model.prepare(self.datamodule.rounds, self.datamodule.seed)
         if self._start:
@@ -231,11 +233,12 @@ class TrainingCLI(LightningCLI):
 
 
 def _is_policy(args: Sequence[str]) -> bool:
-    """Whether arguments, or a config among them, name a policy's module."""
+    """Whether arguments, or a config among them, name a module that learns from logged rounds."""
     given = [part for arg in args for part in str(arg).split("=", 1)]
     files = [Path(part) for part in given if part.endswith((".yaml", ".yml")) and Path(part).is_file()]
-    name = f"{BanditModule.__module__}.{BanditModule.__qualname__}"
-    return any(name in text for text in [*given, *(file.read_text(encoding="utf-8") for file in files)])
+    names = [f"{module.__module__}.{module.__qualname__}" for module in _POLICIES]
+    texts = [*given, *(file.read_text(encoding="utf-8") for file in files)]
+    return any(name in text for name in names for text in texts)
 
 
 def _as_seed(seed: bool | int | None) -> int:

@@ -137,13 +137,27 @@ class Rounds(NamedTuple):
     row: np.ndarray  # (R,) which of the U
     query: np.ndarray  # (U, F) float32 features, NaN = unknown
     candidates: np.ndarray  # (U, M, C) float32 features
-    cut: np.ndarray  # (R,) candidates shown, at most M
-    clicks: np.ndarray  # (R, M) bool; False beyond the cut, where nothing is known
+    cut: np.ndarray  # (R,) candidates let through, at most M
+    clicks: np.ndarray  # (R, M) bool; False where it was not shown and nothing is known
     names: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # of the F and of the C
+    place: np.ndarray | None = None  # (R, M) of each on the page, 0 = first, -1 = not on it; None = fused order to cut
+
+    def some(self, which: slice | np.ndarray) -> Self:
+        """The rounds at these places of R."""
+        place = None if self.place is None else self.place[which]
+        return self._replace(row=self.row[which], cut=self.cut[which], clicks=self.clicks[which], place=place)
 
     def first(self, num: int) -> Self:
         """The first rounds."""
-        return self._replace(row=self.row[:num], cut=self.cut[:num], clicks=self.clicks[:num])
+        return self.some(slice(num))
+
+    @property
+    def places(self) -> np.ndarray:
+        """(R, M) int16 `place`, also where the page was the fused order up to the cut."""
+        if self.place is not None:
+            return self.place
+        at = np.arange(self.clicks.shape[1], dtype=np.int16)
+        return np.where(at < self.cut[:, None], at, np.int16(-1))
 
 
 @dataclass(frozen=True, slots=True)

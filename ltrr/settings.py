@@ -30,6 +30,8 @@ SCHEMA: dict[str, Any] = {  # what a config may hold; an arm's keys are its cons
     "policy.model": str | None,
     "policy.budget": float | None,
     "policy.explore": dict[str, Any] | None,  # as an arm
+    "policy.features": list[str] | None,
+    "policy.learn": bool,
     "ranker": dict[str, Any] | None,  # as an arm
     "serve.host": str,
     "serve.port": int,

@@ -5,6 +5,9 @@ python scripts/events.py … export DIR             new folder of Parquet, one p
 python scripts/events.py … expire DAYS            removes impressions that are older, with their actions
 python scripts/events.py … examination FILE       P(a customer looks at a position), from clicks (position-based model,
                                                   EM); ends with the override with which memory uses it
+python scripts/events.py … rounds --model EXPORT --out FILE.npz
+                                                  what was served as rounds for train.py: those of the columns that
+                                                  this policy reads, older than --wait hours
 
 All go on beside a server. A customer is erased by DELETE /customers/ID there, which reaches what was learned, too.
 """
@@ -22,6 +25,7 @@ from tqdm import tqdm
 
 from ltrr.feedback import clicks
 from ltrr.feedback.events import Reward
+from ltrr.feedback.rounds import rounds_of, told
 from ltrr.feedback.store import EventStore
 
 _LEAST = 0.01  # examination: a click where nobody is said to look would weigh without bound
@@ -56,6 +60,23 @@ def examination(store: EventStore, num_positions: int, path: Path) -> str:
     return f"--arms.memory.examination '{json.dumps(model.examination)}'"
 
 
+def rounds(store: EventStore, model: Path, wait: timedelta, path: Path) -> str:
+    """Writes rounds; how many, and how many impressions were left out and why."""
+    from ltrr.data.rounds import write_rounds  # torch takes seconds to import
+    from ltrr.models.bandit import BanditModule
+
+    policy = BanditModule.load(model)
+    made, left = rounds_of(
+        tqdm(store.rounds(until=datetime.now(UTC) - wait), "read", unit="batch"), policy.columns, policy.num
+    )
+    write_rounds(path, made)
+    shown = (made.places >= 0).sum(axis=1).mean()
+    return (
+        f"{len(made.row):,} rounds, {made.clicks.sum():,} clicks, {made.cut.mean():.1f} candidates let through and "
+        f"{shown:.1f} shown on average; left out: {told(left)}\nwritten: {path}"
+    )
+
+
 def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", default="sqlite:///runs/events.db", help="URL of the store")
@@ -66,6 +87,12 @@ def run() -> None:
     estimate = commands.add_parser("examination")
     estimate.add_argument("file", type=Path)
     estimate.add_argument("--positions", type=int, default=10, help="of a page (default 10)")
+    learned = commands.add_parser("rounds")
+    learned.add_argument(
+        "--model", type=Path, required=True, help="export of the policy that served, or of one like it"
+    )
+    learned.add_argument("--out", type=Path, required=True, help="FILE.npz")
+    learned.add_argument("--wait", type=float, default=1.0, help="hours that a page waits for clicks (default 1)")
     flags = parser.parse_args()
     database = flags.events.removeprefix("sqlite:///")
     if database != flags.events and not Path(database).exists():
@@ -82,6 +109,8 @@ def run() -> None:
                 raise ValueError(f"expire: {flags.days:g} days is not above 0")
             impressions, actions = store.expire(datetime.now(UTC) - timedelta(days=flags.days))
             print(f"removed: {impressions:,} impressions, {actions:,} actions")
+        elif flags.command == "rounds":
+            print(rounds(store, flags.model, timedelta(hours=flags.wait), flags.out))
         else:
             print(examination(store, flags.positions, flags.file))
 

@@ -48,6 +48,16 @@ def test_propensities_are_those_of_the_draw(table):
             assert decision.marginals[row, part] == pytest.approx(probabilities[same].sum())
 
 
+def test_draws_never_fall_on_what_has_no_probability(table):
+    """Also where sums are rounded: a propensity of 0 would make every estimate infinite."""
+    rng = np.random.default_rng(3)
+    probabilities = rng.dirichlet(np.full(len(table), 0.05), 20_000)
+    probabilities[:, rng.random(len(table)) < 0.5] = 0.0
+    _, decision = table.draw(probabilities, rng)
+    assert (decision.propensity > 0).all()
+    assert (decision.marginals >= decision.propensity[:, None]).all()
+
+
 def test_a_certain_draw_has_propensity_1(table):
     certain = np.zeros((3, len(table)))
     certain[:, [2]] = 1.0

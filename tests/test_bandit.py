@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ltrr.core import Rounds
-from ltrr.models.bandit import BanditModule, _batches, depth_bins, gains
+from ltrr.models.bandit import BanditModule, depth_bins, gains
+from ltrr.models.clicked import batches
 from ltrr.policy.features import Known
 
 NUM, QUERIES = 8, 1500
@@ -68,12 +69,46 @@ def test_what_was_cut_off_is_missing_not_zero(world):
     rounds = logged(world, 4, np.ones(NUM), 0.0, passes=1)
     module = BanditModule(examination=[1.0])
     module.prepare(rounds)
-    batch = _batches(rounds)(np.arange(64))
+    batch = batches(rounds)(np.arange(64))
     loss = module.eval().training_step(batch)
     batch["clicks"][:, 4:] = 1.0
     torch.testing.assert_close(module.training_step(batch), loss)
     batch["clicks"][:, 3] = 1.0
     assert module.training_step(batch) != loss
+
+
+def test_examination_is_of_the_place_on_the_page(world):
+    """A ranker shows the fused order from its end: who takes the order for the page's learns something else."""
+    known, relevant, _ = world
+    rng = np.random.default_rng(3)
+    row, place = np.tile(np.arange(QUERIES), 2), np.broadcast_to(np.arange(NUM)[::-1], (2 * QUERIES, NUM))
+    looked = rng.random(place.shape) < 1 / (1 + place)
+    cuts = np.full(len(row), NUM)
+    rounds = Rounds(row, known.query, known.candidates, cuts, relevant[row] & looked, place=place)
+    found = []
+    for given in (rounds, rounds._replace(place=None)):
+        module = BanditModule(epochs=8, hidden=16, dropout=0.0)
+        module.refit(given)
+        module.update(given.first(300))
+        assert np.isfinite(module.values(known)).all()
+        found.append(module.relevance(known)[:, [0, NUM - 1]].mean(axis=0) / relevant[:, [0, NUM - 1]].mean(axis=0))
+    np.testing.assert_allclose(found[0], 1.0, atol=0.25)
+    assert found[1][0] < 0.3  # the first candidate stands last and is seldom looked at
+    assert found[1][1] > 2
+
+
+def test_what_is_not_on_the_page_is_missing_though_the_cut_let_it_through(world):
+    rounds = logged(world, NUM, np.ones(NUM), 0.0, passes=1)
+    place = np.where(np.arange(NUM) % 2 == 0, np.arange(NUM) // 2, -1) + np.zeros((QUERIES, 1), int)
+    rounds = rounds._replace(place=place, clicks=rounds.clicks & (place >= 0))
+    module = BanditModule(examination=[1.0], value="direct")
+    module.prepare(rounds)
+    basis, bins, weights, targets = module.observations(rounds)
+    assert len(basis) == len(bins) == len(weights) == len(targets) == QUERIES * NUM // 2
+    module.update(rounds)
+    assert module.cuts is not None
+    moved = np.abs(module.cuts.means - np.eye(1, module.cuts.means.shape[1])).max(axis=1) > 0
+    assert moved.tolist() == [True] + [False] * (NUM - 1)  # of a page with gaps only what is before the first
 
 
 def test_heads_learn_from_clicks_between_refits(world):

@@ -14,7 +14,9 @@ ALL = [Softmax(0.1, 0.1), SquareCB(50.0, 0.1), EpsilonGreedy(0.1), UCB(1.0, 0.1)
 
 @pytest.mark.parametrize("explorer", ALL, ids=lambda e: type(e).__name__)
 def test_probabilities_sum_to_1_and_keep_their_floor(explorer):
-    found = explorer.probabilities(VALUES, DEVIATIONS)
+    values, deviations = VALUES.copy(), DEVIATIONS.copy()
+    found = explorer.probabilities(values, deviations)
+    np.testing.assert_array_equal((values, deviations), (VALUES, DEVIATIONS))  # they are the caller's
     np.testing.assert_allclose(found.sum(axis=1), 1.0)
     assert (found >= 0.1 / 4 - 1e-12).all()
 

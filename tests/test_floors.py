@@ -25,11 +25,20 @@ FLOORS: dict[str, set[str]] = {
     "serving": {"core", "funnel", "feedback"},
 }
 EXCEPTIONS = {
+    "models.arms": {"policy"},
     "models.bandit": {"policy"},
     "models.depth_network": {"policy"},
+    "models.fusion": {"policy"},
     "data.rounds": {"feedback"},
 }  # module -> floors beside its floor's
-ANYTHING = {"system", "settings", "learned", "tuning", "cli"}  # the composition roots: of search and of training
+ANYTHING = {
+    "system",
+    "settings",
+    "learned",
+    "tuning",
+    "cli",
+    "context",
+}  # the composition roots: of search and of training
 ONLY = {
     "core": {"numpy"},
     "config": {"yaml", "pydantic"},
@@ -110,7 +119,7 @@ def test_nothing_is_unpickled(path: Path) -> None:
 def test_files_can_be_read_in_one_sitting() -> None:
     lines = {module_of(path): len(path.read_text().splitlines()) for path in MODULES}
     assert {module: num for module, num in lines.items() if num > 350} == {}
-    assert sum(n for module, n in lines.items() if not module.startswith("data.catalogue")) <= 14_000  # ARCHITECTURE.md
+    assert sum(n for module, n in lines.items() if not module.startswith("data.catalogue")) <= 15_000  # ARCHITECTURE.md
     assert lines["funnel"] <= 150
 
 

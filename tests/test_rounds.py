@@ -37,9 +37,23 @@ def rounds() -> Rounds:
 def test_what_is_written_is_read(rounds, tmp_path):
     write_rounds(tmp_path / "r.npz", rounds)
     found = read_rounds(tmp_path / "r.npz")
-    assert found.names == rounds.names
-    for old, new in zip(rounds[:-1], found[:-1], strict=True):
+    assert (found.names, found.place) == (rounds.names, None)
+    for old, new in zip(rounds[:5], found[:5], strict=True):
         np.testing.assert_array_equal(old, new)
+    np.testing.assert_array_equal(found.places >= 0, np.arange(NUM) < rounds.cut[:, None])
+
+
+def test_a_page_in_another_order_is_kept_and_taught(rounds, tmp_path):
+    place = rounds.places[:, ::-1].copy()
+    write_rounds(tmp_path / "r.npz", rounds._replace(place=place))
+    np.testing.assert_array_equal(read_rounds(tmp_path / "r.npz").some(slice(3, 9)).places, place[3:9])
+    data = LoggedRounds(str(tmp_path / "r.npz"), batch_size=400)
+    data.setup()
+    (batch,) = data.val_dataloader()
+    mine = [int(i) for i in batch["ids"]]
+    np.testing.assert_array_equal(batch["place"], place[mine])
+    np.testing.assert_array_equal(batch["shown"], place[mine] >= 0)
+    assert batch["tokens"] == (place[mine] >= 0).sum()
 
 
 @pytest.mark.parametrize(
@@ -49,6 +63,8 @@ def test_what_is_written_is_read(rounds, tmp_path):
         ({"row": np.full(400, 80)}, "row names queries"),
         ({"clicks": np.zeros((400, 5), bool)}, "clicks has shape"),
         ({"names": (("a",), ("hit", "rank"))}, "query has shape"),
+        ({"place": np.full((400, 6), 6)}, "place is not within -1 and 5"),
+        ({"place": np.full((400, 5), 0)}, "place has shape"),
     ],
 )
 def test_what_cannot_be_is_named(rounds, tmp_path, change, message):

@@ -3,7 +3,8 @@
 Knows arrays and files; knows nothing about arms, features' meaning or models.
 Legend: R rounds, U queries as they were known, M candidates of each, F and C features.
 
-    <name>.npz   row (R,), query (U, F), candidates (U, M, C), cut (R,), clicks (R, M), names (JSON of the columns)
+    <name>.npz   row (R,), query (U, F), candidates (U, M, C), cut (R,), clicks (R, M), names (JSON of the columns);
+                 place (R, M) only where the page was not the fused order up to the cut
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _HELD_OUT = 10  # one query in so many is validated on
 def write_rounds(path: Path, rounds: Rounds) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: getattr(rounds, name) for name in Rounds._fields if name != "names"}
+    arrays = {name: value for name, value in rounds._asdict().items() if name != "names" and value is not None}
     arrays["names"] = np.frombuffer(json.dumps(rounds.names).encode(), np.uint8)
     with whole_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
@@ -39,7 +40,7 @@ def read_rounds(path: str | Path) -> Rounds:
     """What `write_rounds` wrote; ValueError names the file and what is wrong with it."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in Rounds._fields}
+            arrays = {name: file[name] for name in Rounds._fields if name != "place" or name in file}
         query, each = json.loads(arrays.pop("names").tobytes())
         rounds = Rounds(**arrays, names=(tuple(query), tuple(each)))
     except FileNotFoundError:
@@ -49,6 +50,7 @@ def read_rounds(path: str | Path) -> Rounds:
     num, width = len(rounds.row), rounds.candidates.shape[1]
     shapes = {"row": (num,), "cut": (num,), "clicks": (num, width), "query": (len(rounds.candidates), len(query))}
     shapes["candidates"] = (len(rounds.query), width, len(each))
+    shapes |= {"place": (num, width)} if rounds.place is not None else {}
     for name, shape in shapes.items():
         if getattr(rounds, name).shape != shape:
             raise ValueError(f"data.path: {path}: {name} has shape {getattr(rounds, name).shape}, not {shape}")
@@ -56,6 +58,8 @@ def read_rounds(path: str | Path) -> Rounds:
         raise ValueError(f"data.path: {path}: row names queries that are not there, or there is no round")
     if rounds.cut.min() < 1 or rounds.cut.max() > width:
         raise ValueError(f"data.path: {path}: cut is not within 1 and {width}")
+    if rounds.places.min() < -1 or rounds.places.max() >= width:
+        raise ValueError(f"data.path: {path}: place is not within -1 and {width - 1}")
     return rounds
 
 
@@ -72,6 +76,7 @@ class LoggedRounds(LightningDataModule):
         arms: as in a config of the funnel.
         tune: splits on which the fused order is fitted.
         num_candidates: of the fused union that a policy looks at, the deepest cut.
+        features: groups of what is known before retrieval; null = text, time.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class LoggedRounds(LightningDataModule):
         arms: dict[str, dict[str, Any]] | None = None,
         tune: list[str] | None = None,
         num_candidates: int = 60,
+        features: list[str] | None = None,
     ) -> None:
         super().__init__()
         if path is None:
@@ -131,14 +137,14 @@ class _Rows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rounds, at = self._rounds, self._chosen[index]
-        row = rounds.row[at]
-        shown = np.arange(rounds.clicks.shape[1]) < rounds.cut[at]
+        row, place = rounds.row[at], rounds.some(slice(at, at + 1)).places[0].astype(np.int64)
         arrays = {"query": rounds.query[row], "candidates": rounds.candidates[row]}
-        arrays |= {"clicks": rounds.clicks[at].astype(np.float32), "shown": shown.astype(np.float32)}
+        arrays |= {"clicks": rounds.clicks[at].astype(np.float32), "shown": (place >= 0).astype(np.float32)}
+        arrays["place"] = place
         return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()} | {"id": str(at)}
 
 
 def _together(batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor | list[str] | int]:
-    names = ("query", "candidates", "clicks", "shown")
+    names = ("query", "candidates", "clicks", "shown", "place")
     whole: dict[str, Any] = {name: torch.stack([one[name] for one in batch]) for name in names}
     return whole | {"ids": [one["id"] for one in batch], "tokens": int(whole["shown"].sum())}

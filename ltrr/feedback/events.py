@@ -8,6 +8,7 @@ Legend: A arms, F context features, G action features of an arm, K shown entitie
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -197,7 +198,7 @@ def impressions_of(
                 session=sessions[q] if sessions else None,
                 context=query.context,
                 arms=page.arms,
-                features=tuple(page.features[q].tolist()),
+                features=tuple(math.nan if x != x else x for x in page.features[q].tolist()),  # one NaN equals itself
                 drawn=Allocation(tuple(page.decision.depths[q].tolist()), int(page.decision.cut[q])),
                 propensity=float(page.decision.propensity[q]),
                 marginals=tuple(page.decision.marginals[q].tolist()),

@@ -115,6 +115,12 @@ class EventStore:
                     found[row.impression].append(action_of(row))
             yield [(seq, impression, found[impression.id]) for seq, impression in batch]
 
+    def named(self, ids: Sequence[str]) -> list[Impression]:
+        """The impressions of these ids that are there, in no order."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(IMPRESSIONS).where(IMPRESSIONS.c.id.in_(ids)))
+            return [impression_of(row) for row in rows]
+
     def shown(self, after: int = 0) -> Iterator[Sequence[sa.Row]]:
         """Batches of (seq, id, customer, session, time in microseconds, normalised, query, shown) by seq."""
         names = ("seq", "id", "customer", "session", "time", "normalised", "query", "shown")

@@ -9,20 +9,17 @@ R rounds.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
-from inspect import signature
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningModule
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ltrr.core import Rounds
+from ltrr.models import clicked
 from ltrr.models.depth_network import DepthNetwork
 from ltrr.models.training import adamw, check_range, finite
 from ltrr.policy.features import Known, Standard
@@ -30,14 +27,14 @@ from ltrr.policy.linear import BayesianHeads
 
 _TINY = 1e-6
 _BATCH = 1024  # queries read at once where nothing is learned
-_VERSION = 1  # of an export's layout
+_FILES = "policy"  # what an export's files are called
 
 
 class BanditModule(LightningModule):
     """Relevance of each candidate of the fused order, from clicks on what was shown.
 
-    P(click at k) = examination_k · (noise + (1 − noise) · relevance): its likelihood is maximised, so that what was not
-    examined is no failure and what was cut off is missing. The noise is learned.
+    P(click at place k) = examination_k · (noise + (1 − noise) · relevance): its likelihood is maximised, so that what
+    was not examined is no failure and what was cut off, or not on the page, is missing. The noise is learned.
 
     Args:
         examination: probability that position k is looked at; null = 1 / k.
@@ -71,8 +68,7 @@ class BanditModule(LightningModule):
         check_range("model.dropout", dropout, 0, 1)
         if value not in ("gains", "direct"):
             raise ValueError(f"model.value: {value!r} is none of gains, direct")
-        if examination is not None and not (len(examination) and all(0 < e <= 1 for e in examination)):
-            raise ValueError("model.examination: not probabilities above 0, one a position")
+        clicked.examination(examination, 1)
         self.network: DepthNetwork | None = None
         self.noise = nn.Parameter(torch.tensor(-2.5))  # logit
         self.heads: BayesianHeads | None = None  # of depth bins
@@ -103,10 +99,7 @@ class BanditModule(LightningModule):
 
     def examination(self, num: int) -> np.ndarray:
         """(M,) probability that each position is looked at; deeper ones than were given have the last."""
-        given = self.hparams["examination"]
-        if given is None:
-            return 1.0 / np.arange(1, num + 1)
-        return np.asarray(given, np.float64)[np.minimum(np.arange(num), len(given) - 1)]
+        return clicked.examination(self.hparams["examination"], num)
 
     def training_step(self, batch: dict[str, Any], index: int = 0) -> Tensor:
         """Mean negative log-likelihood of clicks and silence among the candidates that were shown, in nats."""
@@ -114,7 +107,7 @@ class BanditModule(LightningModule):
         logits, _ = self.network(batch["query"], batch["candidates"])
         noise = torch.sigmoid(self.noise)
         attraction = noise + (1 - noise) * torch.sigmoid(logits)
-        examination = torch.from_numpy(self.examination(logits.shape[1])).to(logits)
+        examination = torch.from_numpy(self.examination(logits.shape[1])).to(logits)[batch["place"].clamp(min=0)]
         p = (attraction * examination).clamp(_TINY, 1 - _TINY)
         clicks, shown = batch["clicks"], batch["shown"]
         likelihood = torch.where(clicks > 0, p.log(), (1 - p).log())
@@ -128,65 +121,51 @@ class BanditModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW whose rate rises for a third of the steps, then falls."""
-        return self._optimizer(int(self.trainer.estimated_stepping_batches))
+        return self.optimizer(int(self.trainer.estimated_stepping_batches))
 
-    def _optimizer(self, steps: int) -> dict[str, Any]:
+    def optimizer(self, steps: int) -> dict[str, Any]:
         return adamw(self, self.hparams["lr"], self.hparams["weight_decay"], 0.3, steps)
 
     def refit(self, rounds: Rounds, seed: int = 0) -> None:
-        """A new trunk from all rounds, its heads at its own word; the same rounds and seed give the same network.
-
-        Without a Trainer, which takes longer to start than this takes to end.
-        """
+        """A new trunk from all rounds, its heads at its own word; the same rounds and seed give the same network."""
         self.prepare(rounds, seed)
-        epochs, size = self.hparams["epochs"], self.hparams["batch_size"]
-        made = self._optimizer(epochs * -(-len(rounds.row) // size))
-        batch = _batches(rounds)
-        self.train()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for _ in range(epochs):
-                for rows in torch.randperm(len(rounds.row)).split(size):
-                    loss = self.training_step(batch(rows.numpy()))
-                    made["optimizer"].zero_grad()
-                    loss.backward()
-                    made["optimizer"].step()
-                    made["lr_scheduler"]["scheduler"].step()
-        self.eval()
+        clicked.fit(self, rounds, seed)
         if self.hparams["value"] == "direct":
             for start in range(0, len(rounds.row), _BATCH):
-                some = slice(start, start + _BATCH)
-                self._update_cuts(
-                    rounds._replace(row=rounds.row[some], cut=rounds.cut[some], clicks=rounds.clicks[some])
-                )
+                self._update_cuts(rounds.some(slice(start, start + _BATCH)))
 
     # -- learning from each click
 
     def update(self, rounds: Rounds) -> None:
         """Heads learn from rounds that the trunk has not seen, in closed form."""
         assert self.heads is not None
-        known, row = np.unique(rounds.row, return_inverse=True)
-        basis = self._basis(Known(rounds.query[known], rounds.candidates[known]))[row]  # (R, M, D)
-        num = basis.shape[1]
-        examination, noise = self.examination(num), self.noise_level
-        targets = (rounds.clicks / examination - noise) / (1 - noise)
-        shown = np.arange(num) < rounds.cut[:, None]
-        bins, weights = (np.broadcast_to(each, shown.shape)[shown] for each in (depth_bins(num), examination))
-        self.heads.update(basis[shown], targets[shown], weights, bins)
+        basis, bins, weights, targets = self.observations(rounds)
+        clicked = rounds.clicks[rounds.places >= 0]
+        self.heads.update(basis, np.where(clicked, targets[:, 1], targets[:, 0]), weights, bins)
         if self.hparams["value"] == "direct":
             self._update_cuts(rounds)
 
+    def observations(self, rounds: Rounds) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Of each candidate that was shown, by round and fused order: what heads see (B, 2 + D), which head (B,), its
+        weight (B,), and what a silence and a click say of its relevance (B, 2). Clicks are not looked at."""
+        known, row = np.unique(rounds.row, return_inverse=True)
+        basis = self._basis(Known(rounds.query[known], rounds.candidates[known]))[row]  # (R, M, 2 + D)
+        shown, noise = rounds.places >= 0, self.noise_level
+        weights = self.examination(shown.shape[1])[rounds.places[shown]]
+        targets = (np.stack([np.zeros(len(weights)), 1 / weights], axis=1) - noise) / (1 - noise)
+        return basis[shown], np.broadcast_to(depth_bins(shown.shape[1]), shown.shape)[shown], weights, targets
+
     def _update_cuts(self, rounds: Rounds) -> None:
-        """What pages brought up to each cut above the last one shown, in recall, debiased."""
+        """What pages brought up to each cut above which all was shown, in recall, debiased."""
         assert self.cuts is not None
         known, row = np.unique(rounds.row, return_inverse=True)
         basis = self._basis(Known(rounds.query[known], rounds.candidates[known]))
         num, relevance = basis.shape[1], self._relevance(basis)
-        examination, noise = self.examination(num), self.noise_level
+        examination, noise = self.examination(num)[rounds.places], self.noise_level
         others = 1.0 + relevance.sum(axis=1, keepdims=True) - relevance
         brought = np.cumsum((rounds.clicks / examination - noise) / (1 - noise) / others[row], axis=1)
-        shown = np.arange(num) < rounds.cut[:, None]
-        weights = np.broadcast_to(1 / np.cumsum(1 / examination), shown.shape)
+        shown = np.logical_and.accumulate(rounds.places >= 0, axis=1)
+        weights = 1 / np.cumsum(1 / examination, axis=1)
         cuts = np.broadcast_to(np.arange(num), shown.shape)
         self.cuts.update(self._beside(basis, relevance)[row][shown], brought[shown], weights[shown], cuts[shown])
 
@@ -216,8 +195,7 @@ class BanditModule(LightningModule):
 
     def _relevance(self, basis: np.ndarray) -> np.ndarray:
         assert self.heads is not None
-        bins = np.broadcast_to(depth_bins(basis.shape[1]), basis.shape[:2])
-        return np.clip(self.heads.predict(basis, bins), _TINY, 1 - _TINY)
+        return np.clip(self.heads.predict(basis, depth_bins(basis.shape[1])), _TINY, 1 - _TINY)
 
     def values(self, known: Known) -> np.ndarray:
         """(Q, M) expected recall of the first 1 to M candidates."""
@@ -240,40 +218,29 @@ class BanditModule(LightningModule):
     def _basis(self, known: Known) -> np.ndarray:
         """(Q, M, 2 + D) what heads see: the trunk's word, its hidden units, 1."""
         assert self.network is not None
-        parts = [np.zeros((0, known.candidates.shape[1], self.hparams["hidden"] + 2))]
+        out = np.ones((*known.candidates.shape[:2], self.hparams["hidden"] + 2))
         self.eval()
-        with torch.no_grad():
-            for start in range(0, len(known.query), _BATCH):
-                some = (torch.from_numpy(part[start : start + _BATCH]).to(self.device) for part in known)
-                logits, hidden = self.network(*some)
-                whole = [torch.sigmoid(logits)[..., None], hidden, torch.ones_like(logits)[..., None]]
-                parts.append(torch.cat(whole, dim=2).cpu().numpy())
-        return np.concatenate(parts)
+        with torch.inference_mode():
+            for start in range(0, len(out), _BATCH):
+                some = slice(start, start + _BATCH)
+                logits, hidden = self.network(*(torch.from_numpy(part[some]).to(self.device) for part in known))
+                out[some, :, 0], out[some, :, 1:-1] = torch.sigmoid(logits).cpu(), hidden.cpu()
+        return out
 
     # -- where it is kept
 
     def export(self, folder: Path) -> None:
         """policy.json and policy.safetensors: weights, how columns are standardised, heads."""
         parts = {"heads": self.heads, "cuts": self.cuts}
-        heads = {
-            f"{part}.{n}": torch.from_numpy(v) for part, own in parts.items() if own for n, v in own.state().items()
-        }
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        save_file(weights | heads, str(folder / "policy.safetensors"))
-        options = {name: value for name, value in self.hparams.items() if name in signature(type(self)).parameters}
-        note = {"version": _VERSION, "options": options, "columns": self.columns}
-        (folder / "policy.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+        clicked.write(
+            self, folder, _FILES, {f"{p}.{n}": v for p, own in parts.items() if own for n, v in own.state().items()}
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> BanditModule:
         """What `export` wrote; ValueError names a file that is not there, damaged or of another version."""
-        where = Path(folder)
-        try:
-            note = json.loads((where / "policy.json").read_text(encoding="utf-8"))
-            weights = load_file(str(where / "policy.safetensors"))
-            if note["version"] != _VERSION:
-                raise ValueError(f"version {note['version']}, this ltrr reads {_VERSION}")
-            module = cls(**note["options"])
+
+        def restore(module: BanditModule, weights: dict[str, Tensor]) -> None:
             query, candidate = (
                 Standard(weights[f"network.{part}.0.mean"].numpy(), weights[f"network.{part}.0.deviation"].numpy())
                 for part in ("query", "candidate")
@@ -285,29 +252,8 @@ class BanditModule(LightningModule):
                 )
                 for part in ("heads", "cuts")
             )
-            module.load_state_dict(weights)
-            of_query, of_candidate = note["columns"]
-            module.columns = tuple(of_query), tuple(of_candidate)
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{where}: no policy that this ltrr can read: {error}") from error
-        module.id = hashlib.sha256((where / "policy.safetensors").read_bytes()).hexdigest()
-        return module.eval()
 
-
-def _batches(rounds: Rounds) -> Callable[[np.ndarray], dict[str, Tensor]]:
-    """Places of rounds -> a batch."""
-    num = rounds.candidates.shape[1]
-
-    def batch(places: np.ndarray) -> dict[str, Tensor]:
-        known = rounds.row[places]
-        return {
-            "query": torch.from_numpy(rounds.query[known]),
-            "candidates": torch.from_numpy(rounds.candidates[known]),
-            "clicks": torch.from_numpy(rounds.clicks[places].astype(np.float32)),
-            "shown": torch.from_numpy((np.arange(num) < rounds.cut[places, None]).astype(np.float32)),
-        }
-
-    return batch
+        return clicked.read(cls, Path(folder), _FILES, restore)
 
 
 def depth_bins(num: int) -> np.ndarray:

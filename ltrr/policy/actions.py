@@ -8,8 +8,10 @@ Legend: Q queries, N decisions, A arms, L levels of all arms and of the cut.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 
@@ -18,7 +20,8 @@ from ltrr.core import Decision
 MOST = 20_000  # decisions that are listed; beyond, `greedy` finds one without listing them
 
 
-class Table(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Table:
     """N feasible decisions, the cheapest first."""
 
     depths: np.ndarray  # (N, A) int32, 0 = the arm is off
@@ -67,20 +70,27 @@ class Table(NamedTuple):
     def __len__(self) -> int:
         return len(self.costs)
 
+    @cached_property
+    def _levels(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N, A + 1) which of all L levels a decision's parts have, and (N, L) 1.0 where it has that level."""
+        parts, levels, num = [*self.depths.T, self.cuts], [], 0
+        for part in parts:
+            own, level = np.unique(part, return_inverse=True)
+            levels.append(level + num)
+            num += len(own)
+        level = np.stack(levels, axis=1)
+        return level, (level[:, :, None] == np.arange(num)).any(axis=1).astype(float)
+
     def draw(self, probabilities: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Decision]:
         """(Q,) places in the table drawn from (Q, N) probabilities, and the decisions with their propensities."""
         ladder = np.cumsum(probabilities, axis=1)
-        drawn = (rng.random(len(ladder))[:, None] * ladder[:, -1:] >= ladder).sum(axis=1)
+        drawn = (rng.random(len(ladder))[:, None] * ladder[:, -1:] < ladder).argmax(axis=1)
         return drawn, self.decision(drawn, probabilities)
 
     def decision(self, chosen: np.ndarray, probabilities: np.ndarray) -> Decision:
         """The decisions at (Q,) places of the table, with joint and marginal propensities under (Q, N)."""
-        each = np.arange(len(chosen))
-        marginals = np.empty((len(chosen), self.depths.shape[1] + 1))
-        for a, column in enumerate([*self.depths.T, self.cuts]):
-            levels, level = np.unique(column, return_inverse=True)
-            of_level = probabilities @ (level[:, None] == np.arange(len(levels)))  # (Q, levels)
-            marginals[:, a] = of_level[each, level[chosen]]
+        each, (level, having) = np.arange(len(chosen)), self._levels
+        marginals = np.take_along_axis(probabilities @ having, level[chosen], 1)
         joint = probabilities[each, chosen]
         return Decision(self.depths[chosen], self.cuts[chosen], joint, np.clip(marginals, joint[:, None], 1.0))
 

@@ -57,7 +57,7 @@ class DepthPolicy:
     ) -> None:
         self.id = f"depth {id[:12]}"
         self._depths = np.array([depths.get(name, 0) for name in arms], np.int32)
-        self._learner, self._num, self._explorer = learner, num, explorer
+        self.learner, self._num, self._explorer = learner, num, explorer
         self._table = Table.of({"all": [num]}, range(1, num + 1))
         self._price = Price(budget, start=price)
         self._rng, self._lock = np.random.default_rng(seed), threading.Lock()
@@ -87,7 +87,7 @@ class DepthPolicy:
 
     def probabilities(self, known: Known, price: float) -> np.ndarray:
         """(Q, M) of each cut, at a price: what is logged can be computed again."""
-        return self._explorer.probabilities(self._learner.values(known) - price * self._table.costs)
+        return self._explorer.probabilities(self.learner.values(known) - price * self._table.costs)
 
     def update(self, feedback: Sequence[Feedback]) -> None:
-        """Nothing at once: values are learned from logged rounds."""
+        """Nothing here: whoever teaches the learner reads the events."""

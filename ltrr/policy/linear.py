@@ -37,18 +37,19 @@ class BayesianHeads:
     def update(self, features: np.ndarray, targets: np.ndarray, weights: np.ndarray, heads: np.ndarray) -> None:
         """Learns from B observations (B, D), (B,), (B,), (B,); any order and any batches give the same posterior.
 
-        One observation costs a rank-one update, O(D²) (Sherman & Morrison 1950); many of a head O(B D² + D³).
+        B observations of a head cost a rank-B update, O(B D²) (Woodbury 1950); more than D of them O(B D² + D³).
         """
         for head in np.unique(heads):
             mine = (heads == head) & (weights > 0)
             x, root = features[mine], np.sqrt(weights[mine])[:, None]
             scaled, error = x * root, (targets[mine] - x @ self.means[head]) * root[:, 0]
             inverse = self._inverse[head]
-            if len(x) == 1:
-                gain = inverse @ scaled[0] / (1.0 + scaled[0] @ inverse @ scaled[0])
-                self._inverse[head] = inverse - np.outer(gain, scaled[0] @ inverse)
-                self.means[head] += gain * error[0]
-            elif len(x):
+            if len(x) < len(inverse):  # rank len(x): Sherman & Morrison's, and Woodbury's
+                known = scaled @ inverse
+                gain = np.linalg.solve(np.eye(len(x)) + known @ scaled.T, known)
+                inverse -= known.T @ gain
+                self.means[head] += error @ gain
+            else:
                 covariance = np.linalg.inv(np.linalg.inv(inverse) + scaled.T @ scaled)
                 self._inverse[head] = (covariance + covariance.T) / 2
                 self.means[head] += self._inverse[head] @ (scaled.T @ error)

@@ -1,0 +1,77 @@
+"""From what was served to what a policy learns from: an impression and the actions on it become a round.
+
+Knows impressions, rewards and how columns of features are called; knows nothing about what learns. The model's
+candidates are in fused order, a page is in the ranker's: who stood where is found again by the rank that each arm gave
+it, which no other candidate shares. A candidate that the cut let through and the page did not show is missing.
+Legend: R rounds, U queries as they were known, M candidates of each, F and C features, K shown entities, A arms.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ltrr.core import Rounds
+from ltrr.feedback.events import Action, Impression, Reward
+
+Names = tuple[tuple[str, ...], tuple[str, ...]]  # of the F and of the C columns
+
+
+def known_of(seen: Impression, names: Names, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | str:
+    """Features (F,) and (M, C), and each candidate's place on the page (M,) int16, -1 = not on it.
+
+    Or, in words, why nothing can be learned from it. num: M.
+    """
+    width, ranked = len(names[0]), [f"{arm}_rank" for arm in seen.arms]
+    if len(seen.features) != width + num * len(names[1]) or not {*ranked} <= {*names[1]}:
+        return "of other columns"
+    if seen.executed not in (None, seen.drawn):
+        return "not run as drawn"
+    if not seen.shown:
+        return "an empty page"
+    features = np.array(seen.features, np.float32)
+    candidates = features[width:].reshape(num, len(names[1]))
+    ranks = np.array(seen.ranks, np.float32).reshape(-1, len(ranked))  # (K, A), None becomes NaN
+    own = candidates[: seen.drawn.cut, [names[1].index(name) for name in ranked]]
+    same = (own == np.nan_to_num(1.0 / (1.0 + ranks))[:, None]).all(axis=2)  # (K, cut)
+    if len(ranks) != len(seen.shown) or (same.sum(axis=1) != 1).any() or (same.sum(axis=0) > 1).any():
+        return "a page that is not from the cut"
+    place = np.full(num, -1, np.int16)
+    place[same.argmax(axis=1)] = np.arange(len(ranks))
+    return features[:width], candidates, place
+
+
+def rounds_of(
+    batches: Iterable[Iterable[tuple[int, Impression, Sequence[Action]]]], names: Names, num: int
+) -> tuple[Rounds, Counter[str]]:
+    """Rounds of a policy that reads these columns, and how many impressions were left out, by reason.
+
+    batches: of an event store (`EventStore.rounds`). An entity is clicked where its best action has a reward above 0.
+    num: M. ValueError where no impression is left.
+    """
+    left, reward, numbers = Counter[str](), Reward(), dict[bytes, int]()
+    rows, queries, candidates, cuts, clicks, places = [], [], [], [], [], []
+    for _, seen, did in (one for batch in batches for one in batch):
+        if isinstance(known := known_of(seen, names, num), str):
+            left[known] += 1
+            continue
+        query, each, place = known
+        rows.append(numbers.setdefault(query.tobytes() + each.tobytes(), len(numbers)))
+        if rows[-1] == len(queries):
+            queries.append(query)
+            candidates.append(each)
+        worth = reward.of_entities(seen.time, did)
+        clicks.append(np.array([*(worth.get(entity, 0.0) > 0 for entity in seen.shown), False])[place])
+        cuts.append(min(seen.drawn.cut, num))
+        places.append(place)
+    if not rows:
+        raise ValueError(f"rounds: no impression of this policy's columns; left out: {told(left)}")
+    arrays = np.array(rows), np.stack(queries), np.stack(candidates), np.array(cuts), np.stack(clicks)
+    return Rounds(*arrays, names, np.stack(places)), left
+
+
+def told(left: Counter[str]) -> str:
+    """In words."""
+    return ", ".join(f"{num:,} {reason}" for reason, num in left.most_common()) or "none"
