@@ -16,7 +16,7 @@ from ltrr.core import Query
 from ltrr.funnel import Drawn
 from ltrr.policy.actions import price_for
 from ltrr.policy.depth import DepthPolicy
-from ltrr.policy.features import QUERY, Known, pool_features, pool_names
+from ltrr.policy.features import Feature, Known, pool_features, pool_names
 from ltrr.tuning import Tuning, some
 
 _PRICED = 1000  # queries on which the price of a candidate is set
@@ -31,6 +31,7 @@ def open_policy(
     tuning: Tuning,
     draw: Callable[[Sequence[Query]], Drawn],
     identities: Sequence[Any],
+    context: Sequence[Feature],
 ) -> DepthPolicy:
     """The policy of `policy.model`.
 
@@ -42,6 +43,7 @@ def open_policy(
         tuning: of the queries on which the price is set, their judgements are not looked at.
         draw: queries -> the whole union in fused order.
         identities: of the arms' builds.
+        context: columns that are known before retrieval.
 
     Errors: ConfigError where the model is of other arms, or where there are no queries to set the price on.
     """
@@ -50,10 +52,10 @@ def open_policy(
     learner, budget = BanditModule.load(str(options["model"])), float(options.get("budget") or cut)
     num = learner.num
     query, each = pool_names(arms, num)
-    if learner.columns != (tuple(f.name for f in (*QUERY, *query)), tuple(f.name for f in each)):
+    if learner.columns != (tuple(f.name for f in (*context, *query)), tuple(f.name for f in each)):
         raise ConfigError(
             f"policy.model: {options['model']} was learned from other arms or features than this funnel's "
-            f"({', '.join(arms)}); use the arms that its rounds were logged with"
+            f"({', '.join(arms)}); use the arms and `policy.features` that its rounds were logged with"
         )
     spec = dict(options.get("explore") or _GREEDY)
     explorer = construct("policy.explore", find_class("policy.explore", str(spec.pop("class", ""))), spec)

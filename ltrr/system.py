@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from ltrr.config import ConfigError, check_known, construct, find_class
+from ltrr.context import open_context
 from ltrr.core import Arm, Policy, Pool, Query, Ranker
 from ltrr.data.beir import Corpus, Dataset, open_collection
 from ltrr.funnel import Drawn, Funnel, FusedOrder, no_features
@@ -31,7 +32,7 @@ from ltrr.index.manifest import IndexMissing, IndexRefused
 from ltrr.learned import open_policy
 from ltrr.policy.baselines import FixedPolicy
 from ltrr.policy.depth import DepthPolicy
-from ltrr.policy.features import query_features
+from ltrr.policy.features import ContextFeatures
 from ltrr.settings import read_settings
 from ltrr.tuning import Judged, Tuning, key_of, some, trained_on
 
@@ -269,8 +270,13 @@ class System:
 
     def _funnel(self, ranker: Ranker | None) -> Funnel:
         arms, policy = {name: self.arm(name) for name in self.usable()}, self._policy
-        features = query_features if isinstance(policy, DepthPolicy) else no_features
+        features = self.context if isinstance(policy, DepthPolicy) else no_features
         return Funnel(arms, policy, self.order(), ranker, features)
+
+    @cached_property
+    def context(self) -> ContextFeatures:
+        """What a learned policy knows before retrieval: the groups of `policy.features`."""
+        return open_context((self.settings.get("policy") or {}).get("features") or ("text", "time"), self)
 
     @cached_property
     def _policy(self) -> Policy:
@@ -280,13 +286,15 @@ class System:
         if not options.get("model"):
             return FixedPolicy(names, self.depths, self.cut)
         parts = [self.identity(name) for name in names if self.arm(name)]
-        return open_policy(options, names, self.depths, self.cut, self.tuning, self._drawn_whole, parts)
+        return open_policy(
+            options, names, self.depths, self.cut, self.tuning, self._drawn_whole, parts, self.context.columns
+        )
 
     def _drawn_whole(self, queries: Sequence[Query]) -> Drawn:
         """The whole union in fused order."""
         arms = {name: self.arm(name) for name in self.usable()}
         policy = FixedPolicy(list(arms), self.depths, _DEPTH * len(arms))
-        return Funnel(arms, policy, self.order(), None, query_features).draw(queries)
+        return Funnel(arms, policy, self.order(), None, self.context).draw(queries)
 
     @property
     def has_ranker(self) -> bool:

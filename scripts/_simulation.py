@@ -5,7 +5,7 @@ Legend: Q queries, M candidates looked at = cuts, K candidates of the whole unio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from ltrr.fuse import ConvexFusion, reciprocal_ranks, take, union
 from ltrr.metrics import whole_file
 from ltrr.policy.actions import Price, Table, best, price_for
 from ltrr.policy.explore import UCB, Explorer, Thompson
-from ltrr.policy.features import Known, pool_features, query_features
+from ltrr.policy.features import Feature, Known, pool_features, pool_names
 from ltrr.system import System
 from ltrr.tuning import key_of
 
@@ -67,6 +67,7 @@ class Part(NamedTuple):
     grades: np.ndarray  # (Q, M) in fused order
     recall: dict[str, np.ndarray]  # system -> (Q, M) recall of its first 1 to M
     groups: np.ndarray  # (Q,)
+    names: tuple[tuple[str, ...], tuple[str, ...]]  # of the columns of `known`
 
 
 def opened(flags: Any, overrides: Sequence[str], splits: Sequence[str]) -> tuple[dict[str, Any], System]:
@@ -85,10 +86,11 @@ def opened(flags: Any, overrides: Sequence[str], splits: Sequence[str]) -> tuple
             )
     arms = {name: spec for name, spec in (data.get("arms") or {}).items() if spec is not None}
     parts = {"arms": arms, "cache": data.get("cache"), "tune": {"splits": data.get("tune") or []}}
+    parts |= {"policy": {"features": data.get("features")}}
     return settings, System({"data": {"qrels": qrels}, **parts}, dataset, hold_out=flags.split)
 
 
-def searched(system: System, splits: Sequence[str], features: Callable[[Sequence[Query]], np.ndarray]) -> Searched:
+def searched(system: System, splits: Sequence[str]) -> Searched:
     """What all fused arms return for the queries of some splits that have a positive, cached."""
     names = system.fusion_arms
     parts = [system.dataset.split(split) for split in splits]
@@ -110,13 +112,19 @@ def searched(system: System, splits: Sequence[str], features: Callable[[Sequence
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
+    columns = [feature.name for feature in system.context.columns]
+    known = path.with_name(f"{path.stem}-{key_of(columns)}.npy")
+    if not known.exists():
+        with whole_file(known) as temporary, temporary.open("wb") as file:
+            np.save(file, system.context(queries), allow_pickle=False)
+    features = np.load(known, allow_pickle=False)
     with np.load(path, allow_pickle=False) as file:
         pool, groups = Pool(tuple(names), file["docs"], file["ranks"], file["scores"]), file["groups"]
     rows = [dict(zip(system.corpus.rows([*qrels[q.id]]), qrels[q.id].values(), strict=True)) for q in queries]
     grades = np.array([[own.get(doc, 0) for doc in docs] for own, docs in zip(rows, pool.docs.tolist(), strict=True)])
     highest = max(grade for own in rows for grade in own.values())
     positives = np.array([_gain(np.array([*own.values()]), highest).sum() for own in rows])
-    return Searched(queries, features(queries), pool, grades, int(highest), positives, groups)
+    return Searched(queries, features, pool, grades, int(highest), positives, groups)
 
 
 def _widened(values: np.ndarray, width: int, fill: float) -> np.ndarray:
@@ -134,19 +142,19 @@ def fitted_order(part: Searched) -> ConvexFusion:
     return ConvexFusion.fit(part.pool, part.grades, part.pool.arms)[0]
 
 
-def part_of(whole: Searched, order: Ranker, num: int) -> Part:
-    """As a policy that cuts the fused order knows them; `num` candidates of each."""
+def part_of(whole: Searched, order: Ranker, num: int, context: Sequence[Feature]) -> Part:
+    """As a policy that cuts the fused order knows them; `num` candidates of each; context: columns of the features."""
     pieces = []
     for start in range(0, len(whole.queries), 1_000):  # the whole union of all queries at once would not fit
         some = whole.some(np.arange(start, min(start + 1_000, len(whole.queries))))
         fused = order.rank(some.queries, some.pool)
-        pieces.append(_part(some, in_order(some.pool, fused), fused, num))
+        pieces.append(_part(some, in_order(some.pool, fused), fused, num, context))
     known = Known(*(np.concatenate([getattr(p.known, name) for p in pieces]) for name in Known._fields))
     recall = {name: np.concatenate([p.recall[name] for p in pieces]) for name in pieces[0].recall}
-    return Part(known, np.concatenate([p.grades for p in pieces]), recall, whole.groups)
+    return Part(known, np.concatenate([p.grades for p in pieces]), recall, whole.groups, pieces[0].names)
 
 
-def _part(whole: Searched, pool: Pool, fused: Candidates, num: int) -> Part:
+def _part(whole: Searched, pool: Pool, fused: Candidates, num: int, context: Sequence[Feature]) -> Part:
     grades = take(Pool(("grade",), whole.pool.docs, *[whole.grades[:, :, None]] * 2), fused).scores[:, :, 0]
     grades = np.nan_to_num(grades).astype(int)
     gains, seen = _gain(grades, whole.highest), pool_features(pool, num)
@@ -161,7 +169,9 @@ def _part(whole: Searched, pool: Pool, fused: Candidates, num: int) -> Part:
         recall[name] = np.pad(own, [(0, 0), (0, max(0, num - own.shape[1]))], mode="edge")[:, :num]
     shown = np.pad(grades, [(0, 0), (0, max(0, num - grades.shape[1]))])[:, :num].astype(np.float32)
     query = np.concatenate([whole.features, seen.query], axis=1)
-    return Part(Known(query, seen.candidates), shown, recall, whole.groups)
+    of_pool, each = pool_names(pool.arms[:-1], num)
+    names = tuple(f.name for f in (*context, *of_pool)), tuple(f.name for f in each)
+    return Part(Known(query, seen.candidates), shown, recall, whole.groups, names)
 
 
 def worlds(system: System, flags: Any, settings: Mapping[str, Any]) -> list[dict[str, Part]]:
@@ -170,17 +180,17 @@ def worlds(system: System, flags: Any, settings: Mapping[str, Any]) -> list[dict
     Folds are of groups over all judged queries. Where there is a change, "before" has the train queries before it.
     """
     data = settings["data"]
-    num = int(data.get("num_candidates") or 60)
+    num, context = int(data.get("num_candidates") or 60), system.context.columns
     if not flags.folds:
-        found = {"train": searched(system, [flags.learn], query_features), "test": None, "dev": None}
+        found = {"train": searched(system, [flags.learn]), "test": None, "dev": None}
         for name, split in (("dev", flags.price), ("test", flags.split)):
-            found[name] = found["train"] if split == flags.learn else searched(system, [split], query_features)
+            found[name] = found["train"] if split == flags.learn else searched(system, [split])
         if flags.price == flags.learn:
             rest = found["train"].groups % _GROUPS_OF_DEV == 0
             found["dev"], found["train"] = (found["train"].some(np.flatnonzero(part)) for part in (rest, ~rest))
         folds = [found]
     else:
-        whole = searched(system, [s for s in ("train", "dev", "test") if s in system.dataset.splits], query_features)
+        whole = searched(system, [s for s in ("train", "dev", "test") if s in system.dataset.splits])
         fold = _folds(whole.groups, flags.folds)
         folds = []
         for test in range(flags.folds):
@@ -200,8 +210,8 @@ def worlds(system: System, flags: Any, settings: Mapping[str, Any]) -> list[dict
                 before = before.without([arm])
             else:
                 parts = {name: part.without([arm]) for name, part in parts.items()}
-        made = {name: part_of(part, order, num) for name, part in parts.items()}
-        out.append(made | {"before": part_of(before, order, num) if flags.change else made["train"]})
+        made = {name: part_of(part, order, num, context) for name, part in parts.items()}
+        out.append(made | {"before": part_of(before, order, num, context) if flags.change else made["train"]})
     return out
 
 
@@ -255,7 +265,7 @@ class World:
         if changes:
             order[num_queries:] += num_queries
         cuts, clicks = np.zeros(len(order), int), np.zeros((len(order), num), bool)
-        log = Rounds(order, known.query, known.candidates, cuts, clicks)
+        log = Rounds(order, known.query, known.candidates, cuts, clicks, after.names)
         price, fitted, due = Price(budget), False, _FIRST
         usual = np.cumsum(1 / np.arange(1, num + 1)) / np.sum(1 / np.arange(1, num + 1))  # before anything is known
         price.value = price_for(usual[None], table.costs, budget)

@@ -40,7 +40,6 @@ from ltrr.evaluate.regret import Chosen, at_mean, cost_saved, fixed, gap_closed,
 from ltrr.feedback.clicks import Cascade, PositionBased
 from ltrr.metrics import whole_file
 from ltrr.policy.explore import Explorer
-from ltrr.policy.features import QUERY, pool_names
 from ltrr.tuning import key_of
 
 _SATISFIED, _LEAVES = 0.7, 0.1  # a cascade's customer stops after a click, after none
@@ -64,7 +63,9 @@ def outcome(
     flags: Any, settings: Mapping, parts: dict[str, Part], fold: int, budget: float, seed: int, perfect: bool
 ) -> tuple[dict[int, Chosen], np.ndarray]:
     """Passes -> Chosen of one seed, and its curve (windows, len(_CURVE)); read where they were made before."""
-    data = {name: settings["data"].get(name) for name in ("path", "qrels", "arms", "tune", "num_candidates")}
+    data = {
+        name: settings["data"].get(name) for name in ("path", "qrels", "arms", "tune", "num_candidates", "features")
+    }
     world = flags.eta, flags.noise, flags.explore, flags.cascade, flags.shuffle
     split = flags.learn, flags.price, flags.split, flags.folds, flags.change
     key = key_of(_REVISION, settings["model"], data, sorted(flags.passes), world, split)
@@ -73,6 +74,8 @@ def outcome(
     if not path.exists() or (logged and not logged.exists()):
         spec = settings["model"]
         options = dict(spec.get("init_args") or {}) | ({"examination": [1.0]} if perfect else {})
+        if perfect and options.get("noise") is not None:
+            options["noise"] = 0.0
         module = construct("model", find_class("model", spec["class_path"]), options)
         rng = np.random.default_rng([seed, int(budget), perfect, *[fold] * (fold > 0)])
         arrays: dict[str, np.ndarray] = {}
@@ -83,9 +86,7 @@ def outcome(
             arrays |= {f"{passes}/cuts": chosen.cuts.astype(np.int16), f"{passes}/recall": chosen.recall}
             arrays["curve"] = curve_of(log, parts)
             if logged:
-                query, each = pool_names(list(settings["data"]["arms"]), log.candidates.shape[1])
-                columns = [f.name for f in (*QUERY, *query)], [f.name for f in each]
-                write_rounds(logged, log._replace(names=tuple(map(tuple, columns))))
+                write_rounds(logged, log)
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)

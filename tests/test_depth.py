@@ -134,6 +134,8 @@ def test_a_policy_of_other_arms_is_refused(learned):
     fewer = settings | {"arms": {"all": settings["arms"]["all"]}, "policy": {"model": str(export), "budget": 3.0}}
     with pytest.raises(ConfigError, match="learned from other arms"):
         System(fewer, open_dataset(data)).funnel()
+    with pytest.raises(ConfigError, match="other arms or features"):
+        System(settings | {"policy": {"model": str(export), "features": ["text"]}}, open_dataset(data)).funnel()
     with pytest.raises(ConfigError, match="no train or dev queries"):
         System(settings | {"tune": {"splits": []}, "policy": {"model": str(export)}}, open_dataset(data)).funnel()
     with pytest.raises(ValueError, match="no policy"):

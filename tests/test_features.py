@@ -11,7 +11,19 @@ from ltrr.core import Candidates, Context, Query
 from ltrr.funnel import Funnel
 from ltrr.fuse import ReciprocalRankFusion
 from ltrr.policy.baselines import FixedPolicy
-from ltrr.policy.features import QUERY, Standard, pool_features, pool_names, query_features
+from ltrr.policy.features import (
+    QUERY,
+    TEXT,
+    TIME,
+    ContextFeatures,
+    Feature,
+    Group,
+    Standard,
+    embedding_features,
+    pool_features,
+    pool_names,
+    query_features,
+)
 
 
 class Listed:
@@ -82,6 +94,32 @@ def test_time_is_a_circle_and_may_be_unknown():
     assert named["hour_cos"][:2].tolist() == pytest.approx([1, -1])
     assert named["weekend"][:2].tolist() == [1, 1]
     assert np.isnan(found[2, 3:]).all()
+
+
+def test_groups_stand_side_by_side_and_keep_their_columns():
+    queries = [Query("a", "two words 12"), Query("b", "one")]
+    turned = ContextFeatures([TIME, TEXT])
+    np.testing.assert_array_equal(turned(queries)[:, 6:], query_features(queries)[:, :3])
+    assert turned.columns == (*QUERY[3:], *QUERY[:3])
+    assert turned([]).shape == (0, 9)
+    short = Group((Feature("a", "x"), Feature("b", "x")), lambda queries: np.zeros((len(queries), 1)))
+    with pytest.raises(ValueError, match="reshape"):
+        ContextFeatures([short])(queries)
+
+
+def test_a_projection_keeps_what_is_near_near():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(200, 100))
+    vectors[100:] = vectors[:100] + 0.1 * rng.normal(size=(100, 100))
+    vectors[0] = 0
+    found = embedding_features(lambda queries: vectors)
+    values = found.values([])
+    assert values.shape == (200, len(found.columns))
+    assert np.isnan(values[0]).all()
+    near = np.linalg.norm(values[1:100] - values[101:], axis=1)
+    far = np.linalg.norm(values[1:100] - np.roll(values[1:100], 1, axis=0), axis=1)
+    assert near.max() < far.min()
+    np.testing.assert_array_equal(values, found.values([]))  # the same each time
 
 
 def test_standard_columns_have_mean_0_and_the_unknown_are_there():

@@ -36,6 +36,8 @@ class Dense:
         shard: documents encoded at a time; a build that was killed loses no more than one shard.
     """
 
+    source_kind = "dense"
+
     def __init__(
         self,
         encoder: Encoder,

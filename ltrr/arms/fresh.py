@@ -37,6 +37,7 @@ class Fresh:
         seed: a draw belongs to seed, query id, customer and time; queries without a time are numbered.
     """
 
+    source_kind = "fresh"
     needs_fields = True  # of no use to a corpus without metadata
 
     def __init__(self, *, field: str | None = None, newest: int = 3, by: Sequence[str] = (), seed: int = 0):

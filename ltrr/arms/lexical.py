@@ -44,6 +44,8 @@ class Lexical:
             tuned (doc2query: Nogueira & Lin 2019).
     """
 
+    source_kind = "lexical"
+
     def __init__(
         self,
         *,

@@ -57,6 +57,8 @@ class Memory:
         sharpness: a neighbour's scores count similarity to this power; 0 = as the query's own.
     """
 
+    source_kind = "memory"
+
     def __init__(
         self,
         corpus: Corpus,

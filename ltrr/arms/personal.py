@@ -55,6 +55,8 @@ class Personal:
         reward: what actions are worth (`Reward.configured`); null = as by default.
     """
 
+    source_kind = "personal"
+
     def __init__(
         self,
         encoder: Encoder | None = None,
@@ -138,6 +140,11 @@ class Personal:
             last = [self._visited(query.context.attributes.get("session"), query.context.customer) for query in queries]
         weights = np.repeat(np.array([1 - self._text, self._text], np.float32), [len(p) for p in self._parts])
         return (self._sums(own) + np.float32(_SESSION) * self._sums(last)) * weights
+
+    def profile(self, customer: str) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of what a customer engaged with, and weights, below 0 for what they dismissed; none = unknown."""
+        with self._lock:
+            return self._engaged(customer)
 
     # -- learning
 

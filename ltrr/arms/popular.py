@@ -28,6 +28,7 @@ class Popular:
             where the context has one.
     """
 
+    source_kind = "popular"
     needs_fields = True  # of no use to a corpus without metadata
 
     def __init__(self, *, field: str | None = None, by: Sequence[str] = ()):

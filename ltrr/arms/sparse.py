@@ -29,6 +29,8 @@ class Splade:
         shard: documents encoded at a time; a build that was killed loses no more than one shard.
     """
 
+    source_kind = "sparse"
+
     def __init__(
         self, sparse_encoder: SparseEncoder, *, text_fields: Sequence[str] | None = None, shard: int = 4096
     ) -> None:

@@ -66,6 +66,7 @@ class Structured:
         tag_missing: tag documents that lack a field from their text.
     """
 
+    source_kind = "structured"
     needs_fields = True  # of no use to a corpus without metadata
 
     def __init__(

@@ -1,14 +1,14 @@
 """What a policy looks at, declared once: names, units, and how each is computed.
 
 Knows queries and pools; knows nothing about decisions, learners or where arms search. Before retrieval only the query
-and its context are known; after it the fused union is, whose arms have run and are paid for. Unknown values are NaN
-until `Standard` puts its mean there.
-Legend: Q queries, K candidates of the union, M of them looked at, A arms, F features.
+and its context are known, in groups of columns whose sources (a parser, statistics, an encoder) are injected; after it
+the fused union is, whose arms have run and are paid for. Unknown values are NaN until `Standard` puts its mean there.
+Legend: Q queries, K candidates of the union, M of them looked at, A arms, F features, G of a group, D dimensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ from ltrr.core import Pool, Query
 LIMIT = 5.0  # deviations from the mean, beyond which a standardised value is cut
 _PLACES = (1, 2, 3, 5, 10, 20, 50)  # ranks of an arm's list that say how its scores fall
 _PREFIXES = (1, 3, 10, 30)  # of the fused order, in which arms' agreement is counted
+_EMBEDDED = 16  # columns of a query's embedding
+KINDS = ("lexical", "structured", "dense", "sparse", "memory", "popular", "personal", "fresh", "other")  # of arms
 
 
 class Feature(NamedTuple):
@@ -35,23 +37,105 @@ class Known(NamedTuple):
     candidates: np.ndarray  # (Q, M, C) float32, 0 beyond the union's end
 
 
-QUERY = (
-    Feature("words", "count"),
-    Feature("characters", "count"),
-    Feature("digits", "count"),
-    Feature("hour_sin", "of the day, circle"),
-    Feature("hour_cos", "of the day, circle"),
-    Feature("weekday", "0 Monday to 6"),
-    Feature("weekend", "0 or 1"),
-    Feature("season_sin", "of the year, circle"),
-    Feature("season_cos", "of the year, circle"),
+class Group(NamedTuple):
+    """Columns of a query and its context that come from one source."""
+
+    columns: tuple[Feature, ...]  # G
+    values: Callable[[Sequence[Query]], np.ndarray]  # queries -> (Q, G), NaN = unknown
+
+
+class ContextFeatures:
+    """What is known before retrieval: groups of columns, one after the other."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self._groups = groups
+        self.columns = tuple(feature for group in groups for feature in group.columns)  # F
+
+    def __call__(self, queries: Sequence[Query]) -> np.ndarray:
+        """(Q, F) float32."""
+        parts = [np.reshape(group.values(queries), (len(queries), len(group.columns))) for group in self._groups]
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def _group(columns: Sequence[tuple[str, str]], value: Callable[[Query], Sequence[float]]) -> Group:
+    """Names and units, and what is computed query by query."""
+    names = tuple(Feature(*column) for column in columns)
+    return Group(names, lambda queries: np.array([value(query) for query in queries], np.float64))
+
+
+TEXT = _group(
+    [("words", "count"), ("characters", "count"), ("digits", "count")],
+    lambda query: (len(query.text.split()), len(query.text), sum(c.isdigit() for c in query.text)),
 )
+TIME = _group(
+    [
+        ("hour_sin", "of the day, circle"),
+        ("hour_cos", "of the day, circle"),
+        ("weekday", "0 Monday to 6"),
+        ("weekend", "0 or 1"),
+        ("season_sin", "of the year, circle"),
+        ("season_cos", "of the year, circle"),
+    ],
+    lambda query: _time(query.context.time),
+)
+query_features = ContextFeatures((TEXT, TIME))  # where a config names no groups
+QUERY = query_features.columns
+ARM = tuple(Feature(f"kind_{kind}", "0 or 1") for kind in KINDS)
 
 
-def query_features(queries: Sequence[Query]) -> np.ndarray:
-    """(Q, len(QUERY)) float32."""
-    rows = [(*_text(query.text), *_time(query.context.time)) for query in queries]
-    return np.array(rows, np.float32).reshape(-1, len(QUERY))
+def locale_features(locales: Sequence[str]) -> Group:
+    """Which of these locales the customer has; 0 in all = another one."""
+    columns, unknown = [(f"locale_{name}", "0 or 1") for name in locales], [np.nan] * len(locales)
+    return _group(columns, lambda q: [q.context.locale == name for name in locales] if q.context.locale else unknown)
+
+
+def idf_features(idf: Callable[[str], np.ndarray]) -> Group:
+    """How rare a query's words are. idf: text -> (T,) of its words in nats, NaN = no document has that word."""
+
+    def values(query: Query) -> tuple[float, ...]:
+        found = idf(query.text)
+        known = found[~np.isnan(found)]
+        most, mean = (known.max(), known.mean()) if len(known) else (np.nan, np.nan)
+        return most, mean, 1 - len(known) / len(found) if len(found) else np.nan
+
+    return _group([("idf_max", "nats"), ("idf_mean", "nats"), ("unknown", "share of words")], values)
+
+
+def understanding_features(
+    parse: Callable[[str], Sequence[tuple[float, Collection[str]]]], slots: Sequence[str]
+) -> Group:
+    """What a query may mean. parse: text -> likelihood of each interpretation and the slots it fills, none = words."""
+    columns = [
+        ("meanings", "count"),
+        ("likeliest", "likelihood"),
+        ("ambiguity", "entropy, nats"),
+        ("plain", "likelihood"),
+    ]
+
+    def values(query: Query) -> list[float]:
+        p, filled = zip(*parse(query.text), strict=True)
+        named = [sum(x for x, names in zip(p, filled, strict=True) if slot in names) for slot in slots]
+        plain = sum(x for x, names in zip(p, filled, strict=True) if not names)
+        return [len(p), max(p), -float(np.log(p) @ p), plain, *named]
+
+    return _group(columns + [(f"names_{slot}", "likelihood") for slot in slots], values)
+
+
+def embedding_features(embed: Callable[[Sequence[Query]], np.ndarray]) -> Group:
+    """(Q, D) embeddings, zeros = unknown, projected at random, the same each time (Johnson & Lindenstrauss 1984)."""
+
+    def values(queries: Sequence[Query]) -> np.ndarray:
+        vectors = embed(queries)
+        axes = np.random.default_rng(0).standard_normal((vectors.shape[1], _EMBEDDED)) / np.sqrt(_EMBEDDED)
+        return np.where(vectors.any(axis=1, keepdims=True), vectors @ axes, np.nan)
+
+    return Group(tuple(Feature(f"embedding_{i + 1}", "random projection") for i in range(_EMBEDDED)), values)
+
+
+def customer_features(shares: Callable[[str], Sequence[float]], kinds: Sequence[str]) -> Group:
+    """What a customer engaged with. shares: name -> the log of how much, and each kind's share; NaN = unknown."""
+    columns = [("customer_engaged", "log weight"), *((f"customer_{kind}", "share of weight") for kind in kinds)]
+    return _group(columns, lambda query: shares(query.context.customer or ""))
 
 
 def pool_names(arms: Sequence[str], num: int) -> tuple[tuple[Feature, ...], tuple[Feature, ...]]:
@@ -120,10 +204,6 @@ class Standard:
         """(..., F) float32."""
         scaled = (values - self.mean) / self.deviation
         return np.clip(np.nan_to_num(scaled), -LIMIT, LIMIT).astype(np.float32)
-
-
-def _text(text: str) -> tuple[float, ...]:
-    return len(text.split()), len(text), sum(c.isdigit() for c in text)
 
 
 def _time(time: datetime | None) -> tuple[float, ...]:
