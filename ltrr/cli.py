@@ -33,13 +33,14 @@ from pytorch_lightning.loggers import Logger
 
 from ltrr.data.pairs import Pairs
 from ltrr.data.rounds import LoggedRounds
+from ltrr.models.arms import ArmsModule
 from ltrr.models.bandit import BanditModule
 from ltrr.models.fusion import FusionModule
 from ltrr.models.training import Export, SeedSteps, Throughput
 
 _MONITOR = "val_nDCG@10"  # of modules that name nothing else
 _ENVIRONMENT = "LTRR_RUN_ID"  # tells the id to the processes that Lightning starts for further devices
-_POLICIES = BanditModule, FusionModule  # they learn from logged rounds
+_POLICIES = BanditModule, FusionModule, ArmsModule  # they learn from logged rounds
 _WRAPPED = ("Does not validate", "Problem with given class_path")  # what jsonargparse puts around a reason
 _NOISE = re.compile(r"Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|" + "|".join(_WRAPPED))
 _KEY = re.compile(r'Parser key "([^"]+)":')

@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from ltrr.config import ConfigError, construct, find_class
-from ltrr.core import Query
+from ltrr.core import Policy, Query
 from ltrr.funnel import Drawn
 from ltrr.policy.actions import price_for
+from ltrr.policy.arms import ArmPolicy, arm_table
+from ltrr.policy.baselines import FixedPolicy
 from ltrr.policy.depth import DepthPolicy
-from ltrr.policy.features import Feature, Known, pool_features, pool_names
+from ltrr.policy.explore import Explorer
+from ltrr.policy.features import ContextFeatures, Known, pool_features, pool_names
 from ltrr.tuning import Tuning, some
 
 _PRICED = 1000  # queries on which the price of a candidate is set
@@ -31,19 +34,20 @@ def open_policy(
     tuning: Tuning,
     draw: Callable[[Sequence[Query]], Drawn],
     identities: Sequence[Any],
-    context: Sequence[Feature],
+    context: ContextFeatures,
 ) -> DepthPolicy:
     """The policy of `policy.model`.
 
     Args:
-        options: the config's section `policy`: model, budget (null = the cut), explore (null = greedy).
+        options: the config's section `policy`: model, budget (null = the cut), explore (null = greedy), and, where arms
+            may be off, arms_model, arms_costs (1 where not named), arms_budget (mean cost of those that run).
         arms: A names, in the funnel's order.
         depths: arm -> candidates to draw.
         cut: mean candidates where there is no budget.
         tuning: of the queries on which the price is set, their judgements are not looked at.
         draw: queries -> the whole union in fused order.
         identities: of the arms' builds.
-        context: columns that are known before retrieval.
+        context: what is known before retrieval.
 
     Errors: ConfigError where the model is of other arms, or where there are no queries to set the price on.
     """
@@ -52,7 +56,7 @@ def open_policy(
     learner, budget = BanditModule.load(str(options["model"])), float(options.get("budget") or cut)
     num = learner.num
     query, each = pool_names(arms, num)
-    if learner.columns != (tuple(f.name for f in (*context, *query)), tuple(f.name for f in each)):
+    if learner.columns != (tuple(f.name for f in (*context.columns, *query)), tuple(f.name for f in each)):
         raise ConfigError(
             f"policy.model: {options['model']} was learned from other arms or features than this funnel's "
             f"({', '.join(arms)}); use the arms and `policy.features` that its rounds were logged with"
@@ -64,6 +68,7 @@ def open_policy(
         raise ConfigError(
             "policy.model: there are no train or dev queries on which the price of a candidate can be set"
         )
+    on = f"{len(queries)} queries of {judged.name}"
 
     def fit() -> dict[str, Any]:
         drawn = draw(queries)
@@ -72,6 +77,39 @@ def open_policy(
         return {"price": price_for(learner.values(known), np.arange(1.0, num + 1), budget)}
 
     depends = (learner.id, budget, dict(depths), list(identities), judged.key)
-    found = tuning.fitted("price", depends, fit, f"{len(queries)} queries of {judged.name}")
-    options = {"num": num, "budget": budget, "price": found["price"], "explorer": explorer, "id": learner.id}
-    return DepthPolicy(arms, depths, learner, **options)
+    found = tuning.fitted("price", depends, fit, on)
+    before: Policy = FixedPolicy(arms, depths, num)
+    if options.get("arms_model"):
+        before = _open_arms(options, arms, depths, num, tuning, (context, queries, on, judged.key), explorer)
+    return DepthPolicy(before, learner, num=num, budget=budget, price=found["price"], explorer=explorer, id=learner.id)
+
+
+def _open_arms(
+    options: Mapping[str, Any],
+    arms: Sequence[str],
+    depths: Mapping[str, int],
+    num: int,
+    tuning: Tuning,
+    priced: tuple[ContextFeatures, Sequence[Query], str, str],
+    explorer: Explorer,
+) -> ArmPolicy:
+    """The policy of `policy.arms_model`; priced: on which queries, as they are known, their name and key."""
+    from ltrr.models.arms import ArmsModule
+
+    context, queries, on, key = priced
+    learner, costs = ArmsModule.load(str(options["arms_model"])), options.get("arms_costs") or {}
+    if learner.columns != (tuple(f.name for f in context.columns), tuple(arms)):
+        raise ConfigError(
+            f"policy.arms_model: {options['arms_model']} was learned from other arms or features than this funnel's "
+            f"({', '.join(arms)}); use the arms and `policy.features` that its rounds were logged with"
+        )
+    if (budget := options.get("arms_budget")) is None:
+        raise ConfigError("policy.arms_budget: is not set; give the mean cost of the arms that run for a query")
+    table, place = arm_table(arms, depths, costs, num)
+
+    def fit() -> dict[str, Any]:
+        return {"price": price_for(learner.values(context(queries))[:, place], table.costs, budget)}
+
+    price = tuning.fitted("arms_price", (learner.id, budget, costs, key), fit, on)["price"]
+    told = {"costs": costs, "budget": budget, "price": price, "explorer": explorer, "id": learner.id}
+    return ArmPolicy(arms, depths, learner, cut=num, **told)

@@ -27,6 +27,9 @@ SCHEMA: dict[str, Any] = {  # what a config may hold; an arm's keys are its cons
     "fusion.added": dict[str, float] | None,
     "policy.depths": dict[str, int] | None,
     "policy.cut": int,
+    "policy.arms_model": str | None,
+    "policy.arms_costs": dict[str, float] | None,
+    "policy.arms_budget": float | None,
     "policy.model": str | None,
     "policy.budget": float | None,
     "policy.explore": dict[str, Any] | None,  # as an arm

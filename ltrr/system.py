@@ -286,9 +286,7 @@ class System:
         if not options.get("model"):
             return FixedPolicy(names, self.depths, self.cut)
         parts = [self.identity(name) for name in names if self.arm(name)]
-        return open_policy(
-            options, names, self.depths, self.cut, self.tuning, self._drawn_whole, parts, self.context.columns
-        )
+        return open_policy(options, names, self.depths, self.cut, self.tuning, self._drawn_whole, parts, self.context)
 
     def _drawn_whole(self, queries: Sequence[Query]) -> Drawn:
         """The whole union in fused order."""

@@ -11,17 +11,19 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 from tqdm import tqdm
 
-from ltrr.config import ConfigError, check_known, load_config
+from ltrr.config import ConfigError, check_known, construct, find_class, load_config
 from ltrr.core import Candidates, Pool, Qrels, Query, Ranker, Rounds
 from ltrr.data.beir import open_dataset
 from ltrr.evaluate.regret import Chosen, query_groups
-from ltrr.feedback.clicks import ClickModel, attraction_of, simulate
+from ltrr.feedback.clicks import Cascade, ClickModel, PositionBased, attraction_of, simulate
 from ltrr.funnel import in_order
 from ltrr.fuse import ConvexFusion, reciprocal_ranks, take, union
 from ltrr.metrics import whole_file
 from ltrr.policy.actions import Price, Table, best, price_for
+from ltrr.policy.baselines import best_slots, slot_order
 from ltrr.policy.explore import UCB, Explorer, Thompson
 from ltrr.policy.features import Feature, Known, pool_features, pool_names
 from ltrr.system import System
@@ -31,6 +33,8 @@ ORDER = "convex"  # the fused order that is cut
 PRICES = np.geomspace(0.02, 50, 60)  # around the price set on dev, for frontiers
 _DEPTH, _BATCH, _SEARCHED = 100, 100, 250
 _FIRST = 500  # rounds before the first fit; refits follow when there are twice as many
+EXPLORE = "{class: ltrr.policy.explore.Softmax, temperature: 0.02, floor: 0.05}"
+_SATISFIED, _LEAVES = 0.7, 0.1  # a cascade's customer stops after a click, after none
 _GROUPS_OF_DEV = 5  # one group of queries in so many sets the price where there are no other queries for it
 
 
@@ -44,6 +48,11 @@ class Searched(NamedTuple):
     highest: int  # grade of the data set
     positives: np.ndarray  # (Q,) gains of all there are, found or not
     groups: np.ndarray  # (Q,) number of each query's group
+
+    @property
+    def gains(self) -> np.ndarray:
+        """(Q, K) what each candidate counts in recall."""
+        return gain_of(self.grades, self.highest)
 
     def some(self, rows: np.ndarray) -> Searched:
         """Of the queries at these places."""
@@ -68,6 +77,7 @@ class Part(NamedTuple):
     recall: dict[str, np.ndarray]  # system -> (Q, M) recall of its first 1 to M
     groups: np.ndarray  # (Q,)
     names: tuple[tuple[str, ...], tuple[str, ...]]  # of the columns of `known`
+    slots: dict[int, np.ndarray]  # candidates -> (Q,) recall where each arm has the slots that were best on dev
 
 
 def opened(flags: Any, overrides: Sequence[str], splits: Sequence[str]) -> tuple[dict[str, Any], System]:
@@ -123,7 +133,7 @@ def searched(system: System, splits: Sequence[str]) -> Searched:
     rows = [dict(zip(system.corpus.rows([*qrels[q.id]]), qrels[q.id].values(), strict=True)) for q in queries]
     grades = np.array([[own.get(doc, 0) for doc in docs] for own, docs in zip(rows, pool.docs.tolist(), strict=True)])
     highest = max(grade for own in rows for grade in own.values())
-    positives = np.array([_gain(np.array([*own.values()]), highest).sum() for own in rows])
+    positives = np.array([gain_of(np.array([*own.values()]), highest).sum() for own in rows])
     return Searched(queries, features, pool, grades, int(highest), positives, groups)
 
 
@@ -132,7 +142,7 @@ def _widened(values: np.ndarray, width: int, fill: float) -> np.ndarray:
     return np.pad(values, pads, constant_values=fill)
 
 
-def _gain(grades: np.ndarray, highest: int) -> np.ndarray:
+def gain_of(grades: np.ndarray, highest: int) -> np.ndarray:
     """What a candidate counts in recall: as much as customers are drawn to it, which is 1 for all of binary grades."""
     return np.nan_to_num(attraction_of(np.maximum(grades, 0).astype(float), highest=highest))
 
@@ -151,13 +161,13 @@ def part_of(whole: Searched, order: Ranker, num: int, context: Sequence[Feature]
         pieces.append(_part(some, in_order(some.pool, fused), fused, num, context))
     known = Known(*(np.concatenate([getattr(p.known, name) for p in pieces]) for name in Known._fields))
     recall = {name: np.concatenate([p.recall[name] for p in pieces]) for name in pieces[0].recall}
-    return Part(known, np.concatenate([p.grades for p in pieces]), recall, whole.groups, pieces[0].names)
+    return Part(known, np.concatenate([p.grades for p in pieces]), recall, whole.groups, pieces[0].names, {})
 
 
 def _part(whole: Searched, pool: Pool, fused: Candidates, num: int, context: Sequence[Feature]) -> Part:
     grades = take(Pool(("grade",), whole.pool.docs, *[whole.grades[:, :, None]] * 2), fused).scores[:, :, 0]
     grades = np.nan_to_num(grades).astype(int)
-    gains, seen = _gain(grades, whole.highest), pool_features(pool, num)
+    gains, seen = gain_of(grades, whole.highest), pool_features(pool, num)
     orders = {name: pool.ranks[:, :, a] for a, name in enumerate(pool.arms[:-1])}
     orders["rrf"] = -reciprocal_ranks(pool._replace(arms=pool.arms[:-1], ranks=pool.ranks[:, :, :-1]))
     orders[ORDER] = pool.ranks[:, :, -1]
@@ -171,7 +181,7 @@ def _part(whole: Searched, pool: Pool, fused: Candidates, num: int, context: Seq
     query = np.concatenate([whole.features, seen.query], axis=1)
     of_pool, each = pool_names(pool.arms[:-1], num)
     names = tuple(f.name for f in (*context, *of_pool)), tuple(f.name for f in each)
-    return Part(Known(query, seen.candidates), shown, recall, whole.groups, names)
+    return Part(Known(query, seen.candidates), shown, recall, whole.groups, names, {})
 
 
 def worlds(system: System, flags: Any, settings: Mapping[str, Any]) -> list[dict[str, Part]]:
@@ -211,8 +221,19 @@ def worlds(system: System, flags: Any, settings: Mapping[str, Any]) -> list[dict
             else:
                 parts = {name: part.without([arm]) for name, part in parts.items()}
         made = {name: part_of(part, order, num, context) for name, part in parts.items()}
+        made["test"].slots.update({k: _slots(parts["dev"], parts["test"], order, k) for k in flags.budgets})
         out.append(made | {"before": part_of(before, order, num, context) if flags.change else made["train"]})
     return out
+
+
+def _slots(dev: Searched, test: Searched, order: Ranker, num: int) -> np.ndarray:
+    """(Q,) recall of test queries where arms, those first that weigh most in the fused order, fill their slots."""
+    weights = getattr(order, "weights", {})
+    arms = sorted(range(len(dev.pool.arms)), key=lambda a: -weights.get(dev.pool.arms[a], 0.0))
+    slots, _ = best_slots(dev.pool.ranks[:, :, arms], dev.gains, dev.positives, num)
+    places = slot_order(test.pool.ranks[:, :, arms], slots)
+    found = np.where(places >= 0, np.take_along_axis(test.gains, places, 1), 0.0)
+    return found.sum(axis=1) / test.positives
 
 
 def _folds(groups: np.ndarray, num: int) -> np.ndarray:
@@ -231,6 +252,16 @@ def shuffled(part: Part) -> Part:
     """With features of other queries."""
     order = np.random.default_rng(0).permutation(len(part.grades))
     return part._replace(known=Known(part.known.query[order], part.known.candidates[order]))
+
+
+def world_of(flags: Any, num: int, perfect: bool) -> World:
+    """Customers who see everything and click on what is relevant, or as the flags say."""
+    spec = dict(yaml.safe_load(flags.explore) or {})
+    explorer: Explorer = construct("--explore", find_class("--explore", str(spec.pop("class", ""))), spec)
+    click: ClickModel = PositionBased.power(num, 0.0 if perfect else flags.eta)
+    if flags.cascade and not perfect:
+        click = Cascade(_SATISFIED, _LEAVES)
+    return World(explorer, click, 0.0 if perfect else flags.noise, flags.passes)
 
 
 @dataclass

@@ -173,6 +173,8 @@ STEPS = [
     Step("policy-msrd-leaves", "policy-msrd-leaves/results.json",
          "scripts/simulate.py --data {data}/msrd-movies --change leaves:title --passes 1 2 --no-perfect "
          "--out runs/policy-msrd-leaves"),
+    Step("policy-arms", "policy-arms/results.json",
+         "scripts/simulate_arms.py --data {data}/msrd-movies --out runs/policy-arms"),
     Step("policy-msrd-ten", "policy-msrd-ten/results.json",
          "scripts/simulate.py --data {data}/msrd-movies --out runs/policy-msrd-ten --passes 10 --no-perfect"),
     Step("ope-simulated", "ope-simulated/results.json", "scripts/ope.py --simulate --out runs/ope-simulated"),

@@ -48,6 +48,7 @@ _EXPERIMENTS = [  # title, step; with a table.md, or with figures in results.jso
     ("A policy of cuts on the catalogue", "policy-catalogue"),
     ("A policy of cuts on MSRD where the dense arm joins after the first pass", "policy-msrd-joins"),
     ("A policy of cuts on MSRD where the title arm falls silent after the first pass", "policy-msrd-leaves"),
+    ("Arms switched off before retrieval on MSRD", "policy-arms"),
     ("One customer's 10,000 clicks", "attack"),
     ("One customer's 100 clicks, within their budget", "attack-patient"),
     ("An explorer for entities that arrive later, on the catalogue", "fresh"),

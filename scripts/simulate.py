@@ -30,33 +30,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import yaml
 from _common import arguments, main
-from _simulation import ORDER, Part, World, frozen, opened, shuffled, worlds
+from _simulation import EXPLORE, ORDER, Part, frozen, opened, shuffled, world_of, worlds
 from tqdm import tqdm
 
 from ltrr.config import ConfigError, construct, find_class
 from ltrr.core import Rounds
 from ltrr.data.rounds import write_rounds
 from ltrr.evaluate.regret import Chosen, at_mean, cost_saved, fixed, gap_closed, mean_of, oracle
-from ltrr.feedback.clicks import Cascade, PositionBased
 from ltrr.metrics import whole_file
-from ltrr.policy.explore import Explorer
 from ltrr.tuning import key_of
 
-_SATISFIED, _LEAVES = 0.7, 0.1  # a cascade's customer stops after a click, after none
 _REVISION = 2  # of what makes a seed's outcome, kept ones of others are not used
-_EXPLORE = "{class: ltrr.policy.explore.Softmax, temperature: 0.02, floor: 0.05}"
 _WINDOWS = 40  # of the rounds, for curves
 _CURVE = ("rounds", "cut", "policy", ORDER, "rrf", "oracle")  # columns, means over a window at its mean cut
-
-
-def world_of(flags: Any, num: int, perfect: bool) -> World:
-    """Customers who see everything and click on what is relevant, or as the flags say."""
-    spec = dict(yaml.safe_load(flags.explore) or {})
-    explorer: Explorer = construct("--explore", find_class("--explore", str(spec.pop("class", ""))), spec)
-    click = PositionBased.power(num, 0.0 if perfect else flags.eta)
-    if flags.cascade and not perfect:
-        click = Cascade(_SATISFIED, _LEAVES)
-    return World(explorer, click, 0.0 if perfect else flags.noise, flags.passes)
 
 
 def outcome(
@@ -120,7 +106,7 @@ def run() -> None:
             parser.add_argument("--passes", type=int, nargs="+", default=[1], help="over the train queries"),
             parser.add_argument("--eta", type=float, default=1.0, help="position k is looked at with k^-eta"),
             parser.add_argument("--noise", type=float, default=0.1, help="clicks on what is seen and not relevant"),
-            parser.add_argument("--explore", default=_EXPLORE, help="YAML of a class of ltrr.policy.explore"),
+            parser.add_argument("--explore", default=EXPLORE, help="YAML of a class of ltrr.policy.explore"),
             parser.add_argument("--split", default="test", help="the queries that are cut, in place of test"),
             parser.add_argument("--learn", default="train", help="the queries that teach, in place of train"),
             parser.add_argument("--price", default="dev", help="the queries that set the price, in place of dev"),
@@ -153,6 +139,7 @@ def run() -> None:
         base = np.concatenate([parts["test"].recall[name] for parts, name in zip(folds, bases, strict=True)])
         results["base"][key] = " / ".join(sorted(set(bases)))
         told = {name: fixed(own, budget) for name, own in recall.items()}
+        told["slots"] = np.concatenate([parts["test"].slots[budget] for parts in folds])
         told["oracle"] = oracle(recall[ORDER], budget)
         for clicks in ("simulated", "perfect") if flags.perfect else ("simulated",):
             outcomes = [

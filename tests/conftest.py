@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads cost more than they bring
+
 from ltrr.data.beir import Document, write_dataset
 
 ROOT = Path(__file__).parent.parent

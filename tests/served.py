@@ -62,7 +62,7 @@ def events(made: BanditModule, policy: str = "depth x", seed: int = 0) -> tuple[
     """A page of each query, a minute apart; clicks and dismissals within minutes."""
     rng = np.random.default_rng(seed)
     drawing = DepthPolicy(
-        list(ARMS), DEPTHS, made, num=NUM, budget=4, price=0.01, explorer=Softmax(0.1, 0.9), seed=seed
+        FixedPolicy(list(ARMS), DEPTHS, NUM), made, num=NUM, budget=4, price=0.01, explorer=Softmax(0.1, 0.9), seed=seed
     )
     page = Funnel(ARMS, drawing, ReciprocalRankFusion(), Backwards(), query_features).search(QUERIES, PAGE)
     times = [START + timedelta(minutes=i) for i in range(len(QUERIES))]

@@ -60,14 +60,14 @@ def test_the_best_allocation_is_the_best_of_all(pool, grades):
             if sum(slots) == num:
                 hits = [grades[q, by_hand(pool.ranks[q], slots)].sum() for q in range(30)]
                 recall[slots] = np.mean(hits / positives)
-        slots, value = best_slots(pool.ranks, grades, positives, num)
+        slots, value = best_slots(pool.ranks, grades > 0, np.maximum(positives, 1), num)
         assert value == pytest.approx(max(recall.values()))
         assert recall[slots] == pytest.approx(value)
 
 
 def test_too_many_allocations_are_given_in_portions(pool, grades, monkeypatch):
     monkeypatch.setattr(baselines, "MOST", 10)
-    slots, value = best_slots(pool.ranks, grades, grades.sum(axis=1), 7)
+    slots, value = best_slots(pool.ranks, grades > 0, np.maximum(grades.sum(axis=1), 1), 7)
     assert sum(slots) == 7
     assert {n % 2 for n in slots} == {0, 1}  # portions of two, and one that is left
     found = slot_order(pool.ranks, slots)
@@ -80,7 +80,7 @@ def test_outcomes_are_those_of_the_arms_drawn_so_deep(pool, grades):
     order = ConvexFusion({"a": 0.5, "b": 0.3, "c": 0.2})
     table = Table.of({"a": (0, 3, 10), "b": (0, 2), "c": (0, 10)}, (1, 4, 30), candidate_cost=1.0)
     positives = grades.sum(axis=1) + 1
-    found = outcomes(table, pool, order, grades, positives)
+    found = outcomes(table, pool, order, grades > 0, np.maximum(positives, 1))
     assert found.shape == (30, len(table))
     for n, (depths, cut) in enumerate(zip(table.depths, table.cuts, strict=True)):
         drawn = {}

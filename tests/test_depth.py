@@ -20,6 +20,7 @@ from ltrr.feedback.events import impressions_of
 from ltrr.feedback.store import EventStore
 from ltrr.funnel import Funnel
 from ltrr.fuse import ReciprocalRankFusion
+from ltrr.models.arms import ArmsModule
 from ltrr.models.bandit import BanditModule
 from ltrr.policy.baselines import FixedPolicy
 from ltrr.policy.depth import DepthPolicy
@@ -40,9 +41,8 @@ class ByFused:
 
 
 def policy(explorer, budget=3.0, price=0.01) -> DepthPolicy:
-    return DepthPolicy(
-        list(ARMS), {"a": 10, "b": 10}, ByFused(), num=NUM, budget=budget, price=price, explorer=explorer, seed=0
-    )
+    before = FixedPolicy(list(ARMS), {"a": 10, "b": 10}, NUM)
+    return DepthPolicy(before, ByFused(), num=NUM, budget=budget, price=price, explorer=explorer, seed=0)
 
 
 def funnel(made) -> Funnel:
@@ -127,6 +127,40 @@ def test_a_config_names_a_learned_policy(learned):
         settings | {"policy": {"model": str(export), "explore": softmax, "budget": 3.0}}, open_dataset(data)
     )
     assert (explored.funnel().draw(queries).decision.propensity < 1).any()
+
+
+def test_a_config_lets_arms_be_off(learned, tmp_path):
+    """Arms that are off do not run, their mean cost is the budget, and what is logged is the product of both draws."""
+    data, export, settings = learned
+    rounds = read_rounds(export.parent / "out" / "rounds-3.npz")
+    module = ArmsModule(cut=3)
+    module.refit(rounds, 0, BanditModule.load(export))
+    module.export(tmp_path)
+    softmax = {"class": "ltrr.policy.explore.Softmax", "temperature": 0.05, "floor": 0.3}
+    options = {"model": str(export), "budget": 3.0, "explore": softmax, "arms_model": str(tmp_path)}
+    given = options | {"arms_costs": {"all": 2.0}, "arms_budget": 1.6}
+    system = System(settings | {"policy": given}, open_dataset(data))
+    queries = [*system.dataset.split("test").queries] * 40
+    drawn = system.funnel().draw(queries)
+    ran = ~np.isnan(drawn.pool.ranks[:, :, :-1]).all(axis=1)  # (Q, A) that returned something
+    off = drawn.decision.depths == 0
+    assert not (ran & off).any()
+    assert 0.1 < off[:, 0].mean() < 0.9
+    assert (~off).any(axis=1).all()
+    cuts, arms = drawn.decision.marginals[:, 2], drawn.decision.propensity / drawn.decision.marginals[:, 2]
+    assert (arms <= drawn.decision.marginals[:, :2].min(axis=1) + 1e-9).all()
+    assert len({*np.round(cuts, 6).tolist()}) > 10
+    greedy = options | {"explore": None, "arms_costs": {"all": 2.0}, "arms_budget": 1.6}
+    system = System(settings | {"policy": greedy}, open_dataset(data))
+    judged = system.tuning.judged("fusion").queries
+    cost = (system.funnel().draw(judged).decision.depths > 0) @ np.array([1.0, 2.0])
+    assert cost.mean() <= 1.6 + 1e-9
+    assert "arms_price" in system.tuned()
+    with pytest.raises(ConfigError, match="arms_budget"):
+        System(settings | {"policy": options}, open_dataset(data)).funnel()
+    turned = {"all": settings["arms"]["all"], "title": settings["arms"]["title"]}
+    with pytest.raises(ConfigError, match="learned from other arms"):
+        System(settings | {"arms": turned, "policy": given}, open_dataset(data)).funnel()
 
 
 def test_a_policy_of_other_arms_is_refused(learned):

@@ -52,7 +52,7 @@ def test_a_policy_is_simulated_beside_what_it_is_compared_with(music: Path, conf
         for cell in results[part].values():
             assert set(cell) == {"mean", "low", "high"}
             assert cell["low"] <= cell["mean"] <= cell["high"]
-    assert set(results["systems"]) == {"title", "all", "rrf", "convex", "oracle", "policy"}
+    assert set(results["systems"]) == {"title", "all", "rrf", "convex", "slots", "oracle", "policy"}
     for budget in ("K=3", "K=5"):
         recall = {name: told[budget]["mean"] for name, told in results["systems"].items()}
         assert recall["oracle"] >= max(recall["policy"] - 0.05, recall[results["base"][budget]])
@@ -122,3 +122,27 @@ def test_a_run_is_tracked(music: Path, config: Path, tmp_path: Path) -> None:
     text = written.read_text()
     assert "K=3/policy" in text
     assert "K=3/gap closed" in text
+
+
+def test_arms_that_are_spared_are_simulated(music: Path, config: Path, tmp_path: Path) -> None:
+    """Beside static choices; what was learned is kept; the same model is fitted by train.py from logged rounds."""
+    options = "{class_path: ltrr.models.arms.ArmsModule, init_args: {hidden: 4, epochs: 2}}"
+    flags = ("--config", config, "--data", music, "--out", tmp_path / "out", "--budgets", 3, "--seeds", 2)
+    flags += ("--costs", "{all: 2}", "--model", options)
+    done = script("scripts/simulate_arms.py", *flags)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    row = results["K"]["3"]
+    assert results["costs"] == [1, 2, 3]
+    assert results["choices"] == ["title", "all", "title + all"]
+    assert row["static"]["title + all"] == pytest.approx(row["full"])
+    for each in row["rows"]:
+        assert each["hindsight"] <= min(each["policy"]["mean"], each["static"]["mean"]) + 1e-9
+        assert each["policy"]["low"] <= each["policy"]["mean"] <= each["policy"]["high"]
+    assert set(row["saved_within_loss"]) == {"policy", "static"}
+    assert (tmp_path / "out" / "table.md").read_text() in done.stdout
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "seeds").glob("*.npz")}
+    assert len(made) == 2
+    script("scripts/simulate_arms.py", *flags)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "seeds").glob("*.npz")} == made
+    wrong = script("scripts/simulate_arms.py", *flags, "--costs", "{all: 0}", check=False)
+    assert "--costs" in wrong.stderr

@@ -49,20 +49,22 @@ def batches(rounds: Rounds) -> Callable[[np.ndarray], dict[str, Tensor]]:
     return batch
 
 
-def fit(module: Any, rounds: Rounds, seed: int) -> None:
+def fit(module: Any, rounds: Rounds, seed: int, beside: Mapping[str, np.ndarray] | None = None) -> None:
     """Epochs over the rounds, without a Trainer, which takes longer to start than this takes to end.
 
-    module: has `training_step`, `optimizer(steps)` and hparams epochs, batch_size.
+    module: has `training_step`, `optimizer(steps)` and hparams epochs, batch_size. beside: more of each query, (U, …).
     """
     epochs, size = module.hparams["epochs"], module.hparams["batch_size"]
     made = module.optimizer(epochs * -(-len(rounds.row) // size))
-    batch = batches(rounds)
+    batch, more = batches(rounds), {name: torch.from_numpy(value) for name, value in (beside or {}).items()}
     module.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for _ in range(epochs):
             for rows in torch.randperm(len(rounds.row)).split(size):
-                loss = module.training_step(batch(rows.numpy()))
+                known = torch.from_numpy(rounds.row[rows.numpy()])
+                told = {name: value[known] for name, value in more.items()}
+                loss = module.training_step(batch(rows.numpy()) | told)
                 made["optimizer"].zero_grad()
                 loss.backward()
                 made["optimizer"].step()

@@ -52,30 +52,31 @@ class FixedPolicy:
         """Nothing to learn."""
 
 
-def outcomes(table: Table, pool: Pool, order: Ranker, grades: np.ndarray, positives: np.ndarray) -> np.ndarray:
+def outcomes(table: Table, pool: Pool, order: Ranker, gains: np.ndarray, total: np.ndarray) -> np.ndarray:
     """(Q, N) recall of every decision: arms drawn to its depths, their union in fused order, cut.
 
     Args:
         pool: what the arms return when they are drawn to the table's deepest levels.
         order: of what was drawn; an arm that is off returns nothing.
-        grades: (Q, K) of the pool's candidates. positives: (Q,) how many there are, found or not.
+        gains: (Q, K) what each of the pool's candidates counts, 0 = not relevant. total: (Q,) above 0, of all that
+            is relevant, found or not.
     """
-    out = np.empty((len(grades), len(table)), np.float32)
+    out = np.empty((len(gains), len(table)), np.float32)
     drawn, which = np.unique(table.depths, axis=0, return_inverse=True)
     for row, depths in enumerate(drawn):
         with np.errstate(invalid="ignore"):
             in_depth = pool.ranks < depths  # (Q, K, A)
         real = in_depth.any(axis=2)
         keep = np.argsort(~real, axis=1, kind="stable")[:, : max(real.sum(axis=1).max(), 1)]  # (Q, fewer than K)
-        docs, own = (np.take_along_axis(part, keep, 1) for part in (np.where(real, pool.docs, -1), grades))
+        docs, own = (np.take_along_axis(part, keep, 1) for part in (np.where(real, pool.docs, -1), gains))
         cut_off = ~np.take_along_axis(in_depth, keep[:, :, None], 1)
         ranks, scores = (np.take_along_axis(part, keep[:, :, None], 1) for part in (pool.ranks, pool.scores))
         ranks[cut_off], scores[cut_off] = np.nan, np.nan
         ordered = order.rank((), Pool(pool.arms, docs, ranks, scores)).docs  # the same rows, pads included
         hits = np.empty(docs.shape)
-        mine = np.take_along_axis((own > 0) & (docs >= 0), np.argsort(docs, axis=1), 1)
+        mine = np.take_along_axis(own * (docs >= 0), np.argsort(docs, axis=1), 1)
         np.put_along_axis(hits, np.argsort(ordered, axis=1), mine, 1)
-        recall = np.cumsum(hits, axis=1) / np.maximum(positives, 1)[:, None]
+        recall = np.cumsum(hits, axis=1) / total[:, None]
         cut = np.flatnonzero(which.ravel() == row)
         out[:, cut] = recall[:, np.minimum(table.cuts[cut], recall.shape[1]) - 1]
     return out
@@ -104,25 +105,25 @@ def slot_order(ranks: np.ndarray, slots: Sequence[int]) -> np.ndarray:
     return np.take_along_axis(places, np.argsort(places < 0, axis=1, kind="stable"), 1)[:, : sum(slots)]
 
 
-def best_slots(ranks: np.ndarray, grades: np.ndarray, positives: np.ndarray, num: int) -> tuple[tuple[int, ...], float]:
+def best_slots(ranks: np.ndarray, gains: np.ndarray, total: np.ndarray, num: int) -> tuple[tuple[int, ...], float]:
     """How many of `num` places each arm gets where that finds most, and the mean recall.
 
     Of all allocations; where they are more than MOST, of those in portions that make them fewer.
 
     Args:
         ranks: (Q, K, A) of a pool, arms in the order in which they take candidates.
-        grades: (Q, K) of its candidates. positives: (Q,) how many hits are all.
+        gains: (Q, K) of its candidates; total: (Q,), as of `outcomes`.
     """
     arms = ranks.shape[2]
     portion = next((p for p in range(1, num) if comb(num // p + arms - 1, arms - 1) <= MOST), num)
     portions = num // portion
-    relevant, lists = np.pad(grades > 0, [(0, 0), (0, 1)]), _lists(ranks, num)  # a blank is not
-    each, share, found = np.arange(len(ranks))[:, None], 1 / np.maximum(positives, 1), {}
+    worth, lists = np.pad(gains, [(0, 0), (0, 1)]), _lists(ranks, num)  # a blank is not
+    each, found = np.arange(len(ranks))[:, None], {}
     for bars in combinations(range(portions + arms - 1), arms - 1):  # what lies between two bars is an arm's
         slots = portion * (np.diff([-1, *bars, portions + arms - 1]) - 1)
         slots[slots.argmax()] += num % portion
-        hits = relevant[each, _filled(lists, slots.tolist(), ranks.shape[1])].sum(axis=1)
-        found[tuple(slots.tolist())] = float((hits * share).mean())
+        hits = worth[each, _filled(lists, slots.tolist(), ranks.shape[1])].sum(axis=1)
+        found[tuple(slots.tolist())] = float((hits / total).mean())
     best = max(found, key=lambda slots: found[slots])
     return best, found[best]
 

@@ -1,4 +1,4 @@
-"""A policy that lets the arms run and then decides, query by query, how many candidates are ranked.
+"""A policy that lets arms run and then decides, query by query, how many candidates are ranked.
 
 Knows features, values and the table of cuts; knows nothing about what learns the values or about arms' insides. What it
 logs suffices to compute the whole distribution again: features as it saw them, and the price.
@@ -8,12 +8,12 @@ Legend: Q queries, A arms, M candidates looked at, F and C features.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
-from ltrr.core import Decision, Feedback, Pool
+from ltrr.core import Decision, Feedback, Policy, Pool
 from ltrr.policy.actions import Price, Table
 from ltrr.policy.explore import Explorer
 from ltrr.policy.features import Known, pool_features
@@ -28,11 +28,10 @@ class Values(Protocol):
 
 
 class DepthPolicy:
-    """Fixed depths, a cut for each query.
+    """Depths as another policy has them, a cut for each query.
 
     Args:
-        arms: the arms' names, in the funnel's order.
-        depths: arm -> candidates to draw; an arm that is not named is off.
+        before: decides, before retrieval, which arms run and how deep.
         learner: of values.
         num: M, the deepest cut.
         budget: mean candidates that are ranked.
@@ -44,8 +43,7 @@ class DepthPolicy:
 
     def __init__(
         self,
-        arms: Sequence[str],
-        depths: Mapping[str, int],
+        before: Policy,
         learner: Values,
         *,
         num: int,
@@ -56,18 +54,14 @@ class DepthPolicy:
         seed: int | None = None,
     ) -> None:
         self.id = f"depth {id[:12]}"
-        self._depths = np.array([depths.get(name, 0) for name in arms], np.int32)
-        self.learner, self._num, self._explorer = learner, num, explorer
+        self._before, self.learner, self._num, self._explorer = before, learner, num, explorer
         self._table = Table.of({"all": [num]}, range(1, num + 1))
         self._price = Price(budget, start=price)
         self._rng, self._lock = np.random.default_rng(seed), threading.Lock()
 
     def decide(self, features: np.ndarray) -> Decision:
-        """features (Q, F); all arms to their depths, and as much of the union as is ever ranked."""
-        num_queries = len(features)
-        depths = np.tile(self._depths, (num_queries, 1))
-        cut, sure = np.full(num_queries, self._num, np.int32), np.ones((num_queries, len(self._depths) + 1))
-        return Decision(depths, cut, np.ones(num_queries), sure)
+        """features (Q, F), known before retrieval."""
+        return self._before.decide(features)
 
     def revise(self, features: np.ndarray, pool: Pool, decision: Decision) -> tuple[np.ndarray, Decision]:
         """After the arms ran: all that was looked at, (Q, F + M · C), and the decision with its cut drawn.
@@ -83,7 +77,7 @@ class DepthPolicy:
         marginals = decision.marginals.copy()
         marginals[:, -1] = cuts.propensity
         whole = np.concatenate([known.query, known.candidates.reshape(len(features), -1)], axis=1)
-        return whole, Decision(decision.depths, cuts.cut, cuts.propensity, marginals)
+        return whole, Decision(decision.depths, cuts.cut, decision.propensity * cuts.propensity, marginals)
 
     def probabilities(self, known: Known, price: float) -> np.ndarray:
         """(Q, M) of each cut, at a price: what is logged can be computed again."""
