@@ -77,6 +77,7 @@ class Part(NamedTuple):
     recall: dict[str, np.ndarray]  # system -> (Q, M) recall of its first 1 to M
     groups: np.ndarray  # (Q,)
     names: tuple[tuple[str, ...], tuple[str, ...]]  # of the columns of `known`
+    ids: list[str]  # of the queries
     slots: dict[int, np.ndarray]  # candidates -> (Q,) recall where each arm has the slots that were best on dev
 
 
@@ -161,7 +162,15 @@ def part_of(whole: Searched, order: Ranker, num: int, context: Sequence[Feature]
         pieces.append(_part(some, in_order(some.pool, fused), fused, num, context))
     known = Known(*(np.concatenate([getattr(p.known, name) for p in pieces]) for name in Known._fields))
     recall = {name: np.concatenate([p.recall[name] for p in pieces]) for name in pieces[0].recall}
-    return Part(known, np.concatenate([p.grades for p in pieces]), recall, whole.groups, pieces[0].names, {})
+    return Part(
+        known,
+        np.concatenate([p.grades for p in pieces]),
+        recall,
+        whole.groups,
+        pieces[0].names,
+        [q.id for q in whole.queries],
+        {},
+    )
 
 
 def _part(whole: Searched, pool: Pool, fused: Candidates, num: int, context: Sequence[Feature]) -> Part:
@@ -181,7 +190,7 @@ def _part(whole: Searched, pool: Pool, fused: Candidates, num: int, context: Seq
     query = np.concatenate([whole.features, seen.query], axis=1)
     of_pool, each = pool_names(pool.arms[:-1], num)
     names = tuple(f.name for f in (*context, *of_pool)), tuple(f.name for f in each)
-    return Part(Known(query, seen.candidates), shown, recall, whole.groups, names, {})
+    return Part(Known(query, seen.candidates), shown, recall, whole.groups, names, [q.id for q in whole.queries], {})
 
 
 def worlds(system: System, flags: Any, settings: Mapping[str, Any]) -> list[dict[str, Part]]:

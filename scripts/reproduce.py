@@ -59,6 +59,28 @@ _ANYBODY = "--data {data}/msrd-movies --data.query_fields '[]'"  # nobody is nam
 _RECUR = f"{_ANYBODY} --data.qrels qrels-random --fusion.added '{{memory: 3}}'"  # the weight was chosen on its dev
 _CATALOGUE = "--data runs/quickstart/catalogue"
 _STEPS = "--trainer.max_epochs -1 --trainer.check_val_every_n_epoch null"
+_LINEAR, _UCB = "ltrr.policy.peers.LinUCB", "{class: ltrr.policy.explore.UCB, width: 0.1}"
+_PEERS = {  # beside policy-msrd: another learner, another explorer, or both
+    "linucb": (_LINEAR, "{}", _UCB),
+    "linucb-gains": (_LINEAR, "{noise: 0.1, levels: 2, l2: 1000}", _UCB),
+    "linucb-cut": (_LINEAR, "{per: cut, l2: 10000}", _UCB),
+    "lints": (_LINEAR, "{}", "{class: ltrr.policy.explore.Thompson, samples: 32}"),
+    "router": ("ltrr.policy.peers.SupervisedRouter", "{}", "{class: ltrr.policy.explore.EpsilonGreedy}"),
+    "vowpal": ("_vowpal.Vowpal", "{}", "{class: ltrr.policy.explore.SquareCB}"),
+    "squarecb": (None, None, "{class: ltrr.policy.explore.SquareCB, floor: 0.05}"),
+    "greedy": (None, None, "{class: ltrr.policy.explore.EpsilonGreedy}"),
+    "thompson": (None, None, "{class: ltrr.policy.explore.Thompson, samples: 32}"),
+}
+
+
+def peer(name: str) -> Step:
+    learner, arguments, explorer = _PEERS[name]
+    model = f"--model '{{class_path: {learner}, init_args: {arguments}}}' " if learner else ""
+    few = "--seeds 3 " if name == "vowpal" else ""  # minutes each
+    command = f"scripts/simulate.py --data {{data}}/msrd-movies --no-perfect {model}--explore '{explorer}' {few}"
+    return Step(f"policy-{name}", f"policy-{name}/results.json", f"{command}--out runs/policy-{name}")
+
+
 STEPS = [
     table("scifact", _SCIFACT),
     table("msrd", _MSRD),
@@ -173,6 +195,16 @@ STEPS = [
     Step("policy-msrd-leaves", "policy-msrd-leaves/results.json",
          "scripts/simulate.py --data {data}/msrd-movies --change leaves:title --passes 1 2 --no-perfect "
          "--out runs/policy-msrd-leaves"),
+    *map(peer, _PEERS),
+    Step("policy-ranked", "policy-ranked/results.json",
+         "scripts/rank_costs.py --policy runs/policy-msrd --ranker runs/cross_encoder-msrd/export "
+         "--out runs/policy-ranked"),
+    # Trained arms: the policy learns from queries that are new to them; then from those that they were trained on.
+    *(Step(f"policy-trained{name}", f"policy-trained{name}/results.json",
+           "scripts/simulate.py --data {data}/msrd-movies --no-perfect --data.arms.dense.model runs/dense-msrd/export "
+           "--data.arms.sparse '{class: ltrr.arms.sparse.Splade, model: runs/splade-msrd/export}' "
+           f"{options} --out runs/policy-trained{name}")
+      for name, options in (("", "--learn dev --passes 1 5"), ("-naive", ""))),
     Step("policy-arms", "policy-arms/results.json",
          "scripts/simulate_arms.py --data {data}/msrd-movies --out runs/policy-arms"),
     Step("policy-msrd-ten", "policy-msrd-ten/results.json",

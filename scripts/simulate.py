@@ -9,7 +9,8 @@ order; the policy draws a cut of the fused union, the page shows what it lets th
 frozen: its price is set on dev so that the mean cut there is the budget, and test queries are cut. Base: the best
 non-learning system on dev at that fixed cut. All arms run for every query and are charged. Beside it the same with
 perfect clicks: everything that is shown is looked at, and nothing else is clicked. Writes DIR/results.json, table.md,
-frontier.png and regret.png; each seed's outcome is kept under DIR/seeds, so that a killed run goes on.
+frontier.png, regret.png and cuts.npz (what test queries got, for rank_costs.py); each seed's outcome is kept under
+DIR/seeds, so that a killed run goes on.
 
 --log: also DIR/rounds-K.npz, what the first seed logged at each budget, for train.py.
 --cascade: customers look from the top until they are satisfied, the policy believes 1 / rank all the same.
@@ -162,10 +163,14 @@ def run() -> None:
             results["systems"].setdefault(name, {})[key] = cell
     lines = report(results)
     flags.out.mkdir(parents=True, exist_ok=True)
+    if not flags.folds:
+        told = {f"K={budget}": np.stack([c.cuts for c in fronts[budget]]).astype(np.int16) for budget in fronts}
+        with whole_file(flags.out / "cuts.npz") as temporary, temporary.open("wb") as file:
+            np.savez(file, split=flags.split, num=recall[ORDER].shape[1], ids=np.array(folds[0]["test"].ids), **told)
     written = {
         "results.json": json.dumps(results, indent=1),
         "table.md": lines,
-        "config.yaml": yaml.safe_dump(settings),
+        "config.yaml": yaml.safe_dump(settings, sort_keys=False),
     }
     for name, text in written.items():
         with whole_file(flags.out / name) as temporary:

@@ -13,6 +13,7 @@ from test_scripts import script
 
 from ltrr.config import construct, find_class
 from ltrr.models.bandit import BanditModule
+from ltrr.models.cross_encoder import CrossEncoderModule, cross_encoder_network
 
 ROOT = Path(__file__).parents[1]
 
@@ -146,3 +147,24 @@ def test_arms_that_are_spared_are_simulated(music: Path, config: Path, tmp_path:
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "seeds").glob("*.npz")} == made
     wrong = script("scripts/simulate_arms.py", *flags, "--costs", "{all: 0}", check=False)
     assert "--costs" in wrong.stderr
+
+
+def test_what_a_policy_saves_the_ranker(music: Path, config: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    """Quality after ranking at the policy's cuts, beside the same cut for all; scores are kept."""
+    CrossEncoderModule(cross_encoder_network(str(tiny_backbone), max_length=32)).export(tmp_path / "export")
+    flags = ("--config", config, "--data", music, "--out", tmp_path / "out", "--budgets", 3, "--seeds", 2)
+    script("scripts/simulate.py", *flags, "--no-perfect")
+    flags = ("--policy", tmp_path / "out", "--ranker", tmp_path / "export", "--out", tmp_path / "ranked")
+    done = script("scripts/rank_costs.py", *flags, "--queries", 10)
+    results = json.loads((tmp_path / "ranked" / "results.json").read_text())
+    (row,) = results["rows"]
+    assert results["queries"] == 10
+    assert row["share"] == pytest.approx(row["mean"] / 12)
+    gain = row["policy"]["mean"] - row["fixed"]["mean"]
+    assert row["gain"]["mean"] == pytest.approx(gain)
+    assert row["quality"] == pytest.approx(results["quality"] + row["policy"]["mean"])
+    assert results["fixed"]["12"] == pytest.approx(results["quality"])
+    assert (tmp_path / "ranked" / "table.md").read_text() in done.stdout
+    assert len([*(tmp_path / "ranked" / "scores").rglob("*.npy")]) == 2
+    wrong = script("scripts/rank_costs.py", "--policy", tmp_path, *flags[2:], check=False)
+    assert "cuts.npz" in wrong.stderr
