@@ -216,6 +216,7 @@ STEPS = [
          "scripts/personal.py --data {data}/lastfm-hetrec2k --out runs/personal"),
     Step("store", "store/results.json", "scripts/benchmark_store.py"),
     Step("benchmark_memory", "benchmark_memory/results.json", "scripts/benchmark_memory.py"),
+    Step("benchmark_policy", "benchmark_policy/results.json", "scripts/benchmark_policy.py"),
     Step("benchmark", "benchmark/benchmark.json", "scripts/benchmark.py --data {data}/msrd-movies --device cpu"),
 ]  # fmt: skip
 
