@@ -196,6 +196,8 @@ STEPS = [
          "scripts/simulate.py --data {data}/msrd-movies --change leaves:title --passes 1 2 --no-perfect "
          "--out runs/policy-msrd-leaves"),
     *map(peer, _PEERS),
+    Step("policy-weights", "policy-weights/results.json",
+         "scripts/simulate.py --data {data}/msrd-movies --no-perfect --weights --out runs/policy-weights"),
     Step("policy-ranked", "policy-ranked/results.json",
          "scripts/rank_costs.py --policy runs/policy-msrd --ranker runs/cross_encoder-msrd/export "
          "--out runs/policy-ranked"),

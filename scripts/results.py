@@ -49,6 +49,7 @@ _EXPERIMENTS = [  # title, step; with a table.md, or with figures in results.jso
     ("A policy of cuts on MSRD where the dense arm joins after the first pass", "policy-msrd-joins"),
     ("A policy of cuts on MSRD where the title arm falls silent after the first pass", "policy-msrd-leaves"),
     ("Arms switched off before retrieval on MSRD", "policy-arms"),
+    ("Weights of the arms learned query by query, beside a policy of cuts, on MSRD", "policy-weights"),
     ("What a policy of cuts saves a cross-encoder on MSRD", "policy-ranked"),
     ("A policy of cuts on MSRD over trained arms, learned from queries that are new to them", "policy-trained"),
     ("The same, learned from the queries that the arms were trained on", "policy-trained-naive"),

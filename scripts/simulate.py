@@ -17,6 +17,7 @@ DIR/seeds, so that a killed run goes on.
 --shuffle: every query is told another's features, so that there is nothing to gain.
 --folds: all judged queries in so many folds of whole groups: one is tested, the next sets the price, the others teach.
 --learn: another split than train, where arms were trained on train; --price likewise for dev. The same: split by group.
+--weights: a further learner reorders the candidates from the same rounds (ltrr.models.fusion) and cuts them at K.
 --change: after the first pass an arm joins, or falls silent; rows tell what one more pass teaches.
 """
 
@@ -39,6 +40,7 @@ from ltrr.core import Rounds
 from ltrr.data.rounds import write_rounds
 from ltrr.evaluate.regret import Chosen, at_mean, cost_saved, fixed, gap_closed, mean_of, oracle
 from ltrr.metrics import whole_file
+from ltrr.models.fusion import FusionModule
 from ltrr.tuning import key_of
 
 _REVISION = 2  # of what makes a seed's outcome, kept ones of others are not used
@@ -48,14 +50,15 @@ _CURVE = ("rounds", "cut", "policy", ORDER, "rrf", "oracle")  # columns, means o
 
 def outcome(
     flags: Any, settings: Mapping, parts: dict[str, Part], fold: int, budget: float, seed: int, perfect: bool
-) -> tuple[dict[int, Chosen], np.ndarray]:
-    """Passes -> Chosen of one seed, and its curve (windows, len(_CURVE)); read where they were made before."""
+) -> tuple[dict[int, Chosen], np.ndarray, np.ndarray]:
+    """Passes -> Chosen of one seed; its curve (windows, len(_CURVE)); (Q,) recall at the budget in the order that is
+    learned from the first passes' rounds, (0,) without --weights. Read where they were made before."""
     data = {
         name: settings["data"].get(name) for name in ("path", "qrels", "arms", "tune", "num_candidates", "features")
     }
     world = flags.eta, flags.noise, flags.explore, flags.cascade, flags.shuffle
     split = flags.learn, flags.price, flags.split, flags.folds, flags.change
-    key = key_of(_REVISION, settings["model"], data, sorted(flags.passes), world, split)
+    key = key_of(_REVISION, settings["model"], data, sorted(flags.passes), world, split, *["weights"] * flags.weights)
     path = flags.out / "seeds" / f"{key}-{budget:g}-{fold}-{seed}{'-perfect' if perfect else ''}.npz"
     logged = flags.out / f"rounds-{budget:g}.npz" if flags.log and not (seed or fold or perfect) else None
     if not path.exists() or (logged and not logged.exists()):
@@ -72,6 +75,8 @@ def outcome(
             chosen = frozen(module, parts["dev"], parts["test"], budget)
             arrays |= {f"{passes}/cuts": chosen.cuts.astype(np.int16), f"{passes}/recall": chosen.recall}
             arrays["curve"] = curve_of(log, parts)
+            if flags.weights and "weights" not in arrays:
+                arrays["weights"] = reordered(log, parts["test"], seed)[:, int(budget) - 1]
             if logged:
                 write_rounds(logged, log)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +84,15 @@ def outcome(
             np.savez(file, **arrays)
     with np.load(path, allow_pickle=False) as file:
         done = {p: Chosen(file[f"{p}/cuts"].astype(float), file[f"{p}/recall"]) for p in flags.passes}
-        return done, file["curve"]
+        return done, file["curve"], file["weights"] if flags.weights else np.zeros(0)
+
+
+def reordered(log: Rounds, test: Part, seed: int) -> np.ndarray:
+    """(Q, M) recall by cut where the weights of the arms are learned from these rounds, query by query."""
+    module = FusionModule()
+    module.refit(log, seed)
+    each = np.diff(test.recall[ORDER], axis=1, prepend=0)
+    return np.cumsum(np.take_along_axis(each, module.order(test.known), 1), axis=1)
 
 
 def curve_of(log: Rounds, parts: Mapping[str, Part]) -> np.ndarray:
@@ -115,6 +128,7 @@ def run() -> None:
             parser.add_argument("--change", help="joins:ARM or leaves:ARM, after the first pass"),
             parser.add_argument("--cascade", action="store_true", help="customers are not as the policy believes"),
             parser.add_argument("--shuffle", action="store_true", help="queries are told others' features"),
+            parser.add_argument("--weights", action="store_true", help="beside it, learn arms' weights query by query"),
             parser.add_argument("--log", action="store_true", help="also write what the first seed logged"),
             parser.add_argument("--no-perfect", dest="perfect", action="store_false", help="not beside perfect clicks"),
         ),
@@ -148,7 +162,7 @@ def run() -> None:
                 for seed in tqdm(range(flags.seeds), f"{key} {clicks}", unit="seed")
             ]
             for passes in sorted(flags.passes):
-                chosen = [_joined([done[passes] for done, _ in each]) for each in outcomes]
+                chosen = [_joined([done[passes] for done, *_ in each]) for each in outcomes]
                 row = compared(recall[ORDER], base, chosen, groups, budget)
                 results["all"].append({"clicks": clicks, "passes": passes, "K": budget} | row)
                 if clicks == "simulated" and passes == min(flags.passes):
@@ -156,8 +170,12 @@ def run() -> None:
                     told["policy"] = np.stack([c.recall[:, 0] for c in chosen])
                     fronts[budget] = chosen
             if clicks == "simulated":
-                curves[budget] = np.stack([curve for each in outcomes for _, curve in each])
+                curves[budget] = np.stack([curve for each in outcomes for _, curve, _ in each])
                 results["regret"][key] = regret_of(curves[budget])
+                if flags.weights:
+                    told["weights by query"] = np.stack(
+                        [np.concatenate([own for *_, own in each]) for each in outcomes]
+                    )
         for name, values in told.items():
             cell = mean_of(np.atleast_2d(values), groups)._asdict()
             results["systems"].setdefault(name, {})[key] = cell

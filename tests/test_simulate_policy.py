@@ -102,7 +102,7 @@ def test_other_worlds_are_simulated(music: Path, config: Path, tmp_path: Path) -
     told = {}
     for name, more in {
         "folds": ("--folds", 3, "--explore", "{class: ltrr.policy.explore.UCB, width: 0.5}"),
-        "joins": ("--change", "joins:all", "--passes", 1, 2),
+        "joins": ("--change", "joins:all", "--passes", 1, 2, "--weights"),
         "leaves": ("--change", "leaves:all", "--passes", 1, 2, "--learn", "dev"),
     }.items():
         script("scripts/simulate.py", *flags, "--out", tmp_path / name, *more)
@@ -110,6 +110,9 @@ def test_other_worlds_are_simulated(music: Path, config: Path, tmp_path: Path) -
     assert told["folds"]["queries"] == len(judged)
     assert told["joins"]["systems"]["all"]["K=3"]["mean"] > 0 == told["leaves"]["systems"]["all"]["K=3"]["mean"]
     assert [row["passes"] for row in told["leaves"]["all"]] == [1, 2]
+    learned, fixed = (told["joins"]["systems"][name]["K=3"]["mean"] for name in ("weights by query", "convex"))
+    assert abs(learned - fixed) < 0.1
+    assert "weights by query" not in told["folds"]["systems"]
     wrong = script("scripts/simulate.py", *flags, "--out", tmp_path / "w", "--change", "joins:nobody", check=False)
     assert "nobody" in wrong.stderr
 
