@@ -12,6 +12,9 @@ python scripts/ope.py --open-bandit FOLDER --out DIR
 python scripts/ope.py --events sqlite:///runs/events.db --target '{"title": 50, "people": 0}' --cut 20 --out DIR
     The target: always these depths (arms not named are off) and this cut. Only rounds that happened to decide so tell
     about it, or, for pi, those whose depth of an arm or cut is the same. --policy NAME: only rounds of that policy.
+python scripts/ope.py --events sqlite:///runs/events.db --model runs/bandit-1/export --budget 10 --out DIR
+    The target: arms as they were drawn, cuts as this model would, at the price at which they are 10 in the mean here;
+    the best for each, or as --explore YAML draws.
 
 Writes DIR/results.json, table.md, weights.png (weights of the rounds) and estimates.png. An estimate without support
 has no interval, and the table says why. Intervals (95 %) hold no bias: of clipping and shrinking, of dm's model.
@@ -22,7 +25,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -30,14 +33,19 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import yaml
 from _common import main
 from scipy.special import expit, softmax
 from tqdm import tqdm
 
+from ltrr.config import construct, find_class
 from ltrr.feedback.events import Allocation, Reward
+from ltrr.feedback.rounds import known_of, told
 from ltrr.feedback.store import EventStore
 from ltrr.metrics import whole_file
 from ltrr.policy import ope
+from ltrr.policy.actions import price_for
+from ltrr.policy.features import Known, Standard
 
 _COLUMNS = ("item_id", "position", "click", "propensity_score")
 _TRUTH = 200_000  # contexts over which a simulated policy's true value is taken
@@ -56,6 +64,11 @@ def run() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="rounds of its logs")
     parser.add_argument("--target", help="JSON: arm -> depth")
     parser.add_argument("--cut", type=int, help="candidates that the target ranks")
+    parser.add_argument("--model", type=Path, help="export of a policy of cuts, in place of --target and --cut")
+    parser.add_argument("--budget", type=float, help="its mean candidates")
+    parser.add_argument(
+        "--explore", default="{class: ltrr.policy.explore.EpsilonGreedy, epsilon: 0.0}", help="its draws"
+    )
     parser.add_argument("--policy", help="only rounds of this policy")
     flags = parser.parse_args()
     if flags.simulate:
@@ -237,12 +250,7 @@ def from_events(flags: Any) -> tuple[dict, str, dict[str, np.ndarray]]:
     path = flags.events.removeprefix("sqlite:///")
     if path != flags.events and not Path(path).exists():
         raise ValueError(f"--events {flags.events}: there is no such file")
-    try:
-        depths = json.loads(flags.target or "")
-    except json.JSONDecodeError:
-        depths = None
-    if not isinstance(depths, dict) or not all(isinstance(d, int) and d >= 0 for d in depths.values()) or not flags.cut:
-        raise ValueError("""--target, --cut: both are needed, as in --target '{"title": 50}' --cut 20""")
+    depths = wanted_depths(flags)
     reward, rounds, without = Reward(), [], 0
     with EventStore(flags.events) as store:
         for batch in tqdm(store.rounds(), "read", unit="batch"):
@@ -255,6 +263,8 @@ def from_events(flags: Any) -> tuple[dict, str, dict[str, np.ndarray]]:
         what = "there are no rounds with arms" if not sets else f"rounds have {len(sets)} different sets of arms"
         raise ValueError(f"--events {flags.events}: {what}; name one of the policies with --policy")
     arms = sets.pop()
+    if flags.model:
+        return learned_target(flags, rounds, without)
     if unknown := sorted(depths.keys() - set(arms)):
         raise ValueError(f"--target: there is no arm {unknown[0]!r}; the arms are {', '.join(arms)}")
     wanted = Allocation(tuple(depths.get(arm, 0) for arm in arms), flags.cut)
@@ -270,18 +280,88 @@ def from_events(flags: Any) -> tuple[dict, str, dict[str, np.ndarray]]:
         executed=ran,
         groups=np.array([f"s{seen.session}" if seen.session else f"i{seen.id}" for seen, _ in rounds]),
     )
+    results, lines = _estimated(logged, np.array([seen.policy for seen, _ in rounds]))
+    lines += ["", f"Target: {depths}, cut {flags.cut}. pi is exact where rewards add up over"]
+    lines += [f"arms and cut, and the logger draws them independently. {without:,} impressions had no decision."]
+    return results | {"target": wanted._asdict(), "without": without}, "\n".join(lines), _weights_of(logged)
+
+
+def _estimated(logged: ope.Logged, policies: np.ndarray) -> tuple[dict[str, Any], list[str]]:
+    """All estimates of the target's value, and who logged."""
     rows = []
     for name in ope.available(logged):
         both = {"estimate": _plain(ope.estimate(logged, name)), "gain": _plain(ope.gain(logged, name))}
         rows.append({"label": "target", "estimator": name} | both)
-    policies = _policies(logged, ran, np.array([seen.policy for seen, _ in rounds]))
-    results = {"mode": "events", "target": wanted._asdict(), "without": without, "rows": rows, "policies": policies}
+    ran = np.ones(len(policies), bool) if logged.executed is None else logged.executed
+    loggers = _policies(logged, ran, policies)
     shown = [[r["estimator"], _cell(r["estimate"]), _cell(r["gain"]), "; ".join(r["estimate"]["notes"])] for r in rows]
     lines = [*_table("estimator, value, gain over the logger, notes", shown), ""]
     heads = "logged by, rounds, mean reward, least propensity, without a choice, ran otherwise (left out)"
-    lines += [*_table(heads, policies), "", f"Target: {depths}, cut {flags.cut}. pi is exact where rewards add up over"]
-    lines += [f"arms and cut, and the logger draws them independently. {without:,} impressions had no decision."]
-    return results, "\n".join(lines), {"target": logged.target / logged.propensity}
+    return {"mode": "events", "rows": rows, "policies": loggers}, [*lines, *_table(heads, loggers)]
+
+
+def _weights_of(logged: ope.Logged) -> dict[str, np.ndarray]:
+    target = logged.target
+    if logged.action is not None:
+        target = target[np.arange(len(target)), logged.action]
+    return {"target": target / logged.propensity}
+
+
+def wanted_depths(flags: Any) -> dict[str, int]:
+    """--target, checked; {} with --model."""
+    if flags.model:
+        if flags.target or flags.cut or not flags.budget or flags.budget < 1:
+            raise ValueError("--model: needs --budget, the mean candidates, from 1 on, and neither --target nor --cut")
+        return {}
+    try:
+        depths = json.loads(flags.target or "")
+    except json.JSONDecodeError:
+        depths = None
+    if not isinstance(depths, dict) or not all(isinstance(d, int) and d >= 0 for d in depths.values()) or not flags.cut:
+        raise ValueError("""--target, --cut: both are needed, as in --target '{"title": 50}' --cut 20""")
+    return depths
+
+
+def learned_target(flags: Any, rounds: list, without: int) -> tuple[dict, str, dict[str, np.ndarray]]:
+    """Cuts as a model would draw them, arms as they were drawn: the weight of a round is that of its cut alone."""
+    from ltrr.models.bandit import BanditModule  # torch takes seconds to import
+
+    learner, left = BanditModule.load(flags.model), Counter[str]()
+    used, query, candidates = [], [], []
+    for seen, worth in rounds:
+        known = known_of(seen, learner.columns, learner.num)
+        if isinstance(known, str) or not 1 <= seen.drawn.cut <= learner.num or not seen.marginals:
+            left[known if isinstance(known, str) else "of other cuts"] += 1
+            continue
+        used.append((seen, worth))
+        query.append(known[0])
+        candidates.append(known[1])
+    if not used:
+        raise ValueError(f"--model {flags.model}: no round is of its arms and features; left out: {told(left)}")
+    values = learner.values(Known(np.stack(query), np.stack(candidates)))
+    spec = dict(yaml.safe_load(flags.explore) or {})
+    explorer = construct("--explore", find_class("--explore", str(spec.pop("class", ""))), spec)
+    costs = np.arange(1.0, learner.num + 1)
+    price = price_for(values, costs, flags.budget)
+    logged = ope.Logged(
+        reward=np.array([worth for _, worth in used]),
+        propensity=np.array([seen.marginals[-1] for seen, _ in used]),
+        target=explorer.probabilities(values - price * costs),
+        action=np.array([seen.drawn.cut - 1 for seen, _ in used]),
+        groups=np.array([f"s{seen.session}" if seen.session else f"i{seen.id}" for seen, _ in used]),
+    )
+    some = values[:, np.unique(np.geomspace(1, learner.num, 5).astype(int)) - 1]
+    logged = ope.cross_fitted(logged, Standard.of(some)(some).astype(float), precision=100.0)
+    results, lines = _estimated(logged, np.array([seen.policy for seen, _ in used]))
+    mean = float((logged.target @ costs).mean())
+    results |= {"budget": flags.budget, "mean_cut": mean, "left_out": dict(left), "without": without}
+    now = np.mean([seen.drawn.cut for seen, _ in used])
+    lines += [
+        "",
+        f"Target: {flags.model}, {mean:.2f} candidates in the mean, the log {now:.2f}. Left out: {told(left)};",
+    ]
+    lines += [f"{without:,} impressions had no decision."]
+    return results, "\n".join(lines), _weights_of(logged)
 
 
 def _policies(logged: ope.Logged, executed: np.ndarray, names: np.ndarray) -> list[list[str]]:

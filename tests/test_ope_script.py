@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import served
 from conftest import ROOT, shared
 from test_scripts import script
 
@@ -168,6 +169,35 @@ def test_a_fixed_target_from_the_event_store(run, tmp_path: Path) -> None:
     assert found["without"] == 1
     assert found["target"] == {"depths": [10, 10], "cut": 10}
     assert "| explore/1 | 1,200 |" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_learned_target_from_the_event_store(run, tmp_path: Path) -> None:
+    """Where a page is worth .1 clicks a candidate that was let through, so is the target's mean cut."""
+    made, rng = served.model(), np.random.default_rng(0)
+    (tmp_path / "export").mkdir()
+    made.export(tmp_path / "export")
+    with EventStore(f"sqlite:///{tmp_path}/events.db") as opened:
+        for seed in range(20):
+            shown, _ = served.events(made, seed=seed)
+            opened.append(shown)
+            clicked = [i for i in shown if rng.random() < 0.1 * i.drawn.cut]
+            opened.append([Action(f"a-{i.id}", i.id, i.shown[0], "click", i.time) for i in clicked])
+    out, url = tmp_path / "out", f"sqlite:///{tmp_path}/events.db"
+    told = ("--model", tmp_path / "export", "--budget", 3, "--out", out)
+    run("--events", url, *told, "--explore", "{class: ltrr.policy.explore.Softmax, temperature: 0.02}")
+    found = results(out)
+    assert found["left_out"] == {}
+    assert 1 < found["mean_cut"] < 5
+    rows = {row["estimator"]: row["estimate"] for row in found["rows"]}
+    assert {"dm", "ips", "snips", "dr"} <= set(rows)
+    for name in ("ips", "snips", "dr"):
+        assert abs(rows[name]["value"] - 0.1 * found["mean_cut"]) < 3.5 * rows[name]["error"]
+        assert rows[name]["error"] < 0.05
+    assert "candidates in the mean" in (out / "table.md").read_text()
+    with pytest.raises(ValueError, match="--budget"):
+        run("--events", url, "--model", tmp_path / "export", "--out", out)
+    with pytest.raises(ValueError, match="no round is of its arms"):
+        run("--events", store(tmp_path / "export", num=50), *told)
 
 
 def test_a_store_without_a_choice_is_flagged(run, tmp_path: Path) -> None:
