@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ltrr.config import ConfigError, check_known, construct, find_class
-from ltrr.context import open_context
+from ltrr.context import history_digest, open_context
 from ltrr.core import Arm, Policy, Pool, Query, Ranker
 from ltrr.data.beir import Corpus, Dataset, open_collection
 from ltrr.funnel import Drawn, Funnel, FusedOrder, no_features
@@ -283,9 +283,11 @@ class System:
         """The config's learned policy, its price set on the queries of fusion; without a model a fixed decision."""
         options = self.settings.get("policy") or {}
         names = self.usable()
+        if options.get("arms_model") and not options.get("model"):
+            raise ConfigError("policy.arms_model: needs policy.model, which decides the cut of what the arms bring")
         if not options.get("model"):
             return FixedPolicy(names, self.depths, self.cut)
-        parts = [self.identity(name) for name in names if self.arm(name)]
+        parts = [*(self.identity(name) for name in names if self.arm(name)), *history_digest(options)]
         return open_policy(options, names, self.depths, self.cut, self.tuning, self._drawn_whole, parts, self.context)
 
     def _drawn_whole(self, queries: Sequence[Query]) -> Drawn:

@@ -156,6 +156,8 @@ def test_a_config_lets_arms_be_off(learned, tmp_path):
     cost = (system.funnel().draw(judged).decision.depths > 0) @ np.array([1.0, 2.0])
     assert cost.mean() <= 1.6 + 1e-9
     assert "arms_price" in system.tuned()
+    with pytest.raises(ConfigError, match=r"needs policy\.model"):
+        System(settings | {"policy": {"arms_model": str(tmp_path)}}, open_dataset(data)).funnel()
     with pytest.raises(ConfigError, match="arms_budget"):
         System(settings | {"policy": options}, open_dataset(data)).funnel()
     turned = {"all": settings["arms"]["all"], "title": settings["arms"]["title"]}
