@@ -6,7 +6,8 @@ from them (policy/features.py). No judgement is looked at. Legend: Q queries, A 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from ltrr.policy.history import History
 if TYPE_CHECKING:
     from ltrr.system import System
 
+HISTORY = "history.npz"  # beside policy.model
 _FEW, _COMMON = 64, 16  # values of a field that says what kind something is; how many of them have a column
 _CACHED = 100_000  # documents whose kinds are kept at hand
 
@@ -46,20 +48,32 @@ def open_context(names: Sequence[str], system: System) -> features.ContextFeatur
         "understanding": lambda: _understanding(vocabulary()),
         "embedding": lambda: features.embedding_features(_arm(system, "dense", "embedding").embed),
         "customer": lambda: _customer(system, vocabulary()),
-        "history": lambda: open_history(system, system.usable()).group,
+        "history": lambda: open_history(system, system.usable(), history_file(system.settings.get("policy"))).group,
     }
     for name in names:
         check_known("policy.features", name, groups)
     return features.ContextFeatures([groups[name]() for name in names])
 
 
-def open_history(system: System, arms: Sequence[str]) -> History:
-    """What is known of these arms, of queries that are alike where the config's dense arm says so."""
+def open_history(system: System, arms: Sequence[str], path: Path | None = None) -> History:
+    """What a file knows of these arms (None: nothing); queries are alike where the config's dense arm says so."""
     history = History(arms, normalised, _arm(system, "dense", "history").embed)
-    path = Path((system.settings.get("policy") or {}).get("model") or "") / "history.npz"
-    if path.is_file():
+    if path:
         history.load(path)
     return history
+
+
+def history_file(options: Mapping[str, Any] | None) -> Path | None:
+    """What a policy of these options reads; None where its features have no history, or nobody wrote one yet."""
+    model, names = (options or {}).get("model"), (options or {}).get("features") or ()
+    path = Path(model or "") / HISTORY
+    return path if model and "history" in names and path.is_file() else None
+
+
+def history_digest(options: Mapping[str, Any] | None) -> list[str]:
+    """What the context depends on beside arms and config: none, or the checksum of `history_file`."""
+    path = history_file(options)
+    return [hashlib.sha256(path.read_bytes()).hexdigest()] if path else []
 
 
 def arm_features(system: System, arms: Sequence[str]) -> np.ndarray:

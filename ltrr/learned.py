@@ -46,7 +46,7 @@ def open_policy(
         cut: mean candidates where there is no budget.
         tuning: of the queries on which the price is set, their judgements are not looked at.
         draw: queries -> the whole union in fused order.
-        identities: of the arms' builds.
+        identities: of the arms' builds, and of what else `context` depends on.
         context: what is known before retrieval.
 
     Errors: ConfigError where the model is of other arms, or where there are no queries to set the price on.
@@ -80,7 +80,8 @@ def open_policy(
     found = tuning.fitted("price", depends, fit, on)
     before: Policy = FixedPolicy(arms, depths, num)
     if options.get("arms_model"):
-        before = _open_arms(options, arms, depths, num, tuning, (context, queries, on, judged.key), explorer)
+        priced = context, queries, on, (*identities, judged.key)
+        before = _open_arms(options, arms, depths, num, tuning, priced, explorer)
     return DepthPolicy(before, learner, num=num, budget=budget, price=found["price"], explorer=explorer, id=learner.id)
 
 
@@ -90,7 +91,7 @@ def _open_arms(
     depths: Mapping[str, int],
     num: int,
     tuning: Tuning,
-    priced: tuple[ContextFeatures, Sequence[Query], str, str],
+    priced: tuple[ContextFeatures, Sequence[Query], str, tuple],
     explorer: Explorer,
 ) -> ArmPolicy:
     """The policy of `policy.arms_model`; priced: on which queries, as they are known, their name and key."""

@@ -1,4 +1,4 @@
-"""The event store: what is in it, Parquet, removal of what is old, and where customers look.
+"""The event store: what is in it, Parquet, removal of what is old, where customers look, what policies learn from it.
 
 python scripts/events.py [--events sqlite:///runs/events.db] status
 python scripts/events.py … export DIR             new folder of Parquet, one partition a day
@@ -8,6 +8,10 @@ python scripts/events.py … examination FILE       P(a customer looks at a posi
 python scripts/events.py … rounds --model EXPORT --out FILE.npz
                                                   what was served as rounds for train.py: those of the columns that
                                                   this policy reads, older than --wait hours
+python scripts/events.py … history --config FUNNEL.yaml --data FOLDER --model EXPORT [--out FILE]
+                                                  history.npz for the group `history` of policy.features: what each
+                                                  arm brought to queries, of this config's arms; written anew from
+                                                  all that is in the store; read when a service starts
 
 All go on beside a server. A customer is erased by DELETE /customers/ID there, which reaches what was learned, too.
 """
@@ -16,17 +20,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from _common import main
 from tqdm import tqdm
 
+from ltrr.context import HISTORY, open_history
+from ltrr.core import Query
 from ltrr.feedback import clicks
-from ltrr.feedback.events import Reward
+from ltrr.feedback.events import Action, Impression, Reward
 from ltrr.feedback.rounds import rounds_of, told
 from ltrr.feedback.store import EventStore
+from ltrr.system import open_systems
 
 _LEAST = 0.01  # examination: a click where nobody is said to look would weigh without bound
 
@@ -77,23 +89,86 @@ def rounds(store: EventStore, model: Path, wait: timedelta, path: Path) -> str:
     )
 
 
+def history(store: EventStore, config: Path, overrides: Sequence[str], model: Path, wait: timedelta, path: Path) -> str:
+    """Writes what the config's arms brought, from nothing; how many impressions told it, and how many were left out."""
+    from ltrr.models.bandit import BanditModule
+
+    sys.path.insert(0, os.getcwd())  # where a config's own classes are
+    systems = open_systems(config, overrides)
+    if len(systems) != 1:
+        raise ValueError(f"--data holds {len(systems)} data sets; give the one that was served: FOLDER/NAME")
+    arms, policy = tuple(systems[0].usable()), BanditModule.load(model)
+    made, used, left = open_history(systems[0], arms), 0, Counter[str]()
+    if not {column.name for column in made.group.columns} <= {*policy.columns[0]}:
+        raise ValueError(
+            f"--model {model}: does not read the history of the arms {', '.join(arms)}; "
+            "fit it on rounds that were logged with `history` among the features"
+        )
+    for batch in tqdm(store.rounds(until=datetime.now(UTC) - wait), "read", unit="batch"):
+        kept = []
+        for _, seen, did in batch:
+            if why := unusable(seen, arms):
+                left[why] += 1
+            else:
+                kept.append((seen, did))
+        if kept:
+            made.update(*brought(kept, policy.examination(max(len(seen.shown) for seen, _ in kept))))
+            used += len(kept)
+    made.save(path)
+    return f"{used:,} impressions; left out: {told(left)}\nwritten: {path}"
+
+
+def unusable(seen: Impression, arms: tuple[str, ...]) -> str:
+    """In words, why it does not say what these arms brought; empty where it does."""
+    if seen.arms != arms:
+        return "of other arms"
+    if len(seen.ranks) != len(seen.shown) or len((seen.executed or seen.drawn).depths) != len(arms):
+        return "that do not say which arms returned what"
+    return ""
+
+
+def brought(
+    kept: Sequence[tuple[Impression, Sequence[Action]]], examination: np.ndarray
+) -> tuple[list[Query], np.ndarray, np.ndarray, np.ndarray]:
+    """What `History.update` reads of Q pages; examination: (K,) of each place, K the longest page's length."""
+    reward, shape = Reward(), (len(kept), len(examination))
+    returned, rewards = np.zeros((*shape, len(kept[0][0].arms)), bool), np.full(shape, np.nan)
+    for row, (seen, did) in enumerate(kept):
+        worth, num = reward.of_entities(seen.time, did), len(seen.shown)
+        ranks = np.array(seen.ranks, np.float32).reshape(-1, returned.shape[2])  # None becomes NaN
+        returned[row, :num] = ~np.isnan(ranks)
+        rewards[row, :num] = [worth.get(entity, 0.0) > 0 for entity in seen.shown] / examination[:num]
+    ran = np.array([(seen.executed or seen.drawn).depths for seen, _ in kept]) > 0
+    return [Query(seen.id, seen.query, seen.context) for seen, _ in kept], returned, rewards, ran
+
+
 def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", default="sqlite:///runs/events.db", help="URL of the store")
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument("--events", default=argparse.SUPPRESS, help="URL of the store")  # after the command, too
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("status")
-    commands.add_parser("export").add_argument("folder", type=Path)
-    commands.add_parser("expire").add_argument("days", type=float)
-    estimate = commands.add_parser("examination")
+    add = partial(commands.add_parser, parents=[where])
+    add("status")
+    add("export").add_argument("folder", type=Path)
+    add("expire").add_argument("days", type=float)
+    estimate = add("examination")
     estimate.add_argument("file", type=Path)
     estimate.add_argument("--positions", type=int, default=10, help="of a page (default 10)")
-    learned = commands.add_parser("rounds")
+    learned, remembered = add("rounds"), add("history")
     learned.add_argument(
         "--model", type=Path, required=True, help="export of the policy that served, or of one like it"
     )
     learned.add_argument("--out", type=Path, required=True, help="FILE.npz")
-    learned.add_argument("--wait", type=float, default=1.0, help="hours that a page waits for clicks (default 1)")
-    flags = parser.parse_args()
+    remembered.add_argument("--config", type=Path, required=True, help="YAML of the funnel that served")
+    remembered.add_argument("--data", help="overrides data.path; other dotted overrides (--arms.dense.model …) follow")
+    remembered.add_argument("--model", type=Path, required=True, help="export of the policy that is to read it")
+    remembered.add_argument("--out", type=Path, help=f"default EXPORT/{HISTORY}")
+    for command in (learned, remembered):
+        command.add_argument("--wait", type=float, default=1.0, help="hours that a page waits for clicks (default 1)")
+    flags, overrides = parser.parse_known_args()
+    if overrides and flags.command != "history":
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     database = flags.events.removeprefix("sqlite:///")
     if database != flags.events and not Path(database).exists():
         raise ValueError(f"--events {flags.events}: there is no such file")
@@ -111,6 +186,11 @@ def run() -> None:
             print(f"removed: {impressions:,} impressions, {actions:,} actions")
         elif flags.command == "rounds":
             print(rounds(store, flags.model, timedelta(hours=flags.wait), flags.out))
+        elif flags.command == "history":
+            if flags.data:
+                overrides += ["--data.path", json.dumps(flags.data)]  # a string, even where it looks like a number
+            out = flags.out or flags.model / HISTORY
+            print(history(store, flags.config, overrides, flags.model, timedelta(hours=flags.wait), out))
         else:
             print(examination(store, flags.positions, flags.file))
 

@@ -8,6 +8,7 @@ query sees its own. Legend: Q queries, K shown candidates, A arms, D dimensions,
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ _STRENGTH = 2.0  # of the prior, in pages
 _ALIKE, _NEAR = 0.5, 20  # cosine that a remembered query needs to be like another; at most so many count
 _OF_AN_ARM = {"success": "credit a page", "results": "candidates a page"}  # and units
 _BATCH = 256  # queries compared with remembered ones at once
+_PROBE = [Query("", "history")]  # whose vector says whether vectors are of the same encoder
 
 
 class History:
@@ -117,20 +119,24 @@ class History:
         num, order = len(self._row), list(self._row.values())
         note = json.dumps({"arms": self._arms, "keys": list(self._row)}).encode()
         arrays = {"total": self._total, "sums": self._sums[order], "vectors": self._vectors[:num][order]}
+        arrays["probe"] = self._embed(_PROBE)
         with whole_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, note=np.frombuffer(note, np.uint8), **arrays)
 
     def load(self, path: Path) -> None:
-        """Goes on from what `save` wrote; ValueError for that of other arms."""
-        with np.load(path, allow_pickle=False) as file:
-            note, total, sums, vectors = (
-                json.loads(file["note"].tobytes()),
-                file["total"],
-                file["sums"],
-                file["vectors"],
-            )
-        if tuple(note["arms"]) != self._arms:
-            raise ValueError(f"{path}: a history of the arms {', '.join(note['arms'])}, not {', '.join(self._arms)}")
-        self._row = {key: row for row, key in enumerate(note["keys"])}
+        """Goes on from what `save` wrote; ValueError for a damaged file, and for one of other arms or embeddings."""
+        again = "write it again: scripts/events.py history"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                total, sums, vectors, probe = (file[name] for name in ("total", "sums", "vectors", "probe"))
+                note = json.loads(file["note"].tobytes())
+            arms, keys = note["arms"], note["keys"]
+        except (OSError, EOFError, KeyError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: damaged ({error}); {again}") from None
+        if tuple(arms) != self._arms:
+            raise ValueError(f"{path}: a history of the arms {', '.join(arms)}, not {', '.join(self._arms)}; {again}")
+        if probe.shape != (own := self._embed(_PROBE)).shape or not np.allclose(probe, own, atol=1e-2):
+            raise ValueError(f"{path}: its queries were embedded by another dense arm than this config's; {again}")
+        self._row = {key: row for row, key in enumerate(keys)}
         self._total, self._vectors = total, np.zeros((self._most, vectors.shape[1]), np.float32)
         self._sums[: len(sums)], self._vectors[: len(sums)] = sums, vectors
