@@ -54,6 +54,8 @@ def run() -> None:
     system, options = systems[0], systems[0].settings.get("serve") or {}
     corpus = system.corpus
     funnel = system.funnel()
+    if isinstance(funnel.policy, DepthPolicy):
+        funnel.policy.adapt()
     kept = recorder(system, options.get("events"), funnel.policy)
     app = create_app(
         funnel,

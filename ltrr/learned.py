@@ -23,6 +23,7 @@ from ltrr.policy.features import ContextFeatures, Known, pool_features, pool_nam
 from ltrr.tuning import Tuning, some
 
 _PRICED = 1000  # queries on which the price of a candidate is set
+_SHADOW = 0.02  # of queries run all arms, where a policy of arms explores
 _GREEDY = {"class": "ltrr.policy.explore.EpsilonGreedy", "epsilon": 0.0}
 
 
@@ -63,6 +64,11 @@ def open_policy(
         )
     spec = dict(options.get("explore") or _GREEDY)
     explorer = construct("policy.explore", find_class("policy.explore", str(spec.pop("class", ""))), spec)
+    if not explorer.exact:
+        raise ConfigError(
+            f"policy.explore: propensities of {type(explorer).__name__} are estimates, and logged ones must be exact; "
+            "use Softmax, SquareCB, EpsilonGreedy or UCB here"
+        )
     judged = tuning.judged("fusion")
     if not (queries := some(judged.queries, _PRICED)):
         raise ConfigError(
@@ -112,5 +118,6 @@ def _open_arms(
         return {"price": price_for(learner.values(context(queries))[:, place], table.costs, budget)}
 
     price = tuning.fitted("arms_price", (learner.id, budget, costs, key), fit, on)["price"]
-    told = {"costs": costs, "budget": budget, "price": price, "explorer": explorer, "id": learner.id}
+    shadow = _SHADOW if options.get("explore") else 0.0
+    told = {"costs": costs, "budget": budget, "price": price, "explorer": explorer, "id": learner.id, "shadow": shadow}
     return ArmPolicy(arms, depths, learner, cut=num, **told)

@@ -5,9 +5,11 @@ Legend: Q queries, M candidates looked at = cuts, K candidates of the whole unio
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +26,7 @@ from ltrr.fuse import ConvexFusion, reciprocal_ranks, take, union
 from ltrr.metrics import whole_file
 from ltrr.policy.actions import Price, Table, best, price_for
 from ltrr.policy.baselines import best_slots, slot_order
-from ltrr.policy.explore import UCB, Explorer, Thompson
+from ltrr.policy.explore import Explorer
 from ltrr.policy.features import Feature, Known, pool_features, pool_names
 from ltrr.system import System
 from ltrr.tuning import key_of
@@ -75,6 +77,7 @@ class Part(NamedTuple):
     known: Known
     grades: np.ndarray  # (Q, M) in fused order
     recall: dict[str, np.ndarray]  # system -> (Q, M) recall of its first 1 to M
+    highest: int  # grade of the data set
     groups: np.ndarray  # (Q,)
     names: tuple[tuple[str, ...], tuple[str, ...]]  # of the columns of `known`
     ids: list[str]  # of the queries
@@ -133,7 +136,8 @@ def searched(system: System, splits: Sequence[str]) -> Searched:
         pool, groups = Pool(tuple(names), file["docs"], file["ranks"], file["scores"]), file["groups"]
     rows = [dict(zip(system.corpus.rows([*qrels[q.id]]), qrels[q.id].values(), strict=True)) for q in queries]
     grades = np.array([[own.get(doc, 0) for doc in docs] for own, docs in zip(rows, pool.docs.tolist(), strict=True)])
-    highest = max(grade for own in rows for grade in own.values())
+    every = [system.dataset.split(split).qrels for split in system.dataset.splits]
+    highest = max(grade for qrels in every for own in qrels.values() for grade in own.values())
     positives = np.array([gain_of(np.array([*own.values()]), highest).sum() for own in rows])
     return Searched(queries, features, pool, grades, int(highest), positives, groups)
 
@@ -166,6 +170,7 @@ def part_of(whole: Searched, order: Ranker, num: int, context: Sequence[Feature]
         known,
         np.concatenate([p.grades for p in pieces]),
         recall,
+        whole.highest,
         whole.groups,
         pieces[0].names,
         [q.id for q in whole.queries],
@@ -190,7 +195,16 @@ def _part(whole: Searched, pool: Pool, fused: Candidates, num: int, context: Seq
     query = np.concatenate([whole.features, seen.query], axis=1)
     of_pool, each = pool_names(pool.arms[:-1], num)
     names = tuple(f.name for f in (*context, *of_pool)), tuple(f.name for f in each)
-    return Part(Known(query, seen.candidates), shown, recall, whole.groups, names, [q.id for q in whole.queries], {})
+    return Part(
+        Known(query, seen.candidates),
+        shown,
+        recall,
+        whole.highest,
+        whole.groups,
+        names,
+        [q.id for q in whole.queries],
+        {},
+    )
 
 
 def worlds(system: System, flags: Any, settings: Mapping[str, Any]) -> list[dict[str, Part]]:
@@ -199,6 +213,10 @@ def worlds(system: System, flags: Any, settings: Mapping[str, Any]) -> list[dict
     Folds are of groups over all judged queries. Where there is a change, "before" has the train queries before it.
     """
     data = settings["data"]
+    if not flags.folds and flags.split == flags.learn:
+        raise ConfigError(
+            f"--split {flags.split}: these queries teach; what is learned from them is not tested on them"
+        )
     num, context = int(data.get("num_candidates") or 60), system.context.columns
     if not flags.folds:
         found = {"train": searched(system, [flags.learn]), "test": None, "dev": None}
@@ -216,10 +234,11 @@ def worlds(system: System, flags: Any, settings: Mapping[str, Any]) -> list[dict
             dev = (test + 1) % flags.folds
             rows = {"train": (fold != test) & (fold != dev), "dev": fold == dev, "test": fold == test}
             folds.append({name: whole.some(np.flatnonzero(mine)) for name, mine in rows.items()})
-    plain = not flags.folds and flags.learn == "train"
+    plain = not flags.folds and flags.learn == "train" and system.tuning.judged("fusion").queries
+    on = "dev" if flags.learn == "train" and not flags.folds else "train"  # arms may have been trained on train
     out = []
     for parts in folds:
-        order = system.order() if plain else fitted_order(parts["train"])
+        order = system.order() if plain else fitted_order(parts[on])
         before = parts["train"]
         if flags.change:
             what, _, arm = flags.change.partition(":")
@@ -255,6 +274,20 @@ def _folds(groups: np.ndarray, num: int) -> np.ndarray:
         fold[group] = held.argmin()
         held[fold[group]] += sizes[group]
     return fold[np.searchsorted(names, groups)]
+
+
+def same_world(folder: Path, arms: list, folds: Sequence[Mapping[str, Part]]) -> None:
+    """ConfigError where a folder's outcomes were made with other builds of the arms, or other judgements."""
+    named = [(name, part) for parts in folds for name, part in parts.items()]
+    truth = [[name, len(part.ids), key_of(part.ids), float(part.grades.sum())] for name, part in named]
+    key, mark = key_of(arms, truth), folder / "world.json"
+    if mark.exists() and json.loads(mark.read_text()) != key and any(folder.glob("*.npz")):
+        raise ConfigError(
+            f"--out: {folder} has outcomes of other arms, indexes or judgements; remove it or name another"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(mark) as temporary:
+        temporary.write_text(json.dumps(key))
 
 
 def shuffled(part: Part) -> Part:
@@ -299,7 +332,7 @@ class World:
             known = Known(*(np.concatenate(both) for both in zip(before.known, known, strict=True)))
             grades = np.concatenate([before.grades, grades])
         table = Table.of({"all": [num]}, range(1, num + 1))
-        attraction = attraction_of(grades, highest=int(grades.max()), noise=self.noise)
+        attraction = attraction_of(grades, highest=after.highest, noise=self.noise)
         most = max(self.passes)
         order = np.concatenate([rng.permutation(num_queries) for _ in range(most)])
         if changes:
@@ -316,7 +349,7 @@ class World:
             values = module.values(seen) if fitted else np.tile(usual, (len(rows), 1))
             worth = values - price.value * table.costs
             unsure = None
-            if isinstance(self.explorer, UCB | Thompson):
+            if self.explorer.unsure:
                 unsure = module.deviations(seen) if fitted else np.ones_like(worth)
             _, decision = table.draw(self.explorer.probabilities(worth, unsure), rng)
             price.update(decision.cut)
@@ -342,5 +375,6 @@ def frozen(module: Any, dev: Part, test: Part, budget: float) -> Chosen:
     costs = np.arange(1, dev.grades.shape[1] + 1, dtype=float)
     price = price_for(module.values(dev.known), costs, budget)
     values = module.values(test.known)
-    cuts = np.stack([best(values, costs, price * factor) + 1 for factor in (1.0, *PRICES)], axis=1)
+    prices = [price, *(PRICES * (price or 1e-3))]
+    cuts = np.stack([best(values, costs, each) + 1 for each in prices], axis=1)
     return Chosen(cuts, np.take_along_axis(test.recall[ORDER], cuts - 1, 1))

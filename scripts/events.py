@@ -72,15 +72,14 @@ def examination(store: EventStore, num_positions: int, path: Path) -> str:
     return f"--arms.memory.examination '{json.dumps(model.examination)}'"
 
 
-def rounds(store: EventStore, model: Path, wait: timedelta, path: Path) -> str:
+def rounds(store: EventStore, model: Path, wait: timedelta, path: Path, all_arms: bool) -> str:
     """Writes rounds; how many, and how many impressions were left out and why."""
     from ltrr.data.rounds import write_rounds  # torch takes seconds to import
     from ltrr.models.bandit import BanditModule
 
     policy = BanditModule.load(model)
-    made, left = rounds_of(
-        tqdm(store.rounds(until=datetime.now(UTC) - wait), "read", unit="batch"), policy.columns, policy.num
-    )
+    read = tqdm(store.rounds(until=datetime.now(UTC) - wait), "read", unit="batch")
+    made, left = rounds_of(read, policy.columns, policy.num, all_arms)
     write_rounds(path, made)
     shown = (made.places >= 0).sum(axis=1).mean()
     return (
@@ -160,6 +159,9 @@ def run() -> None:
         "--model", type=Path, required=True, help="export of the policy that served, or of one like it"
     )
     learned.add_argument("--out", type=Path, required=True, help="FILE.npz")
+    learned.add_argument(
+        "--all-arms", action="store_true", help="only pages of all arms, as configs/arms_policy.yaml needs"
+    )
     remembered.add_argument("--config", type=Path, required=True, help="YAML of the funnel that served")
     remembered.add_argument("--data", help="overrides data.path; other dotted overrides (--arms.dense.model …) follow")
     remembered.add_argument("--model", type=Path, required=True, help="export of the policy that is to read it")
@@ -185,7 +187,7 @@ def run() -> None:
             impressions, actions = store.expire(datetime.now(UTC) - timedelta(days=flags.days))
             print(f"removed: {impressions:,} impressions, {actions:,} actions")
         elif flags.command == "rounds":
-            print(rounds(store, flags.model, timedelta(hours=flags.wait), flags.out))
+            print(rounds(store, flags.model, timedelta(hours=flags.wait), flags.out, flags.all_arms))
         elif flags.command == "history":
             if flags.data:
                 overrides += ["--data.path", json.dumps(flags.data)]  # a string, even where it looks like a number

@@ -14,7 +14,7 @@ python scripts/ope.py --events sqlite:///runs/events.db --target '{"title": 50, 
     about it, or, for pi, those whose depth of an arm or cut is the same. --policy NAME: only rounds of that policy.
 python scripts/ope.py --events sqlite:///runs/events.db --model runs/bandit-1/export --budget 10 --out DIR
     The target: arms as they were drawn, cuts as this model would, at the price at which they are 10 in the mean here;
-    the best for each, or as --explore YAML draws.
+    the best for each, or as --explore YAML draws. A model that was fitted on this log is judged too well by it.
 
 Writes DIR/results.json, table.md, weights.png (weights of the rounds) and estimates.png. An estimate without support
 has no interval, and the table says why. Intervals (95 %) hold no bias: of clipping and shrinking, of dm's model.
@@ -269,7 +269,8 @@ def from_events(flags: Any) -> tuple[dict, str, dict[str, np.ndarray]]:
         raise ValueError(f"--target: there is no arm {unknown[0]!r}; the arms are {', '.join(arms)}")
     wanted = Allocation(tuple(depths.get(arm, 0) for arm in arms), flags.cut)
     same = np.array([[*np.equal(s.drawn.depths, wanted.depths), s.drawn.cut == wanted.cut] for s, _ in rounds], float)
-    whole = all(seen.marginals for seen, _ in rounds)
+    drawn = any(seen.policy.startswith("depth") and min((1.0, *seen.marginals[:-1])) < 1 for seen, _ in rounds)
+    whole = all(seen.marginals for seen, _ in rounds) and not drawn  # then the cut's is given the arms, no marginal
     ran = np.array([seen.executed in (None, seen.drawn) for seen, _ in rounds])
     logged = ope.Logged(
         reward=np.array([worth for _, worth in rounds]),

@@ -87,7 +87,8 @@ def run() -> None:
             split, num, ids = str(file["split"]), int(file["num"]), file["ids"].tolist()
     except (OSError, KeyError, ValueError) as error:
         raise ConfigError(
-            f"--policy {flags.policy}: has no cuts.npz of simulate.py without --folds ({error})"
+            f"--policy {flags.policy}: has no cuts.npz, as simulate.py writes without --folds, --learn and --change"
+            f" ({error})"
         ) from None
     _, system = opened(SimpleNamespace(config=flags.policy / "config.yaml", split=split), overrides, ["dev", split])
     scorer = load_cross_encoder(flags.ranker)
@@ -133,7 +134,8 @@ def report(results: dict[str, Any]) -> str:
         return f"{told['mean']:+.4f} ({told['low']:+.4f} to {told['high']:+.4f})"
 
     lines = [
-        f"{MEASURE} after ranking all {results['all']} candidates: {results['quality']:.4f} "
+        f"{MEASURE} after ranking the first {results['all']} candidates in fused order, all that a policy looks at: "
+        f"{results['quality']:.4f} "
         f"({results['queries']:,} queries, weight of the cross-encoder {results['weight']}).",
         "",
         f"| budget | candidates ranked | of all | {MEASURE} | policy − all | same cut − all | policy − same cut |",

@@ -201,8 +201,15 @@ _GOALS = [  # what, how to read it, the goal
        policy("policy-catalogue", "gap_closed", k), ">=", 0.6) for k in (5, 10, 20)),
     *((f"policy, MSRD, features of other queries: gap closed at {k} candidates",
        policy("policy-msrd-shuffled", "gap_closed", k), "<=", 0.0) for k in (5, 10, 20)),
-    *((f"arms off before retrieval, MSRD: their cost saved at .003 less recall of {k} candidates",
-       lambda r, k=k: r["policy-arms"]["K"][str(k)]["saved_within_loss"]["policy"], ">=", 0.3) for k in (5, 10, 20)),
+    *((f"arms off before retrieval, MSRD: their cost saved where dev loses .003 of {k} candidates' recall",
+       lambda r, k=k: r["policy-arms"]["K"][str(k)]["saved_within_loss"]["policy"]["saved"], ">=", 0.3)
+      for k in (5, 10, 20)),
+    *((f"the same: recall of {k} candidates lost on test",
+       lambda r, k=k: r["policy-arms"]["K"][str(k)]["saved_within_loss"]["policy"]["lost"]["mean"], "<=", 0.003)
+      for k in (5, 10, 20)),
+    *((f"the same: saved − what static choices save ({k} candidates)",
+       lambda r, k=k: r["policy-arms"]["K"][str(k)]["saved_within_loss"]["policy"]["saved"]
+       - r["policy-arms"]["K"][str(k)]["saved_within_loss"]["static"]["saved"], ">", 0.0) for k in (5, 10, 20)),
     ("policy, MSRD: share of the candidates that is ranked", lambda r: r["policy-ranked"]["rows"][-1]["share"],
      "<=", 0.5),
     ("the same, nDCG@10 after ranking − that of ranking all: upper end of the interval (no loss that shows)",
@@ -244,7 +251,7 @@ _HEADLINES = {
     "policy, MSRD: gap to hindsight closed at a budget of 10 candidates, clicks, one pass",
     "policy, MSRD: candidates saved at the recall of a fixed 10, one pass",
     "policy, catalogue: gap closed at 10 candidates (clicks that tell everything: see its table)",
-    "arms off before retrieval, MSRD: their cost saved at .003 less recall of 10 candidates",
+    "arms off before retrieval, MSRD: their cost saved where dev loses .003 of 10 candidates' recall",
     "personal, Last.fm: R@100, times popular's (implicit ALS: see its table)",
     "training, times sentence-transformers' trainer",
     "SPLADE head, times less memory (float32)",

@@ -16,7 +16,7 @@ from ltrr.models.arms import ArmsModule, contributions
 from ltrr.models.bandit import BanditModule
 from ltrr.policy.actions import best, price_for
 from ltrr.policy.arms import ArmPolicy, arm_table, choices
-from ltrr.policy.explore import Softmax
+from ltrr.policy.explore import UCB, EpsilonGreedy, Softmax
 from ltrr.policy.features import Known, pool_names
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's, on small data
@@ -101,7 +101,7 @@ def test_what_arms_gave_to_the_fused_score_is_found_out() -> None:
 def test_it_learns_who_may_be_spared(learned: ArmsModule) -> None:
     """At half of all arms' cost the right arm runs for nearly everybody, where the better arm alone serves 7 in 10."""
     rounds, person = world(1_000, seed=1)
-    table, place = arm_table(ARMS, {}, {})
+    table, place = arm_table(ARMS, dict.fromkeys(ARMS, 10), {})
     values = learned.values(rounds.query[:, :2])[:, place]
     lost = learned.lost(Known(rounds.query, rounds.candidates))[:, place]
     chosen = best(values, table.costs, price_for(values, table.costs, 1.0))
@@ -149,11 +149,25 @@ def test_the_price_finds_the_budget(learned: ArmsModule) -> None:
     """The right arm for everybody would cost 1.6."""
     rounds, _ = world(1_000, seed=4)
     options = {"costs": {"people": 3.0}, "budget": 1.3, "price": 0.0, "explorer": Softmax(), "seed": 0}
-    policy = ArmPolicy(ARMS, {}, learned, cut=10, **options)
+    policy = ArmPolicy(ARMS, dict.fromkeys(ARMS, 10), learned, cut=10, **options)
+    policy.adapts = True
     each = np.array([1.0, 3.0])
     costs = [((policy.decide(rounds.query[:, :2]).depths > 0) @ each).mean() for _ in range(100)]
     assert costs[0] > 1.5
     assert np.mean(costs[50:]) == pytest.approx(1.3, abs=0.03)
+
+
+def test_some_queries_run_all_arms_and_any_explorer_serves(learned: ArmsModule) -> None:
+    rounds, _ = world(50, seed=5)
+    options = {"costs": {}, "budget": 1.0, "price": 1.0, "explorer": EpsilonGreedy(0.0), "shadow": 0.1}
+    policy = ArmPolicy(ARMS, dict.fromkeys(ARMS, 10), learned, cut=10, **options)
+    found = policy.probabilities(rounds.query[:, :2], 1.0)
+    np.testing.assert_allclose(found[:, -1], 0.1)
+    np.testing.assert_allclose(found.sum(axis=1), 1.0)
+    unsure = ArmPolicy(ARMS, dict.fromkeys(ARMS, 10), learned, cut=10, **options | {"explorer": UCB(100.0)})
+    assert (unsure.probabilities(rounds.query[:, :2], 1.0) != found).any()
+    table, _ = arm_table(ARMS, {"words": 10, "people": 0}, {})
+    assert table.depths.tolist() == [[10, 0]]  # an arm without a depth never runs
 
 
 def test_mistakes_are_named(learned: ArmsModule, tmp_path) -> None:

@@ -85,6 +85,8 @@ def test_the_rest_of_the_page_is_as_with_that_cut_fixed():
 def test_the_price_follows_what_is_spent():
     made = policy(Softmax(0.02, 0.05), budget=4.0, price=0.0)
     whole, spent = funnel(made), []
+    assert len({made._price.value, *(funnel(made).draw(QUERIES) and made._price.value for _ in range(3))}) == 1
+    made.adapt()
     queries = [Query(f"q{i}", "x") for i in range(400)]
     for start in range(0, 4000, 10):
         spent.append(whole.draw(queries[start % 400 : start % 400 + 10]).decision.cut.mean())
@@ -163,6 +165,21 @@ def test_a_config_lets_arms_be_off(learned, tmp_path):
     turned = {"all": settings["arms"]["all"], "title": settings["arms"]["title"]}
     with pytest.raises(ConfigError, match="learned from other arms"):
         System(settings | {"arms": turned, "policy": given}, open_dataset(data)).funnel()
+
+
+def test_explorers_that_are_unsure_are_told_how_much(learned):
+    """UCB is served; Thompson's propensities are estimates, which a log must not hold."""
+    data, export, settings = learned
+    options = {"model": str(export), "budget": 3.0, "explore": {"class": "ltrr.policy.explore.UCB", "width": 50.0}}
+    queries = open_dataset(data).split("test").queries
+    bold = System(settings | {"policy": options}, open_dataset(data)).funnel().draw(queries).decision
+    greedy = (
+        System(settings | {"policy": options | {"explore": None}}, open_dataset(data)).funnel().draw(queries).decision
+    )
+    assert (bold.cut != greedy.cut).any()
+    thompson = options | {"explore": {"class": "ltrr.policy.explore.Thompson"}}
+    with pytest.raises(ConfigError, match="must be exact"):
+        System(settings | {"policy": thompson}, open_dataset(data)).funnel()
 
 
 def test_a_policy_of_other_arms_is_refused(learned):

@@ -113,8 +113,14 @@ def test_other_worlds_are_simulated(music: Path, config: Path, tmp_path: Path) -
     learned, fixed = (told["joins"]["systems"][name]["K=3"]["mean"] for name in ("weights by query", "convex"))
     assert abs(learned - fixed) < 0.1
     assert "weights by query" not in told["folds"]["systems"]
-    wrong = script("scripts/simulate.py", *flags, "--out", tmp_path / "w", "--change", "joins:nobody", check=False)
-    assert "nobody" in wrong.stderr
+    for more, message in (
+        (("--change", "joins:nobody"), "nobody"),
+        (("--learn", "test"), "these queries teach"),
+        (("--shuffle", "--change", "joins:all"), "one of them at a time"),
+        (("--budgets", 13), "data.num_candidates"),
+    ):
+        wrong = script("scripts/simulate.py", *flags, "--out", tmp_path / "w", *more, check=False)
+        assert (wrong.returncode, message in wrong.stderr, "Traceback" in wrong.stderr) == (2, True, False)
 
 
 def test_a_run_is_tracked(music: Path, config: Path, tmp_path: Path) -> None:
@@ -143,6 +149,7 @@ def test_arms_that_are_spared_are_simulated(music: Path, config: Path, tmp_path:
         assert each["hindsight"] <= min(each["policy"]["mean"], each["static"]["mean"]) + 1e-9
         assert each["policy"]["low"] <= each["policy"]["mean"] <= each["policy"]["high"]
     assert set(row["saved_within_loss"]) == {"policy", "static"}
+    assert all(0 <= told["saved"] < 1 for told in row["saved_within_loss"].values())
     assert (tmp_path / "out" / "table.md").read_text() in done.stdout
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "seeds").glob("*.npz")}
     assert len(made) == 2

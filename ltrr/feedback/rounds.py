@@ -44,18 +44,24 @@ def known_of(seen: Impression, names: Names, num: int) -> tuple[np.ndarray, np.n
 
 
 def rounds_of(
-    batches: Iterable[Iterable[tuple[int, Impression, Sequence[Action]]]], names: Names, num: int
+    batches: Iterable[Iterable[tuple[int, Impression, Sequence[Action]]]],
+    names: Names,
+    num: int,
+    all_arms: bool = False,
 ) -> tuple[Rounds, Counter[str]]:
     """Rounds of a policy that reads these columns, and how many impressions were left out, by reason.
 
     batches: of an event store (`EventStore.rounds`). An entity is clicked where its best action has a reward above 0.
-    num: M. ValueError where no impression is left.
+    num: M. all_arms: leave out those for which an arm was off. ValueError where no impression is left.
     """
     left, reward, numbers = Counter[str](), Reward(), dict[bytes, int]()
     rows, queries, candidates, cuts, clicks, places = [], [], [], [], [], []
     for _, seen, did in (one for batch in batches for one in batch):
         if isinstance(known := known_of(seen, names, num), str):
             left[known] += 1
+            continue
+        if all_arms and not all(seen.drawn.depths):
+            left["with an arm off"] += 1
             continue
         query, each, place = known
         rows.append(numbers.setdefault(query.tobytes() + each.tobytes(), len(numbers)))

@@ -31,6 +31,10 @@ class Losses(Protocol):
         """(Q, N) expected recall of each of `choices`, less that of all arms; features (Q, F)."""
         ...
 
+    def deviations(self, features: np.ndarray) -> np.ndarray:
+        """(Q, N) posterior deviations of `values`, for explorers that need them."""
+        ...
+
 
 class ArmPolicy:
     """Arms at their depths or off, all that they bring is let through.
@@ -43,6 +47,7 @@ class ArmPolicy:
         budget: mean cost of arms a query; price: λ at the start, what a unit of cost must bring in recall.
         explorer: of choices.
         id: of the learner's weights.
+        shadow: share of queries for which all arms run, from which the learner can learn.
         seed: of draws; None = another each time.
     """
 
@@ -58,11 +63,12 @@ class ArmPolicy:
         price: float,
         explorer: Explorer,
         id: str = "",
+        shadow: float = 0.0,
         seed: int | None = None,
     ) -> None:
         self.id = f"arms {id[:12]}"
         self.table, self._place = arm_table(arms, depths, costs, cut)
-        self._learner, self._explorer = learner, explorer
+        self._learner, self._explorer, self._shadow, self.adapts = learner, explorer, shadow, False
         self._price = Price(budget, start=price)
         self._rng, self._lock = np.random.default_rng(seed), threading.Lock()
 
@@ -70,13 +76,18 @@ class ArmPolicy:
         """features (Q, F)."""
         with self._lock:
             drawn, decision = self.table.draw(self.probabilities(features, self._price.value), self._rng)
-            self._price.update(self.table.costs[drawn])
+            if self.adapts:
+                self._price.update(self.table.costs[drawn])
         return decision
 
     def probabilities(self, features: np.ndarray, price: float) -> np.ndarray:
-        """(Q, N) of each decision of the table, at a price: what is logged can be computed again."""
-        values = self._learner.values(features)[:, self._place]
-        return self._explorer.probabilities(values - price * self.table.costs)
+        """(Q, N) of each decision of the table, at a price."""
+        values, deviations = self._learner.values(features)[:, self._place], None
+        if self._explorer.unsure:
+            deviations = self._learner.deviations(features)[:, self._place]
+        probabilities = (1 - self._shadow) * self._explorer.probabilities(values - price * self.table.costs, deviations)
+        probabilities[:, -1] += self._shadow  # all arms
+        return probabilities
 
     def update(self, feedback: Sequence[Feedback]) -> None:
         """Nothing here: whoever teaches the learner reads the events."""
@@ -85,10 +96,10 @@ class ArmPolicy:
 def arm_table(
     arms: Sequence[str], depths: Mapping[str, int], costs: Mapping[str, float], cut: int = 1
 ) -> tuple[Table, np.ndarray]:
-    """The decisions, the cheapest first, and which of `choices` each is (N,). Candidates cost nothing here."""
-    levels = {arm: [0, depths.get(arm, 1)] for arm in arms}
+    """The decisions, the cheapest first and all arms last, and which of `choices` each is (N,). Candidates are free."""
+    levels = {arm: [0, depth] if (depth := depths.get(arm, 0)) else [0] for arm in arms}
     each = {arm: 1.0 for arm in arms} | dict(costs)
-    most = min(cut, min(max(own) for own in levels.values()))  # one arm alone can fill it
+    most = min([cut, *(max(own) for own in levels.values() if max(own))])  # one arm alone can fill it
     table = Table.of(levels, [most], arm_costs=each, candidate_cost=0.0)
     number = (table.depths > 0) @ (1 << np.arange(len(arms)))
     return replace(table, cuts=np.full(len(table), cut, np.int32)), number - 1

@@ -15,6 +15,7 @@ import numpy as np
 
 from ltrr.core import Decision, Feedback, Policy, Pool
 from ltrr.policy.actions import Price, Table
+from ltrr.policy.arms import ArmPolicy
 from ltrr.policy.explore import Explorer
 from ltrr.policy.features import Known, pool_features
 
@@ -26,6 +27,10 @@ class Values(Protocol):
         """(Q, M) expected recall of the first 1 to M candidates."""
         ...
 
+    def deviations(self, known: Known) -> np.ndarray:
+        """(Q, M) posterior deviations of `values`, for explorers that need them."""
+        ...
+
 
 class DepthPolicy:
     """Depths as another policy has them, a cut for each query.
@@ -35,7 +40,7 @@ class DepthPolicy:
         learner: of values.
         num: M, the deepest cut.
         budget: mean candidates that are ranked.
-        price: λ to start with; from then on it follows what was drawn (dual ascent).
+        price: λ. From `adapt()` on it follows what was drawn (dual ascent); until then all queries pay the same.
         explorer: of cuts.
         id: of the learner's weights.
         seed: of draws; None = another each time.
@@ -53,11 +58,17 @@ class DepthPolicy:
         id: str = "",
         seed: int | None = None,
     ) -> None:
-        self.id = f"depth {id[:12]}"
+        self.id = f"depth {id[:12]}" + (f", {before.id}" if isinstance(before, ArmPolicy) else "")
         self._before, self.learner, self._num, self._explorer = before, learner, num, explorer
         self._table = Table.of({"all": [num]}, range(1, num + 1))
         self._price = Price(budget, start=price)
-        self._rng, self._lock = np.random.default_rng(seed), threading.Lock()
+        self._rng, self._lock, self.adapts = np.random.default_rng(seed), threading.Lock(), False
+
+    def adapt(self) -> None:
+        """From now on prices follow what is spent: a service serves other queries than those that set them."""
+        self.adapts = True
+        if isinstance(self._before, ArmPolicy):
+            self._before.adapts = True
 
     def decide(self, features: np.ndarray) -> Decision:
         """features (Q, F), known before retrieval."""
@@ -66,6 +77,8 @@ class DepthPolicy:
     def revise(self, features: np.ndarray, pool: Pool, decision: Decision) -> tuple[np.ndarray, Decision]:
         """After the arms ran: all that was looked at, (Q, F + M · C), and the decision with its cut drawn.
 
+        Its last marginal is the cut's propensity given the arms that ran.
+
         pool: the whole union in fused order, which is its last column.
         """
         seen = pool_features(pool, self._num)
@@ -73,15 +86,17 @@ class DepthPolicy:
         with self._lock:
             probabilities = self.probabilities(known, self._price.value)
             _, cuts = self._table.draw(probabilities, self._rng)
-            self._price.update(cuts.cut)
+            if self.adapts:
+                self._price.update(cuts.cut)
         marginals = decision.marginals.copy()
         marginals[:, -1] = cuts.propensity
         whole = np.concatenate([known.query, known.candidates.reshape(len(features), -1)], axis=1)
         return whole, Decision(decision.depths, cuts.cut, decision.propensity * cuts.propensity, marginals)
 
     def probabilities(self, known: Known, price: float) -> np.ndarray:
-        """(Q, M) of each cut, at a price: what is logged can be computed again."""
-        return self._explorer.probabilities(self.learner.values(known) - price * self._table.costs)
+        """(Q, M) of each cut, at a price."""
+        deviations = self.learner.deviations(known) if self._explorer.unsure else None
+        return self._explorer.probabilities(self.learner.values(known) - price * self._table.costs, deviations)
 
     def update(self, feedback: Sequence[Feedback]) -> None:
         """Nothing here: whoever teaches the learner reads the events."""

@@ -17,6 +17,7 @@ class Explorer(Protocol):
     """Probabilities of decisions."""
 
     exact: ClassVar[bool]  # whether they are computed, not estimated
+    unsure: ClassVar[bool]  # whether it needs deviations
 
     def probabilities(self, values: np.ndarray, deviations: np.ndarray | None = None) -> np.ndarray:
         """(Q, N), rows sum to 1; values (Q, N), higher is better, deviations likewise."""
@@ -30,6 +31,7 @@ class Softmax:
     temperature: float = 0.02
     floor: float = 0.05  # of all queries, how many draw uniformly
     exact: ClassVar[bool] = True
+    unsure: ClassVar[bool] = False
 
     def probabilities(self, values: np.ndarray, deviations: np.ndarray | None = None) -> np.ndarray:
         weights = values - values.max(axis=1, keepdims=True)
@@ -46,6 +48,7 @@ class SquareCB:
     gamma: float = 1000.0
     floor: float = 0.0
     exact: ClassVar[bool] = True
+    unsure: ClassVar[bool] = False
 
     def probabilities(self, values: np.ndarray, deviations: np.ndarray | None = None) -> np.ndarray:
         best = values.argmax(axis=1)
@@ -62,6 +65,7 @@ class EpsilonGreedy:
 
     epsilon: float = 0.1
     exact: ClassVar[bool] = True
+    unsure: ClassVar[bool] = False
 
     def probabilities(self, values: np.ndarray, deviations: np.ndarray | None = None) -> np.ndarray:
         return _floored(_greedy(values), self.epsilon)
@@ -74,6 +78,7 @@ class UCB:
     width: float = 1.0
     floor: float = 0.05
     exact: ClassVar[bool] = True
+    unsure: ClassVar[bool] = True
 
     def probabilities(self, values: np.ndarray, deviations: np.ndarray | None = None) -> np.ndarray:
         return _floored(_greedy(values + self.width * _needed(deviations)), self.floor)
@@ -90,6 +95,7 @@ class Thompson:
     floor: float = 0.05
     seed: int = 0
     exact: ClassVar[bool] = False
+    unsure: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self._rng = np.random.default_rng(self.seed)
