@@ -299,6 +299,13 @@ def peers(runs: Path, commands: dict[str, str]) -> list[str]:
     if not any(found.values()):
         return []
     lines = ["", "## Policies of other schools on MSRD, one pass", ""]
+    lines += [
+        "Each cut, router and Vowpal Wabbit read the query's columns, fused scores and what arms say of their lists among"
+    ]
+    lines += [
+        "them; the others read each candidate's, too. Settings of all were chosen on dev (docs/experiments.md).",
+        "",
+    ]
     lines += [f"    python {commands[step]}".replace("{data}", "../shared/data") for step in _PEERS if found[step]]
     keys = [f"K={k}" for k in (5, 10, 20)]
     heads = [f"{figure}, {key}" for figure in ("gap closed", "cost saved") for key in keys]
