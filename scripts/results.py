@@ -300,10 +300,10 @@ def peers(runs: Path, commands: dict[str, str]) -> list[str]:
         return []
     lines = ["", "## Policies of other schools on MSRD, one pass", ""]
     lines += [
-        "Each cut, router and Vowpal Wabbit read the query's columns, fused scores and what arms say of their lists among"
+        "Each cut, router and Vowpal Wabbit read the query's columns (fused scores and how arms' scores fall are among"
     ]
     lines += [
-        "them; the others read each candidate's, too. Settings of all were chosen on dev (docs/experiments.md).",
+        "them), the others each candidate's, too. Settings of all were chosen on dev (docs/experiments.md).",
         "",
     ]
     lines += [f"    python {commands[step]}".replace("{data}", "../shared/data") for step in _PEERS if found[step]]

@@ -1,7 +1,7 @@
 """A policy that lets arms run and then decides, query by query, how many candidates are ranked.
 
-Knows features, values and the table of cuts; knows nothing about what learns the values or about arms' insides. What it
-logs suffices to compute the whole distribution again: features as it saw them, and the price.
+Knows features, values and the table of cuts; knows nothing about what learns the values or about arms' insides. It logs
+features as it saw them and the propensity of what it drew.
 Legend: Q queries, A arms, M candidates looked at, F and C features.
 """
 
