@@ -76,20 +76,10 @@ def history_digest(options: Mapping[str, Any] | None) -> list[str]:
     return [hashlib.sha256(path.read_bytes()).hexdigest()] if path else []
 
 
-def arm_features(system: System, arms: Sequence[str]) -> np.ndarray:
-    """(A, columns of `ltrr.policy.features.ARM`) what kind of source each arm is, as its class declares."""
-    return np.array([[_kind(system, name) == kind for kind in features.KINDS] for name in arms], np.float32)
-
-
-def _kind(system: System, name: str) -> str:
-    declared = getattr(find_class("arms", system.specs[name]["class"]), "source_kind", "other")
-    return declared if declared in features.KINDS else "other"
-
-
 def _arm(system: System, kind: str, group: str) -> Any:
     """The first arm of a kind."""
     for name in system.usable():
-        if _kind(system, name) == kind:
+        if getattr(find_class("arms", system.specs[name]["class"]), "source_kind", "") == kind:
             return system.arm(name)
     raise ConfigError(f"policy.features: {group!r} needs a {kind} arm; add one to `arms`, or leave {group!r} out")
 

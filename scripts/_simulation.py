@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ltrr.config import ConfigError, check_known, construct, find_class, load_config
 from ltrr.core import Candidates, Pool, Qrels, Query, Ranker, Rounds
 from ltrr.data.beir import open_dataset
-from ltrr.evaluate.regret import Chosen, query_groups
+from ltrr.evaluate.regret import Chosen, query_groups, recall_of
 from ltrr.feedback.clicks import Cascade, ClickModel, PositionBased, attraction_of, simulate
 from ltrr.funnel import in_order
 from ltrr.fuse import ConvexFusion, reciprocal_ranks, take, union
@@ -189,7 +189,7 @@ def _part(whole: Searched, pool: Pool, fused: Candidates, num: int, context: Seq
     for name, keys in orders.items():
         places = np.argsort(np.where(pool.docs >= 0, keys, np.inf), axis=1, kind="stable")  # NaN = not returned: last
         returned = np.isfinite(np.take_along_axis(keys, places, 1))
-        own = np.cumsum(np.take_along_axis(gains, places, 1) * returned, axis=1) / whole.positives[:, None]
+        own = recall_of(np.take_along_axis(gains, places, 1) * returned, whole.positives)
         recall[name] = np.pad(own, [(0, 0), (0, max(0, num - own.shape[1]))], mode="edge")[:, :num]
     shown = np.pad(grades, [(0, 0), (0, max(0, num - grades.shape[1]))])[:, :num].astype(np.float32)
     query = np.concatenate([whole.features, seen.query], axis=1)

@@ -11,7 +11,7 @@ from ltrr.core import Candidates
 from ltrr.fuse import ConvexFusion, take, union
 from ltrr.policy import baselines
 from ltrr.policy.actions import Table
-from ltrr.policy.baselines import best_fixed, best_slots, outcomes, slot_order
+from ltrr.policy.baselines import best_slots, outcomes, slot_order
 
 ARMS = ("a", "b", "c")
 
@@ -93,11 +93,3 @@ def test_outcomes_are_those_of_the_arms_drawn_so_deep(pool, grades):
         told = pool._replace(ranks=grades[:, :, None], scores=grades[:, :, None])
         hits = np.nansum(take(told, ordered).scores, axis=(1, 2))
         np.testing.assert_allclose(found[:, n], hits / positives, rtol=1e-6)
-
-
-def test_the_best_decision_keeps_the_budget():
-    recall = np.array([[0.1, 0.5, 0.5, 0.9], [0.1, 0.3, 0.3, 0.9]])
-    costs = np.array([1.0, 2.0, 2.5, 4.0])
-    assert [best_fixed(recall, costs, budget) for budget in (1.0, 3.0, 4.0)] == [0, 1, 3]
-    with pytest.raises(ValueError, match="below the cheapest"):
-        best_fixed(recall, costs, 0.5)

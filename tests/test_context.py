@@ -12,10 +12,10 @@ import pytest
 
 from ltrr.arms.personal import Personal
 from ltrr.config import ConfigError
-from ltrr.context import arm_features, open_context, open_history
+from ltrr.context import open_context, open_history
 from ltrr.core import Candidates, Context, Query
 from ltrr.data.beir import open_dataset
-from ltrr.policy.features import ARM, QUERY
+from ltrr.policy.features import QUERY
 from ltrr.system import System
 
 GROUPS = ["text", "time", "locale", "idf", "understanding", "embedding", "customer", "history"]
@@ -191,11 +191,3 @@ def test_what_a_config_lacks_is_named(system, settings):
     for group, kind in (("embedding", "dense"), ("history", "dense"), ("customer", "personal")):
         with pytest.raises(ConfigError, match=f"'{group}' needs a {kind} arm"):
             open_context([group], fewer)
-
-
-def test_arms_declare_what_kind_of_source_they_are(system):
-    kinds = arm_features(system, ["mine", "dense", "lexical"])
-    assert kinds.shape == (3, len(ARM))
-    assert (kinds.sum(axis=1) == 1).all()
-    names = [ARM[column].name for column in kinds.argmax(axis=1)]
-    assert names == ["kind_other", "kind_dense", "kind_lexical"]

@@ -25,11 +25,11 @@ from ltrr.evaluate.regret import (
 def recall() -> np.ndarray:
     rng = np.random.default_rng(0)
     grades = rng.random((40, 6)) < np.array([0.5, 0.3, 0.2, 0.2, 0.1, 0.1])
-    return recall_of(grades, grades.sum(axis=1) + rng.integers(0, 2, 40))
+    return recall_of(grades > 0, (grades > 0).sum(axis=1) + rng.integers(0, 2, 40))
 
 
 def test_recall_counts_all_positives():
-    found = recall_of(np.array([[0, 2, 0, 1], [0, 0, 0, 0]]), np.array([4, 0]))
+    found = recall_of(np.array([[0, 2, 0, 1], [0, 0, 0, 0]]) > 0, np.array([4, 0]))
     np.testing.assert_allclose(found, [[0, 0.25, 0.25, 0.5], [0, 0, 0, 0]])
 
 

@@ -141,10 +141,12 @@ class _Rows(Dataset):
         arrays = {"query": rounds.query[row], "candidates": rounds.candidates[row]}
         arrays |= {"clicks": rounds.clicks[at].astype(np.float32), "shown": (place >= 0).astype(np.float32)}
         arrays["place"] = place
-        return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()} | {"id": str(at)}
+        whole = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
+        return whole | {"id": str(at), "row": int(row)}
 
 
 def _together(batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor | list[str] | int]:
     names = ("query", "candidates", "clicks", "shown", "place")
     whole: dict[str, Any] = {name: torch.stack([one[name] for one in batch]) for name in names}
+    whole["row"] = torch.tensor([one["row"] for one in batch])
     return whole | {"ids": [one["id"] for one in batch], "tokens": int(whole["shown"].sum())}

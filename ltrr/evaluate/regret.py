@@ -34,9 +34,9 @@ class Chosen(NamedTuple):
     recall: np.ndarray  # (Q, G)
 
 
-def recall_of(grades: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """(Q, M) recall of the first 1 to M; grades (Q, M) in the order that is cut, positives (Q,) how many there are."""
-    return np.cumsum(grades > 0, axis=1) / np.maximum(positives, 1)[:, None]
+def recall_of(gains: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """(Q, M) recall of the first 1 to M; gains (Q, M) in the order that is cut, total (Q,) of all that is relevant."""
+    return np.cumsum(gains, axis=1) / np.where(total > 0, total, 1)[:, None]
 
 
 def fixed(recall: np.ndarray, mean: float) -> np.ndarray:

@@ -125,10 +125,7 @@ class ArmsModule(LightningModule):
 
     def training_step(self, batch: dict[str, Any], index: int = 0) -> Tensor:
         """Squared error, of the losses' variance."""
-        if (target := batch.get("lost")) is None:
-            known = Known(batch["query"].cpu().numpy(), batch["candidates"].cpu().numpy())
-            target = torch.from_numpy(self.lost(known))
-        target = target.to(self.usual)
+        target = torch.from_numpy(self._lost[batch["row"].cpu().numpy()]).to(self.usual)
         error = self.usual + self.spread * self.last(self.trunk(batch["query"][:, : len(self.columns[0])])) - target
         return finite((error / self.spread).square().mean(), batch.get("ids", ["?"]))
 
@@ -147,7 +144,7 @@ class ArmsModule(LightningModule):
         """A new network from all rounds; the same rounds and seed give the same one."""
         self._teachers = [teacher] if teacher else self._teachers
         self.prepare(rounds, seed)
-        clicked.fit(self, rounds, seed, {"lost": self._lost})
+        clicked.fit(self, rounds, seed)
         self._trust()
 
     def _trust(self) -> None:

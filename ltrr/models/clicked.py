@@ -39,6 +39,7 @@ def batches(rounds: Rounds) -> Callable[[np.ndarray], dict[str, Tensor]]:
     def batch(places: np.ndarray) -> dict[str, Tensor]:
         known, place = rounds.row[places], rounds.some(places).places
         return {
+            "row": torch.from_numpy(known.astype(np.int64)),
             "query": torch.from_numpy(rounds.query[known]),
             "candidates": torch.from_numpy(rounds.candidates[known]),
             "clicks": torch.from_numpy(rounds.clicks[places].astype(np.float32)),
@@ -49,22 +50,20 @@ def batches(rounds: Rounds) -> Callable[[np.ndarray], dict[str, Tensor]]:
     return batch
 
 
-def fit(module: Any, rounds: Rounds, seed: int, beside: Mapping[str, np.ndarray] | None = None) -> None:
+def fit(module: Any, rounds: Rounds, seed: int) -> None:
     """Epochs over the rounds, without a Trainer, which takes longer to start than this takes to end.
 
-    module: has `training_step`, `optimizer(steps)` and hparams epochs, batch_size. beside: more of each query, (U, …).
+    module: has `training_step`, `optimizer(steps)` and hparams epochs, batch_size.
     """
     epochs, size = module.hparams["epochs"], module.hparams["batch_size"]
     made = module.optimizer(epochs * -(-len(rounds.row) // size))
-    batch, more = batches(rounds), {name: torch.from_numpy(value) for name, value in (beside or {}).items()}
+    batch = batches(rounds)
     module.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for _ in range(epochs):
             for rows in torch.randperm(len(rounds.row)).split(size):
-                known = torch.from_numpy(rounds.row[rows.numpy()])
-                told = {name: value[known] for name, value in more.items()}
-                loss = module.training_step(batch(rows.numpy()) | told)
+                loss = module.training_step(batch(rows.numpy()))
                 made["optimizer"].zero_grad()
                 loss.backward()
                 made["optimizer"].step()

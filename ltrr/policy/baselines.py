@@ -82,16 +82,6 @@ def outcomes(table: Table, pool: Pool, order: Ranker, gains: np.ndarray, total: 
     return out
 
 
-def best_fixed(recall: np.ndarray, costs: np.ndarray, budget: float) -> int:
-    """The decision with the best mean of (Q, N) recall among those that cost at most `budget`; the cheapest of equals.
-
-    costs: (N,) ascending, as a table has them. Errors: ValueError where all cost more.
-    """
-    if costs[0] > budget:
-        raise ValueError(f"policy.budget: {budget:g} is below the cheapest decision's cost, {costs[0]:g}")
-    return int(recall[:, costs <= budget].mean(axis=0, dtype=np.float64).argmax())
-
-
 def slot_order(ranks: np.ndarray, slots: Sequence[int]) -> np.ndarray:
     """(Q, S) places in the pool of the Σ slots unique candidates that are ranked; blanks, -1, are last.
 

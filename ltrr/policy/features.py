@@ -20,7 +20,6 @@ LIMIT = 5.0  # deviations from the mean, beyond which a standardised value is cu
 _PLACES = (1, 2, 3, 5, 10, 20, 50)  # ranks of an arm's list that say how its scores fall
 _PREFIXES = (1, 3, 10, 30)  # of the fused order, in which arms' agreement is counted
 _EMBEDDED = 16  # columns of a query's embedding
-KINDS = ("lexical", "structured", "dense", "sparse", "memory", "popular", "personal", "fresh", "other")  # of arms
 
 
 class Feature(NamedTuple):
@@ -80,7 +79,6 @@ TIME = _group(
 )
 query_features = ContextFeatures((TEXT, TIME))  # where a config names no groups
 QUERY = query_features.columns
-ARM = tuple(Feature(f"kind_{kind}", "0 or 1") for kind in KINDS)
 
 
 def locale_features(locales: Sequence[str]) -> Group:
