@@ -3,7 +3,8 @@
 python scripts/reproduce.py [--shared ../shared/data] [--only NAME …] [--list]
 
 About five hours on 2 cores, each training at most 20 minutes. Killed, it goes on with the step it was at; a training
-goes on from its last checkpoint. Delete a step's output to do it again. Afterwards: python scripts/results.py
+goes on from its last checkpoint. Delete a step's folder to do it again; its results.json alone, to
+put together anew what it kept. Afterwards: python scripts/results.py
 """
 
 from __future__ import annotations
@@ -262,12 +263,16 @@ def run() -> None:
         if done or flags.list:
             continue
         again = " --ckpt_path last" if (_RUNS / step.name / "ckpt" / "last.ckpt").exists() else ""
+        spent = _RUNS / "costs" / f"{step.name.replace('/', '-')}.json"
+        kept = (_RUNS / step.name).is_dir() and spent.exists()  # what it left there cost as much
+        earlier = float(json.loads(spent.read_text())["seconds"]) if kept else 0.0
         start = time.perf_counter()
         finished = subprocess.run(f"{sys.executable} {command}{again}", shell=True)
         if finished.returncode:
             raise ValueError(f"{step.name} ended with status {finished.returncode}; the same command goes on there")
-        cost = {"seconds": round(time.perf_counter() - start, 1), "resumed": bool(again), "commit": commit()}
-        with whole_file(_RUNS / "costs" / f"{step.name.replace('/', '-')}.json") as temporary:
+        seconds = round(earlier + time.perf_counter() - start, 1)
+        cost = {"seconds": seconds, "resumed": bool(again) and not kept, "commit": commit()}
+        with whole_file(spent) as temporary:
             temporary.write_text(json.dumps(cost) + "\n", encoding="utf-8")
 
 

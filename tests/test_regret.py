@@ -69,6 +69,27 @@ def test_a_fixed_cut_closes_nothing_and_hindsight_all(recall):
     assert whole.low <= 1.0 <= whole.high + 1e-9
 
 
+def test_base_and_hindsight_belong_to_the_draw(recall):
+    """As far as the whole sample's, taken draw by draw from scratch; hard queries do not make the policy look good."""
+    rng = np.random.default_rng(3)
+    groups = rng.integers(12, size=40)
+    seeds = [chosen(recall, rng.integers(1, 7, 40)) for _ in range(3)]
+    found, draws = gap_closed(recall, recall, seeds, groups), []
+    for _ in range(400):
+        rows = np.concatenate([np.flatnonzero(groups == g) for g in rng.integers(groups.max() + 1, size=12)])
+        drawn = [seeds[i] for i in rng.integers(3, size=3)]
+        means = [c.cuts[rows].mean() for c in drawn]
+        same = [fixed(recall[rows], mean).mean() for mean in means]
+        gained = [c.recall[rows].mean() - s for c, s in zip(drawn, same, strict=True)]
+        possible = [oracle(recall[rows], mean).mean() - s for mean, s in zip(means, same, strict=True)]
+        draws.append(sum(gained) / sum(possible))
+    np.testing.assert_allclose(found[1:], np.quantile(draws, [0.025, 0.975]), atol=0.1 * (max(draws) - min(draws)))
+    easy = np.arange(40) % 2 == 0  # queries that want one, queries that want six: all at the cut that they need
+    wanted = np.where(easy[:, None], np.ones(6), np.arange(1, 7) / 6)
+    whole = gap_closed(wanted, wanted, [chosen(wanted, np.where(easy, 1, 6))], np.arange(40))
+    assert whole == pytest.approx((1, 1, 1))
+
+
 def test_a_policy_is_compared_at_a_given_mean(recall):
     every = np.tile(np.arange(1, 7), (40, 1))
     between = at_mean(chosen(recall, every), 2.25)

@@ -48,7 +48,15 @@ def fixed(recall: np.ndarray, mean: float) -> np.ndarray:
 
 def oracle(recall: np.ndarray, mean: float) -> np.ndarray:
     """(Q,) recall where cuts are chosen in hindsight at a mean: the concave hull of what all choices can reach."""
-    steps = []  # (query, candidates more, recall more) along each query's hull, steepest first
+    query, more, gain = _hull(recall)
+    before = np.cumsum(more) - more
+    part = np.clip(((mean - 1) * len(recall) - before) / more, 0.0, 1.0)  # of each step that can be paid
+    return recall[:, 0] + np.bincount(query, part * gain, len(recall))
+
+
+def _hull(recall: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Query, candidates more and recall more of each step along the queries' concave hulls, the steepest first."""
+    steps = []
     for q, row in enumerate(recall):
         at, value = 1, row[0]
         while at < len(row):
@@ -58,14 +66,9 @@ def oracle(recall: np.ndarray, mean: float) -> np.ndarray:
                 break
             steps.append((q, best + 1, row[at + best] - value))
             at, value = at + best + 1, row[at + best]
-    out, left = recall[:, 0].copy(), (mean - 1) * len(recall)
-    for q, more, gain in sorted(steps, key=lambda step: -step[2] / step[1]):
-        part = min(1.0, left / more)
-        out[q] += part * gain
-        left -= part * more
-        if left <= 0:
-            break
-    return out
+    query, more, gain = np.array(steps, float).reshape(-1, 3).T
+    order = np.argsort(-gain / more, kind="stable")
+    return query[order].astype(int), more[order], gain[order]
 
 
 def at_mean(chosen: Chosen, mean: float) -> Chosen:
@@ -88,19 +91,41 @@ def at_mean(chosen: Chosen, mean: float) -> Chosen:
 def gap_closed(recall: np.ndarray, base: np.ndarray, seeds: Sequence[Chosen], groups: np.ndarray) -> Interval:
     """(policy − fixed) / (oracle − fixed), at each seed's own mean cut; 0 where nothing is left to gain.
 
+    All three are taken anew in every draw: its queries have a mean cut of their own.
+
     recall: (Q, M) of the order that the policy cuts, in which hindsight chooses. base: (Q, M) of the fixed system.
     """
-    gained, possible = [], []
-    for chosen in seeds:
-        mean = float(chosen.cuts[:, 0].mean())
-        same = fixed(base, mean)
-        gained.append(chosen.recall[:, 0] - same)
-        possible.append(oracle(recall, mean) - same)
     weights, picks = _resampled(groups, len(seeds))
-    sums = [np.array(part) @ weights.T for part in (gained, possible)]  # (S, B)
-    top, bottom = (np.take_along_axis(s, picks, 0).sum(axis=0) for s in sums)
-    total = np.array([np.sum(gained)]), np.array([np.sum(possible)])
-    return _interval(float(_ratio(*total)[0]), _ratio(top, bottom))
+    weights = np.concatenate([np.ones((1, len(groups))), weights])  # the sample itself is the first draw
+    size = weights.sum(axis=1)
+    cuts, found = (
+        np.stack([weights @ part[:, 0] / size for part in parts])
+        for parts in ([c.cuts for c in seeds], [c.recall for c in seeds])
+    )  # (S, 1 + B)
+    gained = found - _curves(base, weights, cuts)
+    possible = _hindsight(recall, weights, cuts) - _curves(base, weights, cuts)
+    whole = _ratio(gained[:, :1].sum(axis=0), possible[:, :1].sum(axis=0))
+    top, bottom = (np.take_along_axis(part[:, 1:], picks, 0).sum(axis=0) for part in (gained, possible))
+    return _interval(float(whole[0]), _ratio(top, bottom))
+
+
+def _curves(recall: np.ndarray, weights: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """(S, B) mean recall of queries with these weights (B, Q) at fixed cuts (S, B)."""
+    means = weights @ recall / weights.sum(axis=1, keepdims=True)
+    at = np.arange(1, recall.shape[1] + 1)
+    return np.stack([np.interp(cut, at, mean) for cut, mean in zip(cuts.T, means, strict=True)], axis=1)
+
+
+def _hindsight(recall: np.ndarray, weights: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """(S, B) likewise, of cuts chosen in hindsight at those means."""
+    query, more, gain = _hull(recall)
+    out = np.empty(cuts.shape)
+    for b, own in enumerate(weights):
+        times, size = own[query], own.sum()
+        cost = np.concatenate([[1.0], 1 + np.cumsum(times * more) / size])
+        value = np.concatenate([[0.0], np.cumsum(times * gain) / size]) + own @ recall[:, 0] / size
+        out[:, b] = np.interp(cuts[:, b], cost, value)
+    return out
 
 
 def cost_saved(base: np.ndarray, seeds: Sequence[Chosen], groups: np.ndarray, cut: int) -> Interval:
