@@ -15,7 +15,7 @@ from ltrr.config import ConfigError, construct, find_class
 from ltrr.core import Policy, Query
 from ltrr.funnel import Drawn
 from ltrr.policy.actions import price_for
-from ltrr.policy.arms import ArmPolicy, arm_table
+from ltrr.policy.arms import ArmPolicy, Costs, Exploring, feasible_arms
 from ltrr.policy.baselines import FixedPolicy
 from ltrr.policy.depth import DepthPolicy
 from ltrr.policy.explore import Explorer
@@ -41,7 +41,8 @@ def open_policy(
 
     Args:
         options: the config's section `policy`: model, budget (null = the cut), explore (null = greedy), and, where arms
-            may be off, arms_model, arms_costs (1 where not named), arms_budget (mean cost of those that run).
+            may be off or less deep, arms_model, arms_costs (1 where not named), arms_drawn_cost (of each candidate that
+            they draw), arms_cap (of a query's arms), arms_budget (their mean cost).
         arms: A names, in the funnel's order.
         depths: arm -> candidates to draw.
         cut: mean candidates where there is no budget.
@@ -104,7 +105,7 @@ def _open_arms(
     from ltrr.models.arms import ArmsModule
 
     context, queries, on, key = priced
-    learner, costs = ArmsModule.load(str(options["arms_model"])), options.get("arms_costs") or {}
+    learner = ArmsModule.load(str(options["arms_model"]))
     if learner.columns != (tuple(f.name for f in context.columns), tuple(arms)):
         raise ConfigError(
             f"policy.arms_model: {options['arms_model']} was learned from other arms or features than this funnel's "
@@ -112,12 +113,14 @@ def _open_arms(
         )
     if (budget := options.get("arms_budget")) is None:
         raise ConfigError("policy.arms_budget: is not set; give the mean cost of the arms that run for a query")
-    table, place = arm_table(arms, depths, costs, num)
+    costs = Costs(options.get("arms_costs") or {}, options.get("arms_drawn_cost") or 0.0, options.get("arms_cap"))
+    whole = {arm: depths.get(arm, 0) for arm in arms}
+    how = Exploring(explorer, _SHADOW if options.get("explore") else 0.0)
+    feasible = feasible_arms(whole, learner.shallow, costs, num)
+    feasible.check(how)
 
     def fit() -> dict[str, Any]:
-        return {"price": price_for(learner.values(context(queries))[:, place], table.costs, budget)}
+        return {"price": feasible.price(learner.losses(context(queries)), budget)}
 
-    price = tuning.fitted("arms_price", (learner.id, budget, costs, key), fit, on)["price"]
-    shadow = _SHADOW if options.get("explore") else 0.0
-    told = {"costs": costs, "budget": budget, "price": price, "explorer": explorer, "id": learner.id, "shadow": shadow}
-    return ArmPolicy(arms, depths, learner, cut=num, **told)
+    price = tuning.fitted("arms_price", (learner.id, budget, vars(costs), whole, key), fit, on)["price"]
+    return ArmPolicy(feasible, learner, budget=budget, price=price, how=how, id=learner.id)

@@ -29,6 +29,8 @@ SCHEMA: dict[str, Any] = {  # what a config may hold; an arm's keys are its cons
     "policy.cut": int,
     "policy.arms_model": str | None,
     "policy.arms_costs": dict[str, float] | None,
+    "policy.arms_drawn_cost": float | None,
+    "policy.arms_cap": float | None,
     "policy.arms_budget": float | None,
     "policy.model": str | None,
     "policy.budget": float | None,

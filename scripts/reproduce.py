@@ -210,6 +210,9 @@ STEPS = [
       for name, options in (("", "--learn dev --passes 1 5"), ("-naive", ""))),
     Step("policy-arms", "policy-arms/results.json",
          "scripts/simulate_arms.py --data {data}/msrd-movies --out runs/policy-arms"),
+    Step("policy-depths", "policy-depths/results.json",
+         "scripts/simulate_arms.py --data {data}/msrd-movies --drawn_cost 0.01 --model.init_args.shallow '[10, 30]' "
+         "--out runs/policy-depths"),
     Step("policy-msrd-ten", "policy-msrd-ten/results.json",
          "scripts/simulate.py --data {data}/msrd-movies --out runs/policy-msrd-ten --passes 10 --no-perfect"),
     Step("ope-simulated", "ope-simulated/results.json", "scripts/ope.py --simulate --out runs/ope-simulated"),

@@ -49,6 +49,7 @@ _EXPERIMENTS = [  # title, step; with a table.md, or with figures in results.jso
     ("A policy of cuts on MSRD where the dense arm joins after the first pass", "policy-msrd-joins"),
     ("A policy of cuts on MSRD where the title arm falls silent after the first pass", "policy-msrd-leaves"),
     ("Arms switched off before retrieval on MSRD", "policy-arms"),
+    ("Arms drawn to 0, 10, 30 or 100, each candidate at a hundredth of an arm's cost", "policy-depths"),
     ("Weights of the arms learned query by query, beside a policy of cuts, on MSRD", "policy-weights"),
     ("What a policy of cuts saves a cross-encoder on MSRD", "policy-ranked"),
     ("A policy of cuts on MSRD over trained arms, learned from queries that are new to them", "policy-trained"),
@@ -109,9 +110,9 @@ def policy(step: str, figure: str, budget: int) -> Callable[[dict], float]:
     return lambda read: read[step][figure][f"K={budget}"]["mean"]
 
 
-def arms_off(read: dict, budget: int) -> dict:
+def arms_off(read: dict, budget: int, step: str = "policy-arms") -> dict:
     """The row of a policy of arms whose price on dev saves 30 % of their cost."""
-    return next(row for row in read["policy-arms"]["K"][str(budget)]["rows"] if row["share"] == 0.7)
+    return next(row for row in read[step]["K"][str(budget)]["rows"] if row["share"] == 0.7)
 
 
 def simulated(step: str, group: str, rounds: str, measure: str) -> Callable[[dict], float]:
@@ -212,6 +213,8 @@ _GOALS = [  # what, how to read it, the goal
       for k in (5, 10, 20)),
     *((f"the same: static choices lose more at that cost, lower end of the interval ({k} candidates)",
        lambda r, k=k: arms_off(r, k)["saved"]["low"], ">", 0.0) for k in (5, 10, 20)),
+    *((f"arms off or less deep, MSRD: recall of {k} candidates lost, priced to save 30 % of their cost",
+       lambda r, k=k: arms_off(r, k, "policy-depths")["policy"]["mean"], "<=", 0.003) for k in (5, 10, 20)),
     ("policy, MSRD: share of the candidates that is ranked", lambda r: r["policy-ranked"]["rows"][-1]["share"],
      "<=", 0.5),
     ("the same, nDCG@10 after ranking − that of ranking all: upper end of the interval (no loss that shows)",

@@ -1,14 +1,15 @@
-"""Before retrieval: which arms a query can do without, learned from clicks, and what that saves.
+"""Before retrieval: which arms a query can do without, or needs less deep, learned from clicks, and what that saves.
 
 python scripts/simulate_arms.py --config configs/arms_policy.yaml --data FOLDER --out DIR [--seeds 10]
-    [--budgets 5 10 20] [--costs '{dense: 3}'] [--dotted.overrides …]
+    [--budgets 5 10 20] [--costs '{dense: 3}'] [--drawn_cost 0.01 --model.init_args.shallow '[10, 30]']
+    [--dotted.overrides …]
 
 First all arms run for every train query and a policy of cuts learns from clicks, as in simulate.py. What it believes of
 the candidates that each arm returned then teaches a second one, that knows only the query, what is lost where some arms
-do not run. Frozen, with a price that keeps the mean cost of arms on dev, it chooses arms for each test query; what they
-return is fused as ever and cut at the same number for all. Beside it: the best static choice of arms on dev at the same
-mean cost, two of them mixed where need be, and hindsight. Writes DIR/results.json, table.md and frontier.png; each
-seed's outcome is kept under DIR/seeds.
+do not run, or (shallow) are drawn less deep. Frozen, with a price that keeps the mean cost of arms on dev, it chooses
+arms for each test query; what they return is fused as ever and cut at the same number for all. Beside it: the best
+static choice of arms and depths on dev at the same mean cost, two of them mixed where need be, and hindsight. Writes
+DIR/results.json, table.md and frontier.png; each seed's outcome is kept under DIR/seeds.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ from ltrr.evaluate.regret import Interval, mean_of
 from ltrr.metrics import whole_file
 from ltrr.models.bandit import BanditModule
 from ltrr.policy.actions import Table, best, price_for
-from ltrr.policy.arms import arm_table
+from ltrr.policy.arms import Costs, ListedArms, feasible_arms
 from ltrr.policy.baselines import outcomes
 from ltrr.tuning import key_of
 
-_REVISION = 1  # of what makes a seed's outcome
+_REVISION = 2  # of what makes a seed's outcome
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  # of all arms' cost
 _DEPTH = 100  # candidates of each arm that runs
 _PRICES = np.concatenate([[0.0], np.geomspace(1e-5, 1.0, 80)])
 _LOSS = 0.003  # of recall, that is worth nothing
+_SHOWN = 31  # choices in the table; where there are more, only those on a hull of static ones
 
 
 class Truth(NamedTuple):
@@ -58,6 +60,7 @@ def run() -> None:
                 "--budgets", type=int, nargs="+", default=[5, 10, 20], help="candidates that are ranked"
             ),
             parser.add_argument("--costs", default="{}", help="YAML of an arm's cost where it runs (default 1)"),
+            parser.add_argument("--drawn_cost", type=float, default=0.0, help="of each candidate that an arm draws"),
             parser.add_argument("--eta", type=float, default=1.0, help="position k is looked at with k^-eta"),
             parser.add_argument("--noise", type=float, default=0.1, help="clicks on what is seen and not relevant"),
             parser.add_argument("--explore", default=EXPLORE, help="YAML of a class of ltrr.policy.explore"),
@@ -76,8 +79,13 @@ def run() -> None:
     costs = yaml.safe_load(flags.costs)
     if not isinstance(costs, dict) or not all(isinstance(cost, int | float) and cost > 0 for cost in costs.values()):
         raise ConfigError(f"--costs: {flags.costs!r} is no mapping of arms to costs above 0")
-    arms = system.fusion_arms
-    table, place = arm_table(arms, dict.fromkeys(arms, _DEPTH), costs, max(flags.budgets))
+    if flags.drawn_cost < 0:
+        raise ConfigError(f"--drawn_cost: {flags.drawn_cost} is below 0")
+    arms, shallow = system.fusion_arms, list((settings["model"].get("init_args") or {}).get("shallow") or [])
+    feasible = feasible_arms(dict.fromkeys(arms, _DEPTH), shallow, Costs(costs, flags.drawn_cost), max(flags.budgets))
+    if not isinstance(feasible, ListedArms):
+        raise ConfigError("model.shallow: more choices of depths than can be listed, so hindsight is not known")
+    table = feasible.table
     truth: dict[str, dict[int, Truth]] = {}
     for split in ("dev", flags.split):
         whole = searched(system, [split])
@@ -98,7 +106,7 @@ def run() -> None:
         values = []
         for seed in tqdm(range(flags.seeds), f"K={budget}", unit="seed"):
             told = learned(flags, settings, parts, known, budget, seed)
-            values.append({name: value[:, place] for name, value in told.items()})
+            values.append({name: feasible.values(losses) for name, losses in told.items()})
         dev, test = truth["dev"][budget], truth[flags.split][budget]
         row, curves[budget] = compared(table, values, dev, test)
         row["static"] = {n: float(r) for n, r in zip(_names(table, arms), test.recall.mean(axis=0), strict=True)}
@@ -114,7 +122,7 @@ def run() -> None:
 
 
 def learned(flags: Any, settings: Mapping, parts: Mapping, known: Mapping, budget: int, seed: int) -> dict:
-    """What one seed expects of each of `choices` for dev and test queries, (Q, N); read where it was made before."""
+    """What one seed's heads expect to be lost for dev and test queries, (Q, P); read where it was made before."""
     data = {n: settings["data"].get(n) for n in ("path", "qrels", "arms", "tune", "num_candidates", "features")}
     key = key_of(_REVISION, settings["model"], data, flags.eta, flags.noise, flags.explore, flags.split)
     path = flags.out / "seeds" / f"{key}-{budget}-{seed}.npz"
@@ -128,7 +136,7 @@ def learned(flags: Any, settings: Mapping, parts: Mapping, known: Mapping, budge
             module.refit(log, seed, teacher)
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{name: module.values(own).astype(np.float32) for name, own in known.items()})
+            np.savez(file, **{name: module.losses(own).astype(np.float32) for name, own in known.items()})
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
@@ -157,7 +165,7 @@ def compared(table: Table, values: list[dict], dev: Truth, test: Truth) -> tuple
     static = np.array([[cost, mixed(table.costs, test.recall, hull, cost).mean()] for cost in costs])
     curves = {"policy": policy, "static": static}
     free = {"policy": _cheapest(table, values, dev, test), "static": _cheapest_static(table, hull, dev, test)}
-    return {"full": float(full.mean()), "rows": rows, "saved_within_loss": free}, curves
+    return {"full": float(full.mean()), "rows": rows, "saved_within_loss": free, "hull": hull}, curves
 
 
 def _cheapest(table: Table, values: list[dict], dev: Truth, test: Truth) -> dict[str, Any]:
@@ -217,7 +225,11 @@ def _at(recall: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 def _names(table: Table, arms: list[str]) -> list[str]:
-    return [" + ".join(np.array(arms)[row].tolist()) for row in table.depths > 0]
+    """Arms that run; their depth where it is not the whole one."""
+    named = [
+        [f"{arm} to {d}" if d < _DEPTH else arm for arm, d in zip(arms, row, strict=True) if d] for row in table.depths
+    ]
+    return [" + ".join(row) for row in named]
 
 
 def _cell(told: Mapping[str, float] | Interval) -> str:
@@ -248,9 +260,14 @@ def report(results: Mapping[str, Any]) -> str:
         lines.append("")
     lines += ["| arms | cost | " + " | ".join(f"recall, K = {budget}" for budget in results["K"]) + " |"]
     lines.append(f"| --- | ---: |{' ---: |' * len(results['K'])}")
-    for name, cost in zip(results["choices"], results["costs"], strict=True):
+    best = {n for row in results["K"].values() for n in row["hull"]}
+    for n, (name, cost) in enumerate(zip(results["choices"], results["costs"], strict=True)):
+        if len(results["choices"]) > _SHOWN and n not in best:
+            continue
         cells = [f"{row['static'][name]:.4f}" for row in results["K"].values()]
         lines.append(f"| {name} | {cost:g} | {' | '.join(cells)} |")
+    if len(results["choices"]) > _SHOWN:
+        lines.append(f"| the best on dev at some cost, of {len(results['choices'])} |{' |' * (len(results['K']) + 1)}")
     lines += [
         "",
         "Cost: of the arms that run, of all arms'. Loses: of recall. Intervals (95 %): groups of queries and seeds.",

@@ -94,18 +94,18 @@ def test_dual_ascent_comes_to_the_same_price():
     assert price.value == pytest.approx(price_for(values, costs, 8.0), rel=0.15)
 
 
-def test_greedy_finds_the_best_of_an_additive_concave_gain():
-    levels, costs = [[0, 5, 10, 20]] * 3, [[0.0, 1.0, 2.0, 4.0]] * 3
+def test_greedy_finds_the_best_of_additive_gains_and_never_what_is_not_feasible():
+    depths, costs = np.array([0, 5, 10, 20]), [np.array([0.0, 1.0, 2.0, 4.0])] * 3
     weight = np.array([1.0, 0.5, 0.1])
 
-    def gain(decisions: np.ndarray) -> np.ndarray:
-        return np.sqrt(decisions) @ weight
+    def gain(levels: np.ndarray) -> np.ndarray:
+        return np.where(levels.any(axis=1), np.sqrt(depths[levels]) @ weight, -np.inf)
 
-    everything = np.array(list(product(*levels)))
-    for price in (0.05, 0.3, 1.0):
-        net = gain(everything) - price * everything.sum(axis=1) / 5
-        found = greedy(gain, levels, costs, price)
-        assert gain(found[None])[0] - price * found.sum() / 5 == pytest.approx(net.max())
+    everything = np.array(list(product(range(4), repeat=3)))
+    for price in (0.05, 0.3, 1.0, 5.0):
+        net = gain(everything) - price * costs[0][everything].sum(axis=1)
+        found = greedy(gain, costs, price, np.array([3, 3, 3]))
+        assert gain(found[None])[0] - price * costs[0][found].sum() == pytest.approx(net.max())
 
 
 @pytest.mark.parametrize(

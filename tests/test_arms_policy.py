@@ -10,12 +10,23 @@ from conftest import ROOT
 from test_rounds import ONE_CPU
 
 from ltrr.cli import TrainingCLI
-from ltrr.core import Rounds
+from ltrr.core import Candidates, Rounds
 from ltrr.data.rounds import write_rounds
-from ltrr.models.arms import ArmsModule, contributions
+from ltrr.fuse import ConvexFusion, union
+from ltrr.models.arms import ArmsModule, Gave, contributions, drawn_to
 from ltrr.models.bandit import BanditModule
 from ltrr.policy.actions import best, price_for
-from ltrr.policy.arms import ArmPolicy, arm_table, choices
+from ltrr.policy.arms import (
+    ArmPolicy,
+    Believed,
+    Costs,
+    Exploring,
+    ListedArms,
+    UnlistedArms,
+    choices,
+    design,
+    feasible_arms,
+)
 from ltrr.policy.explore import UCB, EpsilonGreedy, Softmax
 from ltrr.policy.features import Known, pool_names
 
@@ -62,17 +73,131 @@ def learned() -> ArmsModule:
     return module
 
 
+def listed(depths: dict[str, int], costs: Costs | None = None, shallow: tuple[int, ...] = ()) -> ListedArms:
+    feasible = feasible_arms(depths, shallow, costs or Costs({}), cut=10)
+    assert isinstance(feasible, ListedArms)
+    return feasible
+
+
 def test_choices_are_all_but_none() -> None:
-    assert choices(2).tolist() == [[True, False], [False, True], [True, True]]
-    table, place = arm_table(ARMS, {"words": 50, "people": 20}, {"people": 3.0}, cut=10)
-    assert (choices(2)[place] == (table.depths > 0)).all()
-    assert table.costs.tolist() == [1.0, 3.0, 4.0]
-    assert table.depths.max(axis=0).tolist() == [50, 20]
-    assert set(table.cuts) == {10}
+    assert choices(2).tolist() == [[1, 0], [0, 1], [1, 1]]
+    assert choices(2, 3).tolist()[:4] == [[1, 0], [2, 0], [0, 1], [1, 1]]
+    feasible = listed({"words": 50, "people": 20}, Costs({"people": 3.0}))
+    assert feasible.table.costs.tolist() == [1.0, 3.0, 4.0]
+    assert feasible.table.depths.max(axis=0).tolist() == [50, 20]
+    assert set(feasible.table.cuts) == {10}
+    losses = np.array([[0.1, 0.2, 0.0]])
+    np.testing.assert_allclose(feasible.values(losses), -losses)
 
 
-def test_a_choice_loses_what_the_others_alone_would_have_ranked_too_low() -> None:
-    module = ArmsModule(cut=2)
+def test_arms_may_be_drawn_less_deep_and_a_query_costs_no_more_than_its_cap() -> None:
+    """people's whole depth is below 30, so it has a level less; costs are of what runs and of what is drawn."""
+    costs = Costs({"people": 3.0}, drawn=0.1)
+    feasible = listed({"words": 50, "people": 20}, costs, shallow=(10, 30))
+    wanted = {(a, b) for a in (0, 10, 30, 50) for b in (0, 10, 20)} - {(0, 0)}
+    rows = feasible.table.depths.tolist()
+    assert {tuple(row) for row in rows} == wanted
+    assert len(rows) == len(wanted)
+    paid = [(a > 0) + 3.0 * (b > 0) + 0.1 * (a + b) for a, b in rows]
+    np.testing.assert_allclose(feasible.table.costs, paid)
+    losses = np.arange(15.0)[None]  # of choices(2, 4): words first, its whole depth is level 3, that of people too
+    number = {0: 0, 10: 1, 30: 2, 50: 3}, {0: 0, 10: 1, 20: 3}
+    heads = [number[0][a] + 4 * number[1][b] - 1 for a, b in rows]
+    np.testing.assert_allclose(feasible.values(losses)[0], -losses[0][heads])
+    capped = listed({"words": 50, "people": 20}, Costs({"people": 3.0}, 0.1, cap=5.0), shallow=(10, 30))
+    assert capped.table.costs.tolist() == [cost for cost in sorted(paid) if cost <= 5.0]
+    with pytest.raises(ValueError, match="arms_cap"):
+        listed({"words": 50}, Costs({}, cap=0.5))
+    with pytest.raises(ValueError, match="no arm 'sparse'"):
+        listed({"words": 50}, Costs({"sparse": 1.0}))
+
+
+def test_many_choices_are_made_of_arms_and_pairs_of_arms() -> None:
+    levels = choices(6, 3)
+    made = design(levels, 3)
+    assert made.shape == (728, 6 * 2 + 15 * 4)
+    assert not made[-1].any()  # all arms lose nothing
+    rng = np.random.default_rng(0)
+    alone, both = rng.random((6, 2)), rng.random((6, 6, 2, 2))
+    lost = []
+    for row in levels:
+        short = [(a, level) for a, level in enumerate(row) if level < 2]
+        lost.append(sum(alone[one] for one in short))
+        lost[-1] += sum(both[a, b, m, n] for i, (a, m) in enumerate(short) for b, n in short[i + 1 :])
+    found, _, rank, _ = np.linalg.lstsq(made, np.array(lost), rcond=None)
+    assert rank == made.shape[1]
+    np.testing.assert_allclose(made @ found, lost, atol=1e-9)
+
+
+class Believes:
+    """Losses that add up over arms, at random by query."""
+
+    shallow = (5, 10, 20)
+
+    def __init__(self, num_arms: int) -> None:
+        self.size = design(np.zeros((1, num_arms), int), 5).shape[1]
+
+    def losses(self, features: np.ndarray) -> np.ndarray:
+        out = np.zeros((len(features), self.size))
+        alone = np.random.default_rng(1).random((len(features), self.size)) * features[:, :1]
+        num = 4 * 7  # arms' own heads come first: off, and the three depths
+        out[:, :num] = -np.sort(-alone[:, :num].reshape(len(features), -1, 4), axis=2).reshape(len(features), -1)
+        return out
+
+    def variances(self, features: np.ndarray) -> np.ndarray:
+        raise AssertionError("no explorer asked")
+
+
+def test_more_choices_than_can_be_listed_are_found_greedily() -> None:
+    """7 arms of 5 levels: 78,124. Losses add up here, so greedy choices are the best; propensities are exact."""
+    arms = {f"arm{i}": 40 for i in range(7)}
+    feasible = feasible_arms(arms, Believes.shallow, Costs({"arm0": 2.0}, drawn=0.02), cut=10)
+    assert isinstance(feasible, UnlistedArms)
+    learner, features = Believes(7), np.ones((1, 1))
+    losses, price = learner.losses(features), 0.3
+    decision, cost = feasible.draw(
+        Believed(losses), price, Exploring(EpsilonGreedy(0.0)), rng := np.random.default_rng(0)
+    )
+    depths, run = np.array([0, 5, 10, 20, 40]), np.array([2.0] + [1.0] * 6)
+    own = -np.concatenate([losses[0, :28].reshape(7, 4), np.zeros((7, 1))], axis=1)
+    own -= price * ((depths > 0) * run[:, None] + 0.02 * depths)
+    assert decision.depths[0].tolist() == depths[own.argmax(axis=1)].tolist()
+    assert cost[0] == pytest.approx(((decision.depths[0] > 0) * run + 0.02 * decision.depths[0]).sum())
+    assert decision.propensity[0] == 1.0
+    many = np.tile(losses, (40_000, 1))
+    monkey = feasible._best(losses, price)
+    feasible._best = lambda losses, price: np.repeat(monkey, len(losses), axis=0)  # 40,000 times the same
+    drawn, _ = feasible.draw(Believed(many), price, Exploring(EpsilonGreedy(0.4), shadow=0.1), rng)
+    assert drawn.depths.any(axis=1).all()
+    same, whole = (drawn.depths == decision.depths).all(axis=1), (drawn.depths == 40).all(axis=1)
+    listed = 5**7 - 1
+    for which, wanted in ((same, 0.54 + 0.36 / listed), (whole, 0.1 + 0.36 / listed)):
+        assert which.mean() == pytest.approx(wanted, abs=0.01)
+        np.testing.assert_allclose(drawn.propensity[which], wanted)
+    np.testing.assert_allclose(drawn.propensity[~same & ~whole], 0.36 / listed)
+    for a in range(7):
+        for level in depths:
+            at = drawn.depths[:, a] == level
+            assert at.mean() == pytest.approx(drawn.marginals[at, a].mean(), abs=0.012)
+    with pytest.raises(ValueError, match="use EpsilonGreedy"):
+        feasible.check(Exploring(Softmax()))
+    with pytest.raises(ValueError, match="arms_cap"):
+        feasible_arms(arms, Believes.shallow, Costs({}, cap=3.0))
+
+
+def test_the_price_of_greedy_choices_keeps_the_budget() -> None:
+    feasible = feasible_arms({f"arm{i}": 40 for i in range(7)}, Believes.shallow, Costs({}, drawn=0.02), cut=10)
+    learner = Believes(7)
+    losses = learner.losses(np.random.default_rng(0).random((60, 1)))
+    price = feasible.price(losses, 5.0)
+    _, costs = feasible.draw(Believed(losses), price, Exploring(EpsilonGreedy(0.0)), np.random.default_rng(0))
+    assert 4.5 < costs.mean() <= 5.0
+
+
+@pytest.mark.parametrize("shallow", [(), (1,), (1, 2)])
+def test_a_choice_loses_what_the_others_alone_would_have_ranked_too_low(shallow) -> None:
+    """Also where arms are drawn less deep; arms' ranks in this world are 2."""
+    module = ArmsModule(cut=2, shallow=shallow)
     rounds, _ = world(50)
     module.refit(rounds, 0, Teacher())
     lost = module.lost(Known(rounds.query, rounds.candidates))
@@ -81,9 +206,11 @@ def test_a_choice_loses_what_the_others_alone_would_have_ranked_too_low() -> Non
     )
     for q in range(50):
         found = []
-        for choice in choices(2):
-            score = ((share[q] + 0.1 * (rank[q] > 0)) * WEIGHTS * choice).sum(axis=1)
-            left = [m for m in np.argsort(-score) if (rank[q, m] > 0)[choice].any()][:2]
+        for levels in choices(2, len(shallow) + 2):
+            depths = np.array([0, *shallow, 100])[levels]
+            drawn = (rank[q] > 0) & (1 / np.maximum(rank[q], 1e-3) <= depths)
+            score = ((share[q] + 0.1) * WEIGHTS * drawn).sum(axis=1)
+            left = [m for m in np.argsort(-score, kind="stable") if drawn[m].any()][:2]
             found.append(sum(rounds.candidates[q, m, -1] for m in left))
         np.testing.assert_allclose(lost[q], found[-1] - np.array(found), atol=1e-6)
 
@@ -95,15 +222,44 @@ def test_what_arms_gave_to_the_fused_score_is_found_out() -> None:
     scale, floor = rng.random((20, 1, 3)) + 0.5, rng.random((20, 1, 3))  # of each query, as scaling makes them
     gave = returned * (scale * shares + floor)
     found = contributions((gave.sum(axis=2) + 0.3).astype(np.float32), shares.astype(np.float32), returned)
-    np.testing.assert_allclose(found, gave, atol=1e-4)
+    np.testing.assert_allclose(found.level, floor[:, 0], atol=1e-4)
+    np.testing.assert_allclose(found.slope, scale[:, 0], atol=1e-4)
+
+
+def test_what_a_shallower_arm_would_give_is_told_from_a_deep_draw() -> None:
+    """As the fused order scales it, where all of the arm's candidates are looked at; nearly so where some are not."""
+    num = 40
+    scores = -np.sort(-(np.random.default_rng(1).random((30, num)) ** 2) - 0.1, axis=1)
+    docs = np.tile(np.arange(num, dtype=np.int32), (30, 1))
+    order = ConvexFusion({"words": 1.0})
+
+    def fused(depth: int) -> np.ndarray:
+        pool = union({"words": Candidates(docs, scores.astype(np.float32)).cut(np.full(30, depth))})
+        found, out = order.rank((), pool), np.full((30, num), np.nan)
+        np.put_along_axis(out, found.docs[:, :depth].astype(int), found.scores[:, :depth], 1)
+        return out
+
+    shares = (scores / scores[:, :1]).astype(np.float32)[:, :, None]
+    reciprocal = np.tile(1 / np.arange(1.0, num + 1), (30, 1))[:, :, None]
+    gave = contributions(fused(num).astype(np.float32), shares, reciprocal > 0)
+    gave = Gave(-gave.slope * shares[:, -1], gave.slope)  # the last gives nothing
+    found = np.full((30, 1), float(num))
+    for depth in (5, 20, num, 100):
+        np.testing.assert_allclose(
+            drawn_to(depth, gave, shares, reciprocal, found)[:, :, 0], fused(min(depth, num)), atol=2e-3
+        )
+    seen = np.arange(num) % 3 > 0  # of ten, the sixth to the ninth but one
+    part = drawn_to(10, gave, shares * seen[:, None], reciprocal * seen[:, None], found)[:, seen, 0]
+    assert np.nanmean(np.abs(part - fused(10)[:, seen])) < 0.03
+    assert (np.isnan(part) == np.isnan(fused(10)[:, seen])).all()
 
 
 def test_it_learns_who_may_be_spared(learned: ArmsModule) -> None:
     """At half of all arms' cost the right arm runs for nearly everybody, where the better arm alone serves 7 in 10."""
     rounds, person = world(1_000, seed=1)
-    table, place = arm_table(ARMS, dict.fromkeys(ARMS, 10), {})
-    values = learned.values(rounds.query[:, :2])[:, place]
-    lost = learned.lost(Known(rounds.query, rounds.candidates))[:, place]
+    feasible = listed(dict.fromkeys(ARMS, 10))
+    table, values = feasible.table, feasible.values(learned.losses(rounds.query[:, :2]))
+    lost = -feasible.values(learned.lost(Known(rounds.query, rounds.candidates)))
     chosen = best(values, table.costs, price_for(values, table.costs, 1.0))
     assert table.costs[chosen].mean() <= 1.0
     each = np.arange(len(person))
@@ -118,29 +274,28 @@ def test_heads_learn_what_has_changed(learned: ArmsModule, tmp_path) -> None:
     assert module.id
     assert module.columns == (("person", "noise"), ARMS)
     rounds, person = world(3_000, seed=2)
-    np.testing.assert_allclose(module.values(rounds.query[:, :2]), learned.values(rounds.query[:, :2]), atol=1e-6)
+    np.testing.assert_allclose(module.losses(rounds.query[:, :2]), learned.losses(rounds.query[:, :2]), atol=1e-6)
     module._teachers = [Teacher()]
-    module._fused, module._shares = learned._fused, learned._shares[::-1]
+    module._fused, module._shares, module._found = learned._fused, learned._shares[::-1], learned._found
     module._returned = learned._returned[::-1]  # the arms have changed places
-    before = module.deviations(rounds.query[:1, :2])
+    before = module.variances(rounds.query[:1, :2])
     module.update(rounds)
-    values = module.values(rounds.query[:, :2])
-    assert (values[person, 0] > values[person, 1]).mean() > 0.95
-    assert (module.deviations(rounds.query[:1, :2]) < before).all()
+    losses = module.losses(rounds.query[:, :2])
+    assert (losses[person, 0] < losses[person, 1]).mean() > 0.95
+    assert (module.variances(rounds.query[:1, :2]) < before).all()
 
 
 def test_what_is_drawn_can_be_computed_again(learned: ArmsModule) -> None:
     rounds, _ = world(4_000, seed=3)
-    policy = ArmPolicy(
-        ARMS, {"words": 50, "people": 20}, learned, cut=10, costs={}, budget=1.5, price=0.1, explorer=Softmax(), seed=0
-    )
-    expected = policy.probabilities(rounds.query[:, :2], 0.1)
+    feasible, how = listed({"words": 50, "people": 20}), Exploring(Softmax())
+    policy = ArmPolicy(feasible, learned, budget=1.5, price=0.1, how=how, seed=0)
+    expected = feasible.probabilities(Believed(learned.losses(rounds.query[:, :2])), 0.1, how)
     decision = policy.decide(rounds.query[:, :2])
-    drawn = [np.flatnonzero((policy.table.depths == row).all(axis=1))[0] for row in decision.depths]
+    drawn = [np.flatnonzero((feasible.table.depths == row).all(axis=1))[0] for row in decision.depths]
     np.testing.assert_allclose(decision.propensity, expected[np.arange(4_000), drawn])
     np.testing.assert_allclose(np.bincount(drawn, minlength=3) / 4_000, expected.mean(axis=0), atol=0.03)
     off = decision.depths == 0
-    on = expected @ (policy.table.depths > 0)
+    on = expected @ (feasible.table.depths > 0)
     np.testing.assert_allclose(decision.marginals[:, :2], np.where(off, 1 - on, on))
     np.testing.assert_allclose(decision.marginals[:, 2], 1)
 
@@ -148,8 +303,8 @@ def test_what_is_drawn_can_be_computed_again(learned: ArmsModule) -> None:
 def test_the_price_finds_the_budget(learned: ArmsModule) -> None:
     """The right arm for everybody would cost 1.6."""
     rounds, _ = world(1_000, seed=4)
-    options = {"costs": {"people": 3.0}, "budget": 1.3, "price": 0.0, "explorer": Softmax(), "seed": 0}
-    policy = ArmPolicy(ARMS, dict.fromkeys(ARMS, 10), learned, cut=10, **options)
+    feasible = listed(dict.fromkeys(ARMS, 10), Costs({"people": 3.0}))
+    policy = ArmPolicy(feasible, learned, budget=1.3, price=0.0, how=Exploring(Softmax()), seed=0)
     policy.adapts = True
     each = np.array([1.0, 3.0])
     costs = [((policy.decide(rounds.query[:, :2]).depths > 0) @ each).mean() for _ in range(100)]
@@ -157,17 +312,18 @@ def test_the_price_finds_the_budget(learned: ArmsModule) -> None:
     assert np.mean(costs[50:]) == pytest.approx(1.3, abs=0.03)
 
 
-def test_some_queries_run_all_arms_and_any_explorer_serves(learned: ArmsModule) -> None:
+def test_some_queries_run_all_arms_and_any_explorer_serves(learned: ArmsModule, monkeypatch) -> None:
     rounds, _ = world(50, seed=5)
-    options = {"costs": {}, "budget": 1.0, "price": 1.0, "explorer": EpsilonGreedy(0.0), "shadow": 0.1}
-    policy = ArmPolicy(ARMS, dict.fromkeys(ARMS, 10), learned, cut=10, **options)
-    found = policy.probabilities(rounds.query[:, :2], 1.0)
+    feasible, losses = listed(dict.fromkeys(ARMS, 10)), learned.losses(rounds.query[:, :2])
+    found = feasible.probabilities(Believed(losses), 1.0, Exploring(EpsilonGreedy(0.0), shadow=0.1))
     np.testing.assert_allclose(found[:, -1], 0.1)
     np.testing.assert_allclose(found.sum(axis=1), 1.0)
-    unsure = ArmPolicy(ARMS, dict.fromkeys(ARMS, 10), learned, cut=10, **options | {"explorer": UCB(100.0)})
-    assert (unsure.probabilities(rounds.query[:, :2], 1.0) != found).any()
-    table, _ = arm_table(ARMS, {"words": 10, "people": 0}, {})
-    assert table.depths.tolist() == [[10, 0]]  # an arm without a depth never runs
+    monkeypatch.setattr(learned, "variances", lambda features: np.tile([0.0, 0.0, 1.0], (len(features), 1)))
+    bold = ArmPolicy(feasible, learned, budget=1.0, price=1.0, how=Exploring(UCB(100.0, floor=0.0)))
+    assert bold.decide(rounds.query[:, :2]).depths.all()
+    shy = ArmPolicy(feasible, learned, budget=1.0, price=1.0, how=Exploring(EpsilonGreedy(0.0)))
+    assert not shy.decide(rounds.query[:, :2]).depths.all(axis=1).any()
+    assert listed({"words": 10, "people": 0}).table.depths.tolist() == [[10, 0]]  # one without a depth never runs
 
 
 def test_mistakes_are_named(learned: ArmsModule, tmp_path) -> None:
@@ -180,6 +336,8 @@ def test_mistakes_are_named(learned: ArmsModule, tmp_path) -> None:
         ArmsModule.load(tmp_path)
     with pytest.raises(ValueError, match=r"model\.cut"):
         ArmsModule(cut=0)
+    with pytest.raises(ValueError, match=r"model\.shallow"):
+        ArmsModule(shallow=[30, 10])
     teacher = Teacher()
     teacher.columns = (("another",), ("column",))
     with pytest.raises(ValueError, match="other columns"):
@@ -201,4 +359,4 @@ def test_train_py_learns_it_from_a_file(tmp_path) -> None:
     shutil.rmtree(tmp_path / "teacher")
     module = ArmsModule.load(tmp_path / "x" / "export")
     assert module.columns == (("person", "noise"), ARMS)
-    assert np.abs(module.values(rounds.query[:, :2])[:, -1]).max() < 1e-5
+    assert np.abs(module.losses(rounds.query[:, :2])[:, -1]).max() < 1e-5

@@ -158,6 +158,19 @@ def test_a_config_lets_arms_be_off(learned, tmp_path):
     cost = (system.funnel().draw(judged).decision.depths > 0) @ np.array([1.0, 2.0])
     assert cost.mean() <= 1.6 + 1e-9
     assert "arms_price" in system.tuned()
+    module = ArmsModule(cut=3, shallow=(2, 4))
+    module.refit(rounds, 0, BanditModule.load(export))
+    module.export(tmp_path)
+    deep = given | {"arms_drawn_cost": 0.01, "arms_cap": 2.5, "arms_budget": 2.2}
+    system = System(settings | {"policy": deep}, open_dataset(data))
+    drawn = system.funnel().draw(queries)
+    paid = (drawn.decision.depths > 0) @ np.array([1.0, 2.0]) + 0.01 * drawn.decision.depths.sum(axis=1)
+    assert paid.max() <= 2.5
+    assert {0, 2, 4} < {*drawn.decision.depths.ravel().tolist()}
+    returned = (~np.isnan(drawn.pool.ranks[:, :, :-1])).sum(axis=1)
+    assert (returned <= drawn.decision.depths).all()
+    with pytest.raises(ValueError, match="arms_cap"):
+        System(settings | {"policy": deep | {"arms_cap": 0.1}}, open_dataset(data)).funnel()
     with pytest.raises(ConfigError, match=r"needs policy\.model"):
         System(settings | {"policy": {"arms_model": str(tmp_path)}}, open_dataset(data)).funnel()
     with pytest.raises(ConfigError, match="arms_budget"):

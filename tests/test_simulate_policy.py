@@ -155,6 +155,15 @@ def test_arms_that_are_spared_are_simulated(music: Path, config: Path, tmp_path:
     assert len(made) == 2
     script("scripts/simulate_arms.py", *flags)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "seeds").glob("*.npz")} == made
+    deep = ("--model.init_args.shallow", "[2]", "--drawn_cost", "0.01", "--out", tmp_path / "deep")
+    script("scripts/simulate_arms.py", *flags, *deep)
+    results = json.loads((tmp_path / "deep" / "results.json").read_text())
+    assert sorted(results["choices"]) == sorted(
+        [f"title{t}" for t in ("", " to 2")]
+        + [f"all{a}" for a in ("", " to 2")]
+        + [f"title{t} + all{a}" for t in ("", " to 2") for a in ("", " to 2")]
+    )
+    assert results["costs"][-1] == pytest.approx(5.0)  # 1 + 2, and 2 times 100 candidates
     wrong = script("scripts/simulate_arms.py", *flags, "--costs", "{all: 0}", check=False)
     assert "--costs" in wrong.stderr
 

@@ -52,16 +52,14 @@ def rounds_of(
     """Rounds of a policy that reads these columns, and how many impressions were left out, by reason.
 
     batches: of an event store (`EventStore.rounds`). An entity is clicked where its best action has a reward above 0.
-    num: M. all_arms: leave out those for which an arm was off. ValueError where no impression is left.
+    num: M. all_arms: leave out those for which an arm was off, or less deep than for others. ValueError where none is
+    left.
     """
     left, reward, numbers = Counter[str](), Reward(), dict[bytes, int]()
-    rows, queries, candidates, cuts, clicks, places = [], [], [], [], [], []
+    rows, queries, candidates, cuts, clicks, places, depths = [], [], [], [], [], [], []
     for _, seen, did in (one for batch in batches for one in batch):
         if isinstance(known := known_of(seen, names, num), str):
             left[known] += 1
-            continue
-        if all_arms and not all(seen.drawn.depths):
-            left["with an arm off"] += 1
             continue
         query, each, place = known
         rows.append(numbers.setdefault(query.tobytes() + each.tobytes(), len(numbers)))
@@ -72,10 +70,16 @@ def rounds_of(
         clicks.append(np.array([*(worth.get(entity, 0.0) > 0 for entity in seen.shown), False])[place])
         cuts.append(min(seen.drawn.cut, num))
         places.append(place)
-    if not rows:
+        depths.append(seen.drawn.depths)
+    whole = np.ones(len(rows), bool)
+    if all_arms and rows:
+        whole = (np.array(depths) == np.max(depths, axis=0)).all(axis=1) & np.all(depths, axis=1)
+        left |= {"with an arm off or less deep": int((~whole).sum())} if not whole.all() else {}
+    if not whole.any():
         raise ValueError(f"rounds: no impression of this policy's columns; left out: {told(left)}")
-    arrays = np.array(rows), np.stack(queries), np.stack(candidates), np.array(cuts), np.stack(clicks)
-    return Rounds(*arrays, names, np.stack(places)), left
+    known = np.stack(queries), np.stack(candidates)
+    of_rounds = np.array(rows)[whole], np.array(cuts)[whole], np.stack(clicks)[whole], np.stack(places)[whole]
+    return Rounds(of_rounds[0], *known, *of_rounds[1:3], names, of_rounds[3]), left
 
 
 def told(left: Counter[str]) -> str:

@@ -1,16 +1,18 @@
-"""Which arms a query can do without, learned before any of them ran: what each choice of arms is expected to lose.
+"""Which arms a query can do without, or needs less deep, learned before any ran: what each choice is expected to lose.
 
 Knows a policy's columns (`ltrr.policy.features`), rounds in which all arms ran, and a teacher that saw what they
 brought (`ltrr.models.bandit`); knows nothing about arms' insides. A round says how likely each candidate is relevant
 and what each arm gave to its fused score, so it teaches all choices at once: what the others alone would have put
 where.
-Legend: Q queries, N choices of arms, A arms, M candidates looked at, F columns known before retrieval, D hidden units.
+Legend: Q queries, N choices, P heads, A arms, M candidates looked at, F columns known before retrieval, D hidden units.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,23 +24,26 @@ from ltrr.models import clicked
 from ltrr.models.bandit import BanditModule, gains
 from ltrr.models.depth_network import Columns
 from ltrr.models.training import adamw, check_range, finite
-from ltrr.policy.arms import choices
+from ltrr.policy.arms import FEW, choices, design
 from ltrr.policy.features import Known, Standard, pool_names
 from ltrr.policy.linear import BayesianHeads
 
 _RANK = "_rank"  # ends the name of a column that says where an arm returned a candidate
 _SHARE = "_share"  # of one with its score
 _FILES = "arms"  # what an export's files are called
+_SOME = 1024  # choices that are learned from where they are many
+_CELLS = 4_000_000  # of queries, choices and candidates that are looked at together
 
 
 class ArmsModule(LightningModule):
-    """Expected recall of the first `cut` candidates that is lost where only some arms run.
+    """Expected recall of the first `cut` candidates that is lost where only some arms run, or run less deep.
 
     Without evidence that a query is special, every choice loses what it loses in the mean: the last layer starts at 0.
 
     Args:
         teacher: folder of the policy that was learned from the same rounds; null = it is given to `refit`.
         cut: candidates that are ranked.
+        shallow: depths of an arm between off and its whole depth, ascending.
         hidden: units.
         dropout: 0 to 1.
         lr: learning rate at its peak.
@@ -49,13 +54,14 @@ class ArmsModule(LightningModule):
     """
 
     monitor = "val_explained"  # higher is better
-    usual: Tensor  # (N,) what each choice loses in the mean
+    usual: Tensor  # (P,) what each head loses in the mean
     spread: Tensor  # of losses
 
     def __init__(
         self,
         teacher: str | None = None,
         cut: int = 10,
+        shallow: Sequence[int] = (),
         hidden: int = 16,
         dropout: float = 0.3,
         lr: float = 0.01,
@@ -69,6 +75,9 @@ class ArmsModule(LightningModule):
         check_range("model.dropout", dropout, 0, 1)
         if cut < 1:
             raise ValueError(f"model.cut: {cut} is below 1")
+        if list(shallow) != sorted({*shallow}) or min(shallow, default=1) < 1:
+            raise ValueError(f"model.shallow: {list(shallow)} are not ascending depths from 1")
+        self.shallow = tuple(shallow)
         self._folder = teacher
         self._teachers: list[BanditModule] = []  # a list, so that they are not saved as a part
         self.columns: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # known before retrieval; the arms
@@ -84,6 +93,7 @@ class ArmsModule(LightningModule):
         self.columns = rounds.names[0][:-later], arms
         self._fused = rounds.names[1].index("fused")
         self._returned, self._shares = ([rounds.names[1].index(f"{a}{end}") for a in arms] for end in (_RANK, _SHARE))
+        self._found = [rounds.names[0].index(f"{arm}_found") for arm in arms]
         if not self._teachers and self._folder:  # not before: a module that is made within another takes its options
             self._teachers = [BanditModule.load(self._folder)]
         if not self._teachers:
@@ -94,7 +104,8 @@ class ArmsModule(LightningModule):
             torch.manual_seed(seed)
             seen = np.unique(rounds.row)
             lost = self.lost(Known(rounds.query[seen], rounds.candidates[seen]))
-            self._build(Standard.of(rounds.query[seen][:, : len(self.columns[0])]), lost.mean(axis=0), lost.std())
+            usual = self._heads_of @ lost.mean(axis=0)
+            self._build(Standard.of(rounds.query[seen][:, : len(self.columns[0])]), usual, lost.std())
             self._lost = np.zeros((len(rounds.query), lost.shape[1]), np.float32)
             self._lost[seen] = lost
 
@@ -110,23 +121,38 @@ class ArmsModule(LightningModule):
         self.register_buffer("spread", torch.tensor(max(float(spread), 1e-6)))
 
     def lost(self, known: Known) -> np.ndarray:
-        """(Q, N) of the recall that the teacher expects of all arms' first `cut`."""
+        """(Q, N) of the recall that the teacher expects of all arms' first `cut`, for the choices that are learned."""
+        num, cut = len(self.shallow) + 2, self.hparams["cut"]
+        levels = np.concatenate([learned_choices(len(self.columns[1]), num)[0], [[num - 1] * len(self.columns[1])]])
         worth = gains(self._teachers[0].relevance(known))  # (Q, M)
-        returned = known.candidates[:, :, self._returned] > 0  # (Q, M, A)
-        which = choices(len(self._returned)).T.astype(np.float32)  # (A, N)
-        scores = (
-            contributions(known.candidates[:, :, self._fused], known.candidates[:, :, self._shares], returned) @ which
-        )
-        left = returned.astype(np.float32) @ which > 0  # (Q, M, N)
-        places = np.argsort(np.argsort(np.where(left, -scores, np.inf), axis=1, kind="stable"), axis=1)
-        inside = left & (places < self.hparams["cut"])
-        kept = np.einsum("qm,qmn->qn", worth, inside)
-        return kept[:, -1:] - kept
+        reciprocal, shares = (known.candidates[:, :, which] for which in (self._returned, self._shares))  # (Q, M, A)
+        gave = contributions(known.candidates[:, :, self._fused], shares, reciprocal > 0)
+        depths = [*self.shallow, np.inf]
+        drawn = np.stack([drawn_to(d, gave, shares, reciprocal, known.query[:, self._found]) for d in depths])
+        drawn = np.concatenate([np.full_like(drawn[:1], np.nan), drawn])  # (L, Q, M, A), NaN = not drawn
+        kept, step = np.empty((len(worth), len(levels))), max(1, _CELLS // (len(levels) * worth.shape[1]))
+        for some in (slice(at, at + step) for at in range(0, len(worth), step)):
+            shape = len(levels), len(worth[some]), worth.shape[1]
+            scores, left = np.zeros(shape), np.zeros(shape, bool)
+            for a in range(levels.shape[1]):
+                own = drawn[:, some, :, a][levels[:, a]]  # (N, step, M)
+                scores, left = scores + np.nan_to_num(own), left | ~np.isnan(own)
+            scores = np.where(left, -scores, np.inf) + 1e-9 * np.arange(shape[2])  # equals in fused order
+            last = np.partition(scores, min(cut, shape[2]) - 1, axis=2)[:, :, min(cut, shape[2]) - 1]
+            kept[some] = np.einsum("qm,nqm->qn", worth[some], left & (scores <= last[:, :, None]))
+        return (kept[:, -1:] - kept[:, :-1]).astype(np.float32)
+
+    @property
+    def _heads_of(self) -> np.ndarray:
+        """(P, N) from choices' losses to heads'."""
+        return np.linalg.pinv(learned_choices(len(self.columns[1]), len(self.shallow) + 2)[1])
 
     def training_step(self, batch: dict[str, Any], index: int = 0) -> Tensor:
         """Squared error, of the losses' variance."""
         target = torch.from_numpy(self._lost[batch["row"].cpu().numpy()]).to(self.usual)
-        error = self.usual + self.spread * self.last(self.trunk(batch["query"][:, : len(self.columns[0])])) - target
+        heads = self.usual + self.spread * self.last(self.trunk(batch["query"][:, : len(self.columns[0])]))
+        made = learned_choices(len(self.columns[1]), len(self.shallow) + 2)[1]
+        error = heads @ torch.from_numpy(made).to(heads).T - target
         return finite((error / self.spread).square().mean(), batch.get("ids", ["?"]))
 
     def validation_step(self, batch: dict[str, Any], index: int = 0) -> None:
@@ -158,20 +184,19 @@ class ArmsModule(LightningModule):
         assert self.heads is not None
         known = Known(rounds.query[rounds.row], rounds.candidates[rounds.row])
         lost, basis = self.lost(known), self._basis(known.query[:, : len(self.columns[0])])
+        lost = lost @ self._heads_of.T  # (Q, P)
         heads = np.broadcast_to(np.arange(lost.shape[1]), lost.shape).ravel()
         self.heads.update(np.repeat(basis, lost.shape[1], axis=0), lost.ravel(), np.ones(lost.size), heads)
 
-    def values(self, features: np.ndarray) -> np.ndarray:
-        """(Q, N) expected recall of each choice, less that of all arms; features (Q, F)."""
-        basis, heads = self._basis(features), self.heads
-        assert heads is not None
-        return -(basis @ heads.means.T)
+    def losses(self, features: np.ndarray) -> np.ndarray:
+        """(Q, P) recall that each head loses, of which choices' losses are made (`design`); features (Q, F)."""
+        assert self.heads is not None
+        return self._basis(features) @ self.heads.means.T
 
-    def deviations(self, features: np.ndarray) -> np.ndarray:
-        """(Q, N) posterior deviations of `values`."""
-        basis, heads = self._basis(features)[:, None], self.heads
-        assert heads is not None
-        return np.sqrt(heads.variance(basis, np.arange(len(heads.means))[None]))
+    def variances(self, features: np.ndarray) -> np.ndarray:
+        """(Q, P) posterior variances of `losses`."""
+        assert self.heads is not None
+        return self.heads.variance(self._basis(features)[:, None], np.arange(len(self.heads.means))[None])
 
     def _basis(self, features: np.ndarray) -> np.ndarray:
         """(Q, D + 1)."""
@@ -200,11 +225,28 @@ class ArmsModule(LightningModule):
         return clicked.read(cls, Path(folder), _FILES, restore)
 
 
-def contributions(fused: np.ndarray, shares: np.ndarray, returned: np.ndarray) -> np.ndarray:
-    """(Q, M, A) what each arm gave to a candidate's fused score, beside what it gives to those that it did not return.
+@lru_cache
+def learned_choices(num_arms: int, num_levels: int) -> tuple[np.ndarray, np.ndarray]:
+    """(N, A) levels of the choices that are learned from, all or some of many; (N, P) of which heads they are made."""
+    levels = choices(num_arms, num_levels) if num_levels**num_arms <= FEW else None
+    if levels is None:
+        levels = np.random.default_rng(0).integers(0, num_levels, (_SOME, num_arms))
+        levels = levels[levels.any(axis=1)]
+    return levels, design(levels, num_levels).astype(np.float32)
 
-    A weighted sum of scaled scores is, for one query, linear in each arm's scores and in whether it returned a
-    candidate: least squares over the query's candidates finds the coefficients.
+
+class Gave(NamedTuple):
+    """What arms gave to candidates' fused scores, beside what they give to those that they did not return.
+
+    A weighted sum of scaled scores is, for one query, linear in each arm's scores and in whether it returned one.
+    """
+
+    level: np.ndarray  # (Q, A) to any that it returned
+    slope: np.ndarray  # (Q, A) for each unit of its share
+
+
+def contributions(fused: np.ndarray, shares: np.ndarray, returned: np.ndarray) -> Gave:
+    """Found by least squares over each query's candidates.
 
     Args:
         fused: (Q, M); shares: (Q, M, A) scores, 0 where the arm did not return it; returned: (Q, M, A) bool.
@@ -213,5 +255,31 @@ def contributions(fused: np.ndarray, shares: np.ndarray, returned: np.ndarray) -
     columns = np.concatenate([on, shares * on, np.ones((*fused.shape, 1))], axis=2)
     found = np.linalg.pinv(columns, rcond=1e-6) @ fused[:, :, None].astype(np.float64)  # (Q, 2 A + 1, 1)
     arms = returned.shape[2]
-    level, slope = found[:, None, :arms, 0], found[:, None, arms : 2 * arms, 0]
-    return (on * (level + slope * shares)).astype(np.float32)
+    return Gave(found[:, :arms, 0], found[:, arms : 2 * arms, 0])
+
+
+def drawn_to(depth: float, gave: Gave, shares: np.ndarray, reciprocal: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """(Q, M, A) what arms would give to candidates where they are drawn to a depth; NaN where they do not return them.
+
+    Scores are scaled to what was returned: the best gives as much as ever, the last, whoever that is then, nothing.
+
+    Args:
+        shares: (Q, M, A) of the arm's best score, reciprocal: 1 / rank, 0 = not returned. found: (Q, A) by each arm.
+    """
+    inside = reciprocal > 1 / (depth + 0.5)
+    level, slope = gave.level[:, None], gave.slope[:, None]
+    as_it_was = np.where(inside, level + slope * shares, np.nan)
+    steep = np.abs(slope) > 1e-9
+    lowest = np.where(steep, -level / np.where(steep, slope, 1.0), 0.0)[:, 0]  # (Q, A) the share that gives nothing
+    place = -np.log(np.where(reciprocal > 0, reciprocal, 1.0))  # of ranks from 1
+    last, below = np.log(min(depth, 1e6)), ~inside & (reciprocal > 0)
+    # the share of the last one is read off a line between the candidates around it, or to the last of all
+    upper = np.where(inside, place, -np.inf).argmax(axis=1)[:, None]
+    lower = np.where(below, place, np.inf).argmin(axis=1)[:, None]
+    (x0, y0), (x1, y1) = ([np.take_along_axis(of, at, 1)[:, 0] for of in (place, shares)] for at in (upper, lower))
+    x1, y1 = (np.where(below.any(axis=1), *pair) for pair in ((x1, np.log(np.maximum(found, 1))), (y1, lowest)))
+    part = np.clip((last - x0) / np.where(x1 > x0, x1 - x0, np.inf), 0.0, 1.0)
+    new = (y0 + part * (y1 - y0))[:, None]
+    changed = inside & steep & (found > depth)[:, None] & inside.any(axis=1, keepdims=True) & (new < 1 - 1e-6)
+    scaled = (level + slope) * (shares - new) / np.where(changed, 1 - new, 1.0)
+    return np.where(changed, np.maximum(scaled, 0.0), as_it_was).astype(np.float32)

@@ -36,6 +36,7 @@ class Table:
         *,
         arm_costs: Mapping[str, float] | None = None,
         candidate_cost: float = 1.0,
+        drawn_cost: float = 0.0,
         cap: float | None = None,
     ) -> Self:
         """All combinations of levels and cuts that some arm can fill and that cost no more than `cap`.
@@ -44,7 +45,8 @@ class Table:
             levels: arm -> depths it may be drawn to; 0 = it may be off.
             cuts: candidates that may go to the ranker, ≥ 1.
             arm_costs: arm -> cost where it runs; those not named cost nothing.
-            candidate_cost: of each ranked candidate.
+            candidate_cost: of each ranked candidate; drawn_cost: of each that an arm draws.
+            cap: that no query may exceed.
 
         Errors: ValueError naming what is wrong, and for more than MOST combinations.
         """
@@ -61,9 +63,10 @@ class Table:
         rows = np.array(list(product(*levels.values(), cuts)), np.int32)
         depths, cut = rows[:, :-1], rows[:, -1]
         cost = (depths > 0) @ np.array([costs[name] for name in levels]) + candidate_cost * cut
+        cost += drawn_cost * depths.sum(axis=1)
         keep = (depths.sum(axis=1) >= cut) & (cost <= (np.inf if cap is None else cap))
         if not keep.any():
-            raise ValueError(f"policy.cap: no decision costs {cap} or less, the cheapest {cost.min():g}")
+            raise ValueError(f"policy.arms_cap: no decision costs {cap} or less, the cheapest {cost.min():g}")
         order = np.flatnonzero(keep)[np.argsort(cost[keep], kind="stable")]
         return cls(depths[order], cut[order], cost[order])
 
@@ -121,54 +124,53 @@ def best(values: np.ndarray, costs: np.ndarray, price: float) -> np.ndarray:
     return np.argmax(values - price * costs, axis=1)
 
 
-def price_for(values: np.ndarray, costs: np.ndarray, budget: float, steps: int = 50) -> float:
+def price_for(values: np.ndarray, costs: np.ndarray, budget: float) -> float:
     """The least λ at which the best decisions cost at most `budget` in the mean, from (Q, N) values of logged queries.
 
     0 where even free choice costs less. Errors: ValueError where the cheapest decisions cost more.
     """
-    if costs.min() > budget:
-        raise ValueError(f"policy.budget: {budget:g} is below the cheapest decision's cost, {costs.min():g}")
+    return least_price(lambda price: float(costs[best(values, costs, price)].mean()), float(costs.min()), budget)
+
+
+def least_price(mean_cost: Callable[[float], float], cheapest: float, budget: float, steps: int = 50) -> float:
+    """The same for any way to decide: λ -> mean cost, which falls; cheapest: of all decisions."""
+    if cheapest > budget:
+        raise ValueError(f"policy.budget: {budget:g} is below the cheapest decision's cost, {cheapest:g}")
     low, high = 0.0, 1.0
-    if costs[best(values, costs, low)].mean() <= budget:
+    if mean_cost(low) <= budget:
         return low
-    while costs[best(values, costs, high)].mean() > budget:
+    while mean_cost(high) > budget:
         low, high = high, 2 * high
     for _ in range(steps):
         middle = (low + high) / 2
-        low, high = (middle, high) if costs[best(values, costs, middle)].mean() > budget else (low, middle)
+        low, high = (middle, high) if mean_cost(middle) > budget else (low, middle)
     return high
 
 
 def greedy(
-    gain: Callable[[np.ndarray], np.ndarray],
-    levels: Sequence[Sequence[int]],
-    costs: Sequence[Sequence[float]],
-    price: float,
+    gain: Callable[[np.ndarray], np.ndarray], costs: Sequence[np.ndarray], price: float, start: np.ndarray
 ) -> np.ndarray:
-    """One query's decision where too many are feasible: raises whichever part gains most for its cost, while any does.
+    """One query's decision where too many are feasible: changes whichever part gains most, while any change gains.
 
     Args:
-        gain: (B, A + 1) levels' values -> (B,) values of those decisions; the last part is the cut.
-        levels: of each part, ascending; costs: of each of these levels.
+        gain: (B, P) levels of P parts -> (B,) values of those decisions, -inf where one is not feasible.
+        costs: of each part, those of its levels; they add up.
+        start: (P,) levels.
 
-    Returns: (A + 1,) the decision. Its propensities are Monte-Carlo: draw it with perturbed gains.
+    Returns: (P,) levels. The best of all where parts' gains add up.
     """
-    at = np.zeros(len(levels), int)
+    parts = np.repeat(np.arange(len(costs)), [len(own) for own in costs])
+    levels = np.concatenate([np.arange(len(own)) for own in costs])
+    cost = np.concatenate([np.asarray(own, float) for own in costs])
 
-    def decision(places: np.ndarray) -> np.ndarray:
-        return np.array([levels[part][place] for part, place in enumerate(places)])
+    def net(decisions: np.ndarray) -> np.ndarray:
+        return gain(decisions) - price * sum(np.asarray(own)[at] for own, at in zip(costs, decisions.T, strict=True))
 
-    def worth(places: np.ndarray) -> float:
-        return price * sum(costs[part][place] for part, place in enumerate(places))
-
-    value = float(gain(decision(at)[None])[0]) - worth(at)
+    at, value = np.array(start), float(net(np.array(start)[None])[0])
     while True:
-        tries = [(part, place) for part in range(len(levels)) for place in range(at[part] + 1, len(levels[part]))]
-        if not tries:
-            return decision(at)
-        raised = np.repeat(at[None], len(tries), axis=0)
-        raised[np.arange(len(tries)), [part for part, _ in tries]] = [place for _, place in tries]
-        values = gain(np.array([decision(r) for r in raised])) - np.array([worth(r) for r in raised])
-        if values.max() <= value:
-            return decision(at)
-        at, value = raised[int(values.argmax())], float(values.max())
+        tries = np.repeat(at[None], len(cost), axis=0)
+        tries[np.arange(len(cost)), parts] = levels
+        values = net(tries)
+        if values.max() <= value + 1e-12:
+            return at
+        at, value = tries[int(values.argmax())], float(values.max())

@@ -1,105 +1,269 @@
-"""A policy that decides, before retrieval, which arms run.
+"""A policy that decides, before retrieval, which arms run and how deep they are drawn.
 
-Knows features, what each choice of arms is expected to lose, and what arms cost; knows nothing about what learns that.
-Legend: Q queries, A arms, N = 2^A − 1 choices of arms, F features.
+Knows features, what each choice of depths is expected to lose, and what arms cost; knows nothing about what learns
+that. Choices are listed, and everything is exact; where they are more than MOST, one is found greedily, and exploring
+is uniform, which is exact too.
+Legend: Q queries, A arms, L levels of depth (0 = off, L − 1 = the arm's whole depth), N choices, P heads, F features.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from ltrr.core import Decision, Feedback
-from ltrr.policy.actions import Price, Table
-from ltrr.policy.explore import Explorer
+from ltrr.policy.actions import MOST, Price, Table, greedy, least_price, price_for
+from ltrr.policy.explore import EpsilonGreedy, Explorer
+
+FEW = 256  # choices that have a head each; where there are more, arms and pairs of arms have heads
+_PRICED = 200  # queries on which the price of greedy choices is set
+_STEPS = 15  # of bisection, likewise
 
 
-def choices(num_arms: int) -> np.ndarray:
-    """(2^A − 1, A) bool, which arms run; the last is all of them."""
-    numbers = np.arange(1, 2**num_arms)
-    return (numbers[:, None] >> np.arange(num_arms)[None] & 1).astype(bool)
+def choices(num_arms: int, num_levels: int = 2) -> np.ndarray:
+    """(N, A) levels of all choices in which some arm runs; the last is all arms at their whole depth."""
+    numbers = np.arange(1, num_levels**num_arms)
+    return numbers[:, None] // num_levels ** np.arange(num_arms) % num_levels
+
+
+def design(levels: np.ndarray, num_levels: int) -> np.ndarray:
+    """(B, P) which heads' losses add up to those of choices (B, A): its own, or those of its arms and their pairs."""
+    num_arms = levels.shape[1]
+    if (most := num_levels**num_arms - 1) <= FEW:
+        return np.eye(most)[levels @ num_levels ** np.arange(num_arms) - 1]
+    less = (levels[:, :, None] == np.arange(num_levels - 1)).astype(float)  # (B, A, L − 1) than its whole depth
+    one, other = np.triu_indices(num_arms, 1)
+    pairs = less[:, one, :, None] * less[:, other, None, :]
+    return np.concatenate([less.reshape(len(levels), -1), pairs.reshape(len(levels), -1)], axis=1)
 
 
 class Losses(Protocol):
     """What a learner believes before retrieval."""
 
-    def values(self, features: np.ndarray) -> np.ndarray:
-        """(Q, N) expected recall of each of `choices`, less that of all arms; features (Q, F)."""
+    shallow: tuple[int, ...]  # depths between off and an arm's whole depth, ascending
+
+    def losses(self, features: np.ndarray) -> np.ndarray:
+        """(Q, P) recall that each head loses; features (Q, F)."""
         ...
 
-    def deviations(self, features: np.ndarray) -> np.ndarray:
-        """(Q, N) posterior deviations of `values`, for explorers that need them."""
+    def variances(self, features: np.ndarray) -> np.ndarray:
+        """(Q, P) posterior variances, for explorers that need them."""
         ...
+
+
+class Believed(NamedTuple):
+    """Of Q queries."""
+
+    losses: np.ndarray  # (Q, P)
+    variances: np.ndarray | None = None  # (Q, P), for explorers that need them
+
+
+class Exploring(NamedTuple):
+    """How choices are drawn."""
+
+    explorer: Explorer
+    shadow: float = 0.0  # share of queries for which all arms run, where the cap lets them
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What arms cost.
+
+    Args:
+        run: arm -> cost where it runs, 1 where it is not named.
+        drawn: of each candidate that an arm draws.
+        cap: that the arms of no query may exceed; None = there is none.
+    """
+
+    run: Mapping[str, float]
+    drawn: float = 0.0
+    cap: float | None = None
+
+
+class ListedArms:
+    """All choices, the cheapest first and all arms last; candidates are free.
+
+    Args:
+        levels: arm -> its depths, ascending, beside 0; none = it never runs.
+        cut: candidates of the union that go on.
+        num_levels: of the learner.
+    """
+
+    def __init__(self, levels: Mapping[str, Sequence[int]], costs: Costs, cut: int, num_levels: int) -> None:
+        most = min([cut, *(min(own) for own in levels.values() if own)])  # one arm alone can fill it
+        own = {arm: [0, *depths] for arm, depths in levels.items()}
+        table = Table.of(
+            own, [most], arm_costs=_run(levels, costs), candidate_cost=0.0, drawn_cost=costs.drawn, cap=costs.cap
+        )
+        self.table = replace(table, cuts=np.full(len(table), cut, np.int32))
+        self._design = design(levels_of(self.table.depths, levels, num_levels), num_levels)  # (N, P)
+
+    def check(self, how: Exploring) -> None:
+        """Any explorer serves."""
+
+    def values(self, losses: np.ndarray) -> np.ndarray:
+        """(Q, N) expected recall of each choice, less that of all arms; losses (Q, P)."""
+        return -losses @ self._design.T
+
+    def probabilities(self, believed: Believed, price: float, how: Exploring) -> np.ndarray:
+        """(Q, N) of each choice of the table, at a price."""
+        unsure = None if believed.variances is None else np.sqrt(believed.variances @ self._design.T**2)
+        worth = self.values(believed.losses) - price * self.table.costs
+        probabilities = (1 - how.shadow) * how.explorer.probabilities(worth, unsure)
+        probabilities[:, -1] += how.shadow
+        return probabilities
+
+    def draw(
+        self, believed: Believed, price: float, how: Exploring, rng: np.random.Generator
+    ) -> tuple[Decision, np.ndarray]:
+        """A decision for each query, and (Q,) its cost."""
+        drawn, decision = self.table.draw(self.probabilities(believed, price, how), rng)
+        return decision, self.table.costs[drawn]
+
+    def price(self, losses: np.ndarray, budget: float) -> float:
+        """At which the best choices for these queries cost at most the budget in the mean."""
+        return price_for(self.values(losses), self.table.costs, budget)
+
+
+class UnlistedArms:
+    """More choices than can be listed: the best is looked for greedily, others are drawn uniformly.
+
+    So propensities are exact here too. Arguments as of ListedArms; explorers are EpsilonGreedy alone, without a cap.
+    """
+
+    def __init__(self, levels: Mapping[str, Sequence[int]], costs: Costs, cut: int, num_levels: int) -> None:
+        if costs.cap is not None:
+            raise ValueError(f"policy.arms_cap: not with more than {MOST:,} choices of depths; have fewer levels")
+        self._depths = [np.array([0, *own]) for own in levels.values()]
+        run = _run(levels, costs)
+        self._costs = [(own > 0) * run[arm] + costs.drawn * own for arm, own in zip(levels, self._depths, strict=True)]
+        self._own = [levels_of(own[:, None], {"": own[1:].tolist()}, num_levels)[:, 0] for own in self._depths]
+        self._cut, self._num_levels = cut, num_levels
+
+    def check(self, how: Exploring) -> EpsilonGreedy:
+        """The explorer; ValueError for another one."""
+        if not isinstance(how.explorer, EpsilonGreedy):
+            raise ValueError(
+                f"policy.explore: {type(how.explorer).__name__} needs a list of choices, and these are more than "
+                f"{MOST:,}; use EpsilonGreedy, or fewer depths"
+            )
+        return how.explorer
+
+    def _best(self, losses: np.ndarray, price: float) -> np.ndarray:
+        """(Q, A) places in the arms' depths, of losses (Q, P)."""
+
+        def gain(places: np.ndarray, lost: np.ndarray) -> np.ndarray:
+            levels = np.stack([own[at] for own, at in zip(self._own, places.T, strict=True)], axis=1)
+            return np.where((places > 0).any(axis=1), -design(levels, self._num_levels) @ lost, -np.inf)
+
+        deepest = np.array([len(own) - 1 for own in self._depths])
+        return np.stack([greedy(lambda p, lost=lost: gain(p, lost), self._costs, price, deepest) for lost in losses])
+
+    def draw(
+        self, believed: Believed, price: float, how: Exploring, rng: np.random.Generator
+    ) -> tuple[Decision, np.ndarray]:
+        """A decision for each query, and (Q,) its cost."""
+        any_share = self.check(how).epsilon
+        best, sizes = self._best(believed.losses, price), np.array([len(own) for own in self._depths])
+        whole, num = sizes - 1, len(best)
+        shares = np.array([(1 - how.shadow) * (1 - any_share), (1 - how.shadow) * any_share, how.shadow])
+        kind = rng.choice(3, num, p=shares)  # the best, any, all arms
+        any_of = rng.integers(0, sizes, (num, len(sizes)))
+        while (none := ~any_of.any(axis=1)).any():  # no arm at all is no choice
+            any_of[none] = rng.integers(0, sizes, (none.sum(), len(sizes)))
+        at = np.select([kind[:, None] == 0, kind[:, None] == 1], [best, any_of], whole)
+        feasible = float(np.prod(sizes.astype(float))) - 1
+        uniform = (feasible + 1) / sizes - (at == 0)  # choices that have an arm at that level
+        joint = shares @ np.stack([(at == best).all(axis=1), np.full(num, 1 / feasible), (at == whole).all(axis=1)])
+        marginals = np.einsum("k,kqa->qa", shares, np.stack([at == best, uniform / feasible, at == whole]))
+        depths = np.stack([own[place] for own, place in zip(self._depths, at.T, strict=True)], axis=1)
+        cost = np.sum([own[place] for own, place in zip(self._costs, at.T, strict=True)], axis=0)
+        marginals = np.concatenate([np.clip(marginals, joint[:, None], 1.0), np.ones((num, 1))], axis=1)
+        return Decision(depths.astype(np.int32), np.full(num, self._cut, np.int32), joint, marginals), cost
+
+    def price(self, losses: np.ndarray, budget: float) -> float:
+        """At which greedy choices for some of these queries cost at most the budget in the mean."""
+        losses = losses[:: -(-len(losses) // _PRICED)]
+
+        def mean_cost(price: float) -> float:
+            return float(sum(own[at].mean() for own, at in zip(self._costs, self._best(losses, price).T, strict=True)))
+
+        cheapest = min(float(own[1:].min()) for own in self._costs if len(own) > 1)
+        return least_price(mean_cost, cheapest, budget, _STEPS)
+
+
+Choices = ListedArms | UnlistedArms
 
 
 class ArmPolicy:
-    """Arms at their depths or off, all that they bring is let through.
+    """Arms at one of their depths or off, all that they bring is let through.
 
     Args:
-        arms: the arms' names, in the funnel's order, those that may be off; depths: arm -> candidates to draw.
+        feasible: choices (`feasible_arms`).
         learner: of these arms, in this order.
-        cut: candidates of the union that go on.
-        costs: arm -> cost where it runs, 1 where it is not named.
         budget: mean cost of arms a query; price: λ at the start, what a unit of cost must bring in recall.
-        explorer: of choices.
+        how: choices are drawn.
         id: of the learner's weights.
-        shadow: share of queries for which all arms run, from which the learner can learn.
         seed: of draws; None = another each time.
     """
 
     def __init__(
         self,
-        arms: Sequence[str],
-        depths: Mapping[str, int],
+        feasible: Choices,
         learner: Losses,
         *,
-        cut: int,
-        costs: Mapping[str, float],
         budget: float,
         price: float,
-        explorer: Explorer,
+        how: Exploring,
         id: str = "",
-        shadow: float = 0.0,
         seed: int | None = None,
     ) -> None:
         self.id = f"arms {id[:12]}"
-        self.table, self._place = arm_table(arms, depths, costs, cut)
-        self._learner, self._explorer, self._shadow, self.adapts = learner, explorer, shadow, False
-        self._price = Price(budget, start=price)
+        self._feasible, self._learner, self._how = feasible, learner, how
+        self._price, self.adapts = Price(budget, start=price), False
         self._rng, self._lock = np.random.default_rng(seed), threading.Lock()
 
     def decide(self, features: np.ndarray) -> Decision:
         """features (Q, F)."""
+        unsure = self._how.explorer.unsure
+        believed = Believed(self._learner.losses(features), self._learner.variances(features) if unsure else None)
         with self._lock:
-            drawn, decision = self.table.draw(self.probabilities(features, self._price.value), self._rng)
+            decision, costs = self._feasible.draw(believed, self._price.value, self._how, self._rng)
             if self.adapts:
-                self._price.update(self.table.costs[drawn])
+                self._price.update(costs)
         return decision
-
-    def probabilities(self, features: np.ndarray, price: float) -> np.ndarray:
-        """(Q, N) of each decision of the table, at a price."""
-        values, deviations = self._learner.values(features)[:, self._place], None
-        if self._explorer.unsure:
-            deviations = self._learner.deviations(features)[:, self._place]
-        probabilities = (1 - self._shadow) * self._explorer.probabilities(values - price * self.table.costs, deviations)
-        probabilities[:, -1] += self._shadow  # all arms
-        return probabilities
 
     def update(self, feedback: Sequence[Feedback]) -> None:
         """Nothing here: whoever teaches the learner reads the events."""
 
 
-def arm_table(
-    arms: Sequence[str], depths: Mapping[str, int], costs: Mapping[str, float], cut: int = 1
-) -> tuple[Table, np.ndarray]:
-    """The decisions, the cheapest first and all arms last, and which of `choices` each is (N,). Candidates are free."""
-    levels = {arm: [0, depth] if (depth := depths.get(arm, 0)) else [0] for arm in arms}
-    each = {arm: 1.0 for arm in arms} | dict(costs)
-    most = min([cut, *(max(own) for own in levels.values() if max(own))])  # one arm alone can fill it
-    table = Table.of(levels, [most], arm_costs=each, candidate_cost=0.0)
-    number = (table.depths > 0) @ (1 << np.arange(len(arms)))
-    return replace(table, cuts=np.full(len(table), cut, np.int32)), number - 1
+def feasible_arms(depths: Mapping[str, int], shallow: Sequence[int], costs: Costs, cut: int = 1) -> Choices:
+    """What a policy chooses from.
+
+    Args:
+        depths: arm -> its whole depth, 0 = it never runs. In the learner's order.
+        shallow: further depths of all arms that are less deep (`Losses.shallow`).
+        cut: candidates of the union that go on.
+    """
+    if unknown := costs.run.keys() - depths.keys():
+        raise ValueError(f"policy.arms_costs: there is no arm {min(unknown)!r}; the arms are {', '.join(depths)}")
+    levels = {arm: [*(s for s in shallow if s < most), most] if most else [] for arm, most in depths.items()}
+    listed = int(np.prod([1.0 + len(own) for own in levels.values()])) <= MOST
+    return (ListedArms if listed else UnlistedArms)(levels, costs, cut, len(shallow) + 2)
+
+
+def levels_of(depths: np.ndarray, levels: Mapping[str, Sequence[int]], num_levels: int) -> np.ndarray:
+    """(N, A) levels of depths (N, A): 0 off, the deepest L − 1, those between in order."""
+    out = np.zeros(depths.shape, int)
+    for a, own in enumerate(levels.values()):
+        for place, depth in enumerate(own):
+            out[depths[:, a] == depth, a] = num_levels - 1 if place == len(own) - 1 else place + 1
+    return out
+
+
+def _run(levels: Mapping[str, Sequence[int]], costs: Costs) -> dict[str, float]:
+    return {arm: float(costs.run.get(arm, 1.0)) for arm in levels}
