@@ -35,6 +35,7 @@ from ltrr.data.pairs import Pairs
 from ltrr.data.rounds import LoggedRounds
 from ltrr.models.arms import ArmsModule
 from ltrr.models.bandit import BanditModule
+from ltrr.models.clicked import ClickedModule
 from ltrr.models.fusion import FusionModule
 from ltrr.models.training import Export, SeedSteps, Throughput
 
@@ -218,7 +219,7 @@ class TrainingCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Makes what has the shape of the data; compares the checkpoint with the module, before anything is written."""
-        if isinstance(self.model, _POLICIES):
+        if isinstance(self.model, ClickedModule):
             self.datamodule.setup()
             self.model.prepare(self.datamodule.rounds, self.datamodule.seed)
         if self._start:

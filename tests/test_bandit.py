@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ltrr.core import Rounds
+from ltrr.data.rounds import batch_of
 from ltrr.models.bandit import BanditModule, depth_bins, gains
-from ltrr.models.clicked import batches
 from ltrr.policy.features import Known
 
 NUM, QUERIES = 8, 1500
@@ -69,7 +69,7 @@ def test_what_was_cut_off_is_missing_not_zero(world):
     rounds = logged(world, 4, np.ones(NUM), 0.0, passes=1)
     module = BanditModule(examination=[1.0])
     module.prepare(rounds)
-    batch = batches(rounds)(np.arange(64))
+    batch = batch_of(rounds, np.arange(64))
     loss = module.eval().training_step(batch)
     batch["clicks"][:, 4:] = 1.0
     torch.testing.assert_close(module.training_step(batch), loss)

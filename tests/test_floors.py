@@ -27,6 +27,7 @@ FLOORS: dict[str, set[str]] = {
 EXCEPTIONS = {
     "models.arms": {"policy"},
     "models.bandit": {"policy"},
+    "models.clicked": {"data", "policy"},
     "models.depth_network": {"policy"},
     "models.fusion": {"policy"},
     "data.rounds": {"feedback"},

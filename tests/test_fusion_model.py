@@ -9,8 +9,7 @@ from conftest import ROOT
 
 from ltrr.cli import TrainingCLI
 from ltrr.core import Rounds
-from ltrr.data.rounds import write_rounds
-from ltrr.models import clicked
+from ltrr.data.rounds import batch_of, write_rounds
 from ltrr.models.fusion import FusionModule
 from ltrr.policy.features import Known
 
@@ -100,7 +99,7 @@ def test_examination_is_of_the_place_on_the_page(world):
 def test_what_was_cut_off_is_missing_and_blanks_are_last(world, learned):
     known, relevant = world
     rounds = logged(world, relevant).first(64)
-    batch = clicked.batches(rounds)(np.arange(64))
+    batch = batch_of(rounds, np.arange(64))
     loss = learned.training_step(batch)
     batch["clicks"] = torch.where(batch["shown"] > 0, batch["clicks"], 1.0)
     batch["candidates"] = torch.where(batch["shown"][:, :, None] > 0, batch["candidates"], 9.0)
@@ -117,7 +116,7 @@ def test_the_same_rounds_and_seed_give_the_same_order_and_exports_come_back(worl
     for seed in (3, 3, 4):
         module = FusionModule(epochs=2, hidden=8)
         module.refit(rounds, seed)
-        found.append(module.training_step(clicked.batches(rounds)(np.arange(9))).item())
+        found.append(module.training_step(batch_of(rounds, np.arange(9))).item())
     assert found[0] == found[1] != found[2]
     assert torch.equal(torch.get_rng_state(), state)
     module.export(tmp_path)

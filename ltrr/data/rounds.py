@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ltrr.core import Rounds
 from ltrr.metrics import whole_file
@@ -125,28 +125,22 @@ class LoggedRounds(LightningDataModule):
 
     def _loader(self, rounds: np.ndarray, **order: Any) -> DataLoader:
         assert self.rounds is not None
-        return DataLoader(_Rows(self.rounds, rounds), self.batch_size, collate_fn=_together, **order)
+        together = partial(batch_of, self.rounds)
+        return DataLoader(rounds.tolist(), self.batch_size, collate_fn=together, **order)
 
 
-class _Rows(Dataset):
-    def __init__(self, rounds: Rounds, chosen: np.ndarray) -> None:
-        self._rounds, self._chosen = rounds, chosen
-
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        rounds, at = self._rounds, self._chosen[index]
-        row, place = rounds.row[at], rounds.some(slice(at, at + 1)).places[0].astype(np.int64)
-        arrays = {"query": rounds.query[row], "candidates": rounds.candidates[row]}
-        arrays |= {"clicks": rounds.clicks[at].astype(np.float32), "shown": (place >= 0).astype(np.float32)}
-        arrays["place"] = place
-        whole = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
-        return whole | {"id": str(at), "row": int(row)}
-
-
-def _together(batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor | list[str] | int]:
-    names = ("query", "candidates", "clicks", "shown", "place")
-    whole: dict[str, Any] = {name: torch.stack([one[name] for one in batch]) for name in names}
-    whole["row"] = torch.tensor([one["row"] for one in batch])
-    return whole | {"ids": [one["id"] for one in batch], "tokens": int(whole["shown"].sum())}
+def batch_of(rounds: Rounds, places: Sequence[int] | np.ndarray) -> dict[str, Any]:
+    """The rounds at these places, as modules learn from them."""
+    places = np.asarray(places)
+    known, place = rounds.row[places], rounds.some(places).places
+    shown = torch.from_numpy((place >= 0).astype(np.float32))
+    return {
+        "row": torch.from_numpy(known.astype(np.int64)),
+        "query": torch.from_numpy(rounds.query[known]),
+        "candidates": torch.from_numpy(rounds.candidates[known]),
+        "clicks": torch.from_numpy(rounds.clicks[places].astype(np.float32)),
+        "shown": shown,
+        "place": torch.from_numpy(place.astype(np.int64)),
+        "ids": [str(at) for at in places.tolist()],
+        "tokens": int(shown.sum()),
+    }

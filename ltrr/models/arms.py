@@ -16,14 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from ltrr.core import Rounds
 from ltrr.models import clicked
 from ltrr.models.bandit import BanditModule, gains
 from ltrr.models.depth_network import Columns
-from ltrr.models.training import adamw, check_range, finite
+from ltrr.models.training import check_range, finite
 from ltrr.policy.arms import FEW, choices, design
 from ltrr.policy.features import Known, Standard, pool_names
 from ltrr.policy.linear import BayesianHeads
@@ -35,7 +34,7 @@ _SOME = 1024  # choices that are learned from where they are many
 _CELLS = 4_000_000  # of queries, choices and candidates that are looked at together
 
 
-class ArmsModule(LightningModule):
+class ArmsModule(clicked.ClickedModule):
     """Expected recall of the first `cut` candidates that is lost where only some arms run, or run less deep.
 
     Without evidence that a query is special, every choice loses what it loses in the mean: the last layer starts at 0.
@@ -80,8 +79,6 @@ class ArmsModule(LightningModule):
         self.shallow = tuple(shallow)
         self._folder = teacher
         self._teachers: list[BanditModule] = []  # a list, so that they are not saved as a part
-        self.columns: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # known before retrieval; the arms
-        self.id = ""  # of an export's weights
         self.heads: BayesianHeads | None = None
 
     def prepare(self, rounds: Rounds, seed: int = 0) -> None:
@@ -153,24 +150,15 @@ class ArmsModule(LightningModule):
         heads = self.usual + self.spread * self.last(self.trunk(batch["query"][:, : len(self.columns[0])]))
         made = learned_choices(len(self.columns[1]), len(self.shallow) + 2)[1]
         error = heads @ torch.from_numpy(made).to(heads).T - target
-        return finite((error / self.spread).square().mean(), batch.get("ids", ["?"]))
+        return finite((error / self.spread).square().mean(), batch["ids"])
 
-    def validation_step(self, batch: dict[str, Any], index: int = 0) -> None:
-        size = len(batch["query"])
-        self.log(self.monitor, 1 - self.training_step(batch), batch_size=size, prog_bar=True, sync_dist=True)
-
-    def configure_optimizers(self) -> Any:
-        return self.optimizer(int(self.trainer.estimated_stepping_batches))
-
-    def optimizer(self, steps: int) -> dict[str, Any]:
-        """AdamW whose rate rises for a third of the steps, then falls."""
-        return adamw(self, self.hparams["lr"], self.hparams["weight_decay"], 0.3, steps)
+    def score(self, batch: dict[str, Any]) -> Tensor:
+        return 1 - self.training_step(batch)
 
     def refit(self, rounds: Rounds, seed: int = 0, teacher: BanditModule | None = None) -> None:
         """A new network from all rounds; the same rounds and seed give the same one."""
         self._teachers = [teacher] if teacher else self._teachers
-        self.prepare(rounds, seed)
-        clicked.fit(self, rounds, seed)
+        super().refit(rounds, seed)
         self._trust()
 
     def _trust(self) -> None:
@@ -217,8 +205,7 @@ class ArmsModule(LightningModule):
         """What `export` wrote; ValueError names a file that is not there, damaged or of another version."""
 
         def restore(module: ArmsModule, weights: dict[str, Tensor]) -> None:
-            mean, deviation = (weights[f"trunk.0.{part}"].numpy() for part in ("mean", "deviation"))
-            module._build(Standard(mean, deviation), weights["usual"].numpy(), float(weights["spread"]))
+            module._build(clicked.standard_of(weights, "trunk.0"), weights["usual"].numpy(), float(weights["spread"]))
             state = {name: weights.pop(f"heads.{name}").numpy() for name in ("means", "covariances")}
             module.heads = BayesianHeads.restored(state)
 

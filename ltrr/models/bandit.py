@@ -15,13 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from ltrr.core import Rounds
 from ltrr.models import clicked
 from ltrr.models.depth_network import DepthNetwork
-from ltrr.models.training import adamw, check_range, finite
+from ltrr.models.training import check_range, finite
 from ltrr.policy.features import Known, Standard
 from ltrr.policy.linear import BayesianHeads
 
@@ -30,7 +29,7 @@ _BATCH = 1024  # queries read at once where nothing is learned
 _FILES = "policy"  # what an export's files are called
 
 
-class BanditModule(LightningModule):
+class BanditModule(clicked.ClickedModule):
     """Relevance of each candidate of the fused order, from clicks on what was shown.
 
     P(click at place k) = examination_k · (noise + (1 − noise) · relevance): its likelihood is maximised, so that what
@@ -73,8 +72,6 @@ class BanditModule(LightningModule):
         self.noise = nn.Parameter(torch.tensor(-2.5))  # logit
         self.heads: BayesianHeads | None = None  # of depth bins
         self.cuts: BayesianHeads | None = None  # of cuts, where those are valued directly
-        self.columns: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # names of what it reads
-        self.id = ""  # of an export's weights
 
     # -- learning the trunk
 
@@ -112,24 +109,11 @@ class BanditModule(LightningModule):
         clicks, shown = batch["clicks"], batch["shown"]
         likelihood = torch.where(clicks > 0, p.log(), (1 - p).log())
         loss = -(likelihood * shown).sum() / shown.sum().clamp(min=1)
-        return finite(loss, batch.get("ids", ["?"]))
-
-    def validation_step(self, batch: dict[str, Any], index: int = 0) -> None:
-        self.log(
-            self.monitor, -self.training_step(batch), batch_size=len(batch["clicks"]), prog_bar=True, sync_dist=True
-        )
-
-    def configure_optimizers(self) -> Any:
-        """AdamW whose rate rises for a third of the steps, then falls."""
-        return self.optimizer(int(self.trainer.estimated_stepping_batches))
-
-    def optimizer(self, steps: int) -> dict[str, Any]:
-        return adamw(self, self.hparams["lr"], self.hparams["weight_decay"], 0.3, steps)
+        return finite(loss, batch["ids"])
 
     def refit(self, rounds: Rounds, seed: int = 0) -> None:
         """A new trunk from all rounds, its heads at its own word; the same rounds and seed give the same network."""
-        self.prepare(rounds, seed)
-        clicked.fit(self, rounds, seed)
+        super().refit(rounds, seed)
         if self.hparams["value"] == "direct":
             for start in range(0, len(rounds.row), _BATCH):
                 self._update_cuts(rounds.some(slice(start, start + _BATCH)))
@@ -241,10 +225,7 @@ class BanditModule(LightningModule):
         """What `export` wrote; ValueError names a file that is not there, damaged or of another version."""
 
         def restore(module: BanditModule, weights: dict[str, Tensor]) -> None:
-            query, candidate = (
-                Standard(weights[f"network.{part}.0.mean"].numpy(), weights[f"network.{part}.0.deviation"].numpy())
-                for part in ("query", "candidate")
-            )
+            query, candidate = (clicked.standard_of(weights, f"network.{part}.0") for part in ("query", "candidate"))
             module._build(query, candidate, len(weights["network.rank"]))
             module.heads, module.cuts = (
                 BayesianHeads.restored(

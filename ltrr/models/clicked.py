@@ -15,13 +15,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from pytorch_lightning import LightningModule
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ltrr.core import Rounds
+from ltrr.data.rounds import batch_of
+from ltrr.models.training import adamw
+from ltrr.policy.features import Standard
 
 _VERSION = 1  # of an export's layout
-Module = TypeVar("Module")
+Module = TypeVar("Module", bound="ClickedModule")
 
 
 def examination(given: Sequence[float] | None, num: int) -> np.ndarray:
@@ -33,45 +37,65 @@ def examination(given: Sequence[float] | None, num: int) -> np.ndarray:
     return np.asarray(given, np.float64)[np.minimum(np.arange(num), len(given) - 1)]
 
 
-def batches(rounds: Rounds) -> Callable[[np.ndarray], dict[str, Tensor]]:
-    """Places of rounds -> a batch."""
-
-    def batch(places: np.ndarray) -> dict[str, Tensor]:
-        known, place = rounds.row[places], rounds.some(places).places
-        return {
-            "row": torch.from_numpy(known.astype(np.int64)),
-            "query": torch.from_numpy(rounds.query[known]),
-            "candidates": torch.from_numpy(rounds.candidates[known]),
-            "clicks": torch.from_numpy(rounds.clicks[places].astype(np.float32)),
-            "shown": torch.from_numpy((place >= 0).astype(np.float32)),
-            "place": torch.from_numpy(place.astype(np.int64)),
-        }
-
-    return batch
+def standard_of(weights: Mapping[str, Tensor], name: str) -> Standard:
+    """How a network's `Columns` of that name standardised."""
+    return Standard(weights[f"{name}.mean"].numpy(), weights[f"{name}.deviation"].numpy())
 
 
-def fit(module: Any, rounds: Rounds, seed: int) -> None:
-    """Epochs over the rounds, without a Trainer, which takes longer to start than this takes to end.
+class ClickedModule(LightningModule):
+    """Learns from rounds, by a Trainer or by itself. Hyperparameters: lr, weight_decay, epochs, batch_size."""
 
-    module: has `training_step`, `optimizer(steps)` and hparams epochs, batch_size.
-    """
-    epochs, size = module.hparams["epochs"], module.hparams["batch_size"]
-    made = module.optimizer(epochs * -(-len(rounds.row) // size))
-    batch = batches(rounds)
-    module.train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for _ in range(epochs):
-            for rows in torch.randperm(len(rounds.row)).split(size):
-                loss = module.training_step(batch(rows.numpy()))
-                made["optimizer"].zero_grad()
-                loss.backward()
-                made["optimizer"].step()
-                made["lr_scheduler"]["scheduler"].step()
-    module.eval()
+    monitor: str  # what `score` is called
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.columns: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # names of what it reads
+        self.id = ""  # of an export's weights
+
+    def prepare(self, rounds: Rounds, seed: int = 0) -> None:
+        """A new network for what these rounds know."""
+        raise NotImplementedError
+
+    def refit(self, rounds: Rounds, seed: int = 0) -> None:
+        """A new network from all rounds; the same rounds and seed give the same one.
+
+        Without a Trainer, which takes longer to start than this takes to end.
+        """
+        self.prepare(rounds, seed)
+        epochs, size = self.hparams["epochs"], self.hparams["batch_size"]
+        made = self.optimizer(epochs * -(-len(rounds.row) // size))
+        self.train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for _ in range(epochs):
+                for places in torch.randperm(len(rounds.row)).split(size):
+                    loss = self.training_step(batch_of(rounds, places.numpy()))
+                    made["optimizer"].zero_grad()
+                    loss.backward()
+                    made["optimizer"].step()
+                    made["lr_scheduler"]["scheduler"].step()
+        self.eval()
+
+    def training_step(self, batch: dict[str, Any], index: int = 0) -> Tensor:
+        """A mean loss."""
+        raise NotImplementedError
+
+    def score(self, batch: dict[str, Any]) -> Tensor:
+        """What is watched: higher is better."""
+        return -self.training_step(batch)
+
+    def validation_step(self, batch: dict[str, Any], index: int = 0) -> None:
+        self.log(self.monitor, self.score(batch), batch_size=len(batch["query"]), prog_bar=True, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        return self.optimizer(int(self.trainer.estimated_stepping_batches))
+
+    def optimizer(self, steps: int) -> dict[str, Any]:
+        """AdamW whose rate rises for a third of the steps, then falls."""
+        return adamw(self, self.hparams["lr"], self.hparams["weight_decay"], 0.3, steps)
 
 
-def write(module: Any, folder: Path, name: str, beside: Mapping[str, np.ndarray]) -> None:
+def write(module: ClickedModule, folder: Path, name: str, beside: Mapping[str, np.ndarray]) -> None:
     """`name`.json (options, columns) and `name`.safetensors (weights, and arrays beside them)."""
     weights = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     save_file(weights | {key: torch.from_numpy(value) for key, value in beside.items()}, folder / f"{name}.safetensors")
@@ -92,7 +116,7 @@ def read(
         weights = load_file(folder / f"{name}.safetensors")
         if note["version"] != _VERSION:
             raise ValueError(f"version {note['version']}, this ltrr reads {_VERSION}")
-        module: Any = cls(**note["options"])
+        module = cls(**note["options"])
         of_query, of_candidate = note["columns"]
         module.columns = tuple(of_query), tuple(of_candidate)
         restore(module, weights)

@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from ltrr.core import Rounds
 from ltrr.models import clicked
 from ltrr.models.depth_network import Columns
-from ltrr.models.training import adamw, check_range, finite
+from ltrr.models.training import check_range, finite
 from ltrr.policy.features import Known, Standard
 
 _SHARE = "_share"  # ends the name of a column with an arm's scaled score
@@ -44,7 +43,7 @@ class WeightNetwork(nn.Module):
         return change, candidates[:, :, self.fused] + (candidates[:, :, self.shares] @ change[:, :, None])[:, :, 0]
 
 
-class FusionModule(LightningModule):
+class FusionModule(clicked.ClickedModule):
     """An order of the candidates by fused + Σ_a Δw_a(query) · share_a.
 
     Args:
@@ -79,8 +78,6 @@ class FusionModule(LightningModule):
         self.network: WeightNetwork | None = None
         self.sharpness = nn.Parameter(torch.tensor(2.0))  # log of what scores are multiplied with; changes no order
         self.noise = nn.Parameter(torch.tensor(-2.0))  # log of a candidate's clicks that its score does not explain
-        self.columns: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # names of what it reads
-        self.id = ""  # of an export's weights
 
     def prepare(self, rounds: Rounds, seed: int = 0) -> None:
         """A new network, which corrects nothing, for what these rounds know."""
@@ -99,11 +96,10 @@ class FusionModule(LightningModule):
     def training_step(self, batch: dict[str, Any], index: int = 0) -> Tensor:
         """Cross-entropy with debiased clicks, in nats a round, of shares: softmax of scores, and equal noise."""
         change, listwise = self._losses(batch)
-        return finite(listwise + self.hparams["penalty"] * change.square().sum(dim=1).mean(), batch.get("ids", ["?"]))
+        return finite(listwise + self.hparams["penalty"] * change.square().sum(dim=1).mean(), batch["ids"])
 
-    def validation_step(self, batch: dict[str, Any], index: int = 0) -> None:
-        size = len(batch["clicks"])
-        self.log(self.monitor, -self._losses(batch)[1], batch_size=size, prog_bar=True, sync_dist=True)
+    def score(self, batch: dict[str, Any]) -> Tensor:
+        return -self._losses(batch)[1]
 
     def _losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         assert self.network is not None
@@ -114,18 +110,6 @@ class FusionModule(LightningModule):
         share = (self.sharpness.exp() * scores).masked_fill(shown == 0, -1e9).softmax(dim=1)
         log_p = ((share + noise) / (1 + noise * shown.sum(dim=1, keepdim=True))).log()
         return change, -(log_p * batch["clicks"] * shown * worth).sum(dim=1).mean()
-
-    def configure_optimizers(self) -> Any:
-        return self.optimizer(int(self.trainer.estimated_stepping_batches))
-
-    def optimizer(self, steps: int) -> dict[str, Any]:
-        """AdamW whose rate rises for a third of the steps, then falls."""
-        return adamw(self, self.hparams["lr"], self.hparams["weight_decay"], 0.3, steps)
-
-    def refit(self, rounds: Rounds, seed: int = 0) -> None:
-        """A new network from all rounds; the same rounds and seed give the same one."""
-        self.prepare(rounds, seed)
-        clicked.fit(self, rounds, seed)
 
     def order(self, known: Known) -> np.ndarray:
         """(Q, M) places of the candidates in the new order; equals stay in the fused one, blanks last."""
@@ -145,7 +129,6 @@ class FusionModule(LightningModule):
         """What `export` wrote; ValueError names a file that is not there, damaged or of another version."""
 
         def restore(module: FusionModule, weights: dict[str, Tensor]) -> None:
-            mean, deviation = (weights[f"network.query.0.{part}"].numpy() for part in ("mean", "deviation"))
-            module._build(Standard(mean, deviation), module.columns)
+            module._build(clicked.standard_of(weights, "network.query.0"), module.columns)
 
         return clicked.read(cls, Path(folder), _FILES, restore)
