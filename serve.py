@@ -24,14 +24,19 @@ from ltrr.tuning import key_of
 def recorder(system: System, url: str | None, policy: Policy | None = None) -> Recorder | None:
     """What keeps events in the database of this URL and teaches the arms, and the policy, that learn; None = nothing.
 
-    policy: what decides.
+    policy: what decides; its prices follow what is spent from now on, from where they were when it was last asked.
     """
     learns = (system.settings.get("policy") or {}).get("learn", False)
     if learns and (url is None or not isinstance(policy, DepthPolicy)):
         raise ConfigError("policy.learn: needs policy.model, and serve.events, from which it learns")
     if url is None:
+        if isinstance(policy, DepthPolicy):
+            policy.adapt()
         return None
     name, store = getattr(policy, "id", "fixed"), EventStore(url)
+    if isinstance(policy, DepthPolicy):
+        last = store.latest(name)
+        policy.adapt(last.prices if last else None)
     arms = {name: system.arm(name) for name in system.usable()}
     learners = {name: arm for name, arm in arms.items() if hasattr(arm, "take")}
     identities = {name: system.identity(name) for name in arms}
@@ -54,8 +59,6 @@ def run() -> None:
     system, options = systems[0], systems[0].settings.get("serve") or {}
     corpus = system.corpus
     funnel = system.funnel()
-    if isinstance(funnel.policy, DepthPolicy):
-        funnel.policy.adapt()
     kept = recorder(system, options.get("events"), funnel.policy)
     app = create_app(
         funnel,

@@ -113,6 +113,7 @@ class Decision(NamedTuple):
     cut: np.ndarray  # (Q,) int32 candidates of the fused union that go to the ranker
     propensity: np.ndarray  # (Q,) in (0, 1], of the whole decision
     marginals: np.ndarray  # (Q, A + 1) in (0, 1], of each arm's depth and, last, of the cut
+    prices: Mapping[str, float] | None = None  # λ of what a budget holds for, while this was decided
 
 
 class Page(NamedTuple):
@@ -158,15 +159,6 @@ class Rounds(NamedTuple):
             return self.place
         at = np.arange(self.clicks.shape[1], dtype=np.int16)
         return np.where(at < self.cut[:, None], at, np.int16(-1))
-
-
-@dataclass(frozen=True, slots=True)
-class Feedback:
-    """What a customer did with one impression: (document id, action kind, time) each, and the reward it came to."""
-
-    impression: str
-    actions: Sequence[tuple[str, str, datetime]]
-    reward: float
 
 
 class Example(NamedTuple):
@@ -239,13 +231,11 @@ class Scorer(Protocol):
 
 
 class Policy(Protocol):
-    """Decides for a batch of queries; learns from feedback."""
+    """Decides for a batch of queries. What it decides by learns from the event store (`ltrr.feedback`)."""
 
     def decide(self, features: np.ndarray) -> Decision:
         """features (Q, F)."""
         ...
-
-    def update(self, feedback: Sequence[Feedback]) -> None: ...
 
 
 @runtime_checkable

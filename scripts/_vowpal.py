@@ -17,7 +17,8 @@ from ltrr.policy.peers import between, checked, examined, levels
 
 
 class Vowpal:
-    """Costs that `--cb_explore_adf --squarecb` regresses: actions are L cuts, features the query's and their products.
+    """Costs that `--cb_explore_adf --squarecb` regresses: actions are L cuts, features those of the query and of the
+    candidate at the cut, and their products with the cut.
 
     Cost = −(debiased clicks in the cut), so that a price can be taken off afterwards. It runs as `--cb_adf --cb_type
     mtr`, the same regression, because SquareCB's own output is probabilities: `ltrr.policy.explore.SquareCB` computes
@@ -28,6 +29,7 @@ class Vowpal:
         rate: learning rate.
         levels: cuts that are actions, at most.
         semi: a page teaches each level within it; false = only the deepest of these.
+        candidates: whether it reads candidates; false = only the query's features.
     """
 
     def __init__(
@@ -36,14 +38,16 @@ class Vowpal:
         rate: float = 1.0,
         levels: int = 12,
         semi: bool = True,
+        candidates: bool = True,
     ) -> None:
         self._examination = checked(examination)
-        self._options = f"--cb_adf --cb_type mtr -q xa --quiet -l {rate}"
-        self._levels, self._semi = levels, semi
+        self._options = f"--cb_adf --cb_type mtr -q xa -q ca --quiet -l {rate}"
+        self._levels, self._semi, self._candidates = levels, semi, candidates
 
     def refit(self, rounds: Rounds, seed: int = 0) -> None:
         """Anew from all rounds, in their order."""
-        self._standard = Standard.of(rounds.query[np.unique(rounds.row)])
+        seen = np.unique(rounds.row)
+        self._standard = Standard.of(rounds.query[seen]), Standard.of(rounds.candidates[seen])
         self._edges = levels(rounds.clicks.shape[1], self._levels)
         self._between = between(self._edges, rounds.clicks.shape[1])
         self._workspace = Workspace(f"{self._options} --random_seed {seed}")
@@ -55,19 +59,27 @@ class Vowpal:
         costs = -np.cumsum(rounds.clicks / examination, axis=1)
         deepest = np.logical_and.accumulate(rounds.places >= 0, axis=1).sum(axis=1)
         actions = np.searchsorted(self._edges, deepest, side="right") - 1
-        shared = self._shared(rounds.query[rounds.row])
-        for query, last, cost in zip(shared, actions, costs[:, self._edges - 1], strict=True):
+        told = costs[:, self._edges - 1]
+        for row, last, cost in zip(rounds.row, actions, told, strict=True):
+            query, *plain = self._lines(rounds.query[row], rounds.candidates[row])
             for action in range(0 if self._semi else max(last, 0), last + 1):
-                lines = [f"|a {a}" for a in range(len(self._edges))]
+                lines = plain.copy()
                 lines[action] = f"0:{cost[action]:.6g}:1 {lines[action]}"
                 self._workspace.learn([query, *lines])
 
     def values(self, known: Known) -> np.ndarray:
         """(Q, M) less expected cost of the first 1 to M candidates, linear between levels."""
-        lines = [f"|a {a}" for a in range(len(self._edges))]
-        costs = [self._workspace.predict([query, *lines]) for query in self._shared(known.query)]
-        return -np.array(costs).reshape(-1, len(lines)) @ self._between
+        costs = [self._workspace.predict(self._lines(*one)) for one in zip(*known, strict=True)]
+        return -np.array(costs) @ self._between
 
-    def _shared(self, query: np.ndarray) -> list[str]:
-        rows = self._standard(query).tolist()
-        return ["shared |x " + " ".join(f"{i}:{v:.5g}" for i, v in enumerate(row) if v) for row in rows]
+    def _lines(self, query: np.ndarray, candidates: np.ndarray) -> list[str]:
+        """What is shared, and a line for each cut; query (F,), candidates (M, C)."""
+        actions = [f"|a {a}" for a in range(len(self._edges))]
+        if self._candidates:
+            own = self._standard[1](candidates[self._edges - 1])
+            actions = [f"{line} |c {_features(row)}" for line, row in zip(actions, own, strict=True)]
+        return [f"shared |x {_features(self._standard[0](query))}", *actions]
+
+
+def _features(row: np.ndarray) -> str:
+    return " ".join(f"{i}:{v:.5g}" for i, v in enumerate(row.tolist()) if v)

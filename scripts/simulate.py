@@ -251,9 +251,20 @@ def compared(
         "oracle": float(oracle(recall, mean).mean()),
         "gap_closed": gap_closed(recall, base, chosen, groups)._asdict(),
         "gap_over_order": gap_closed(recall, recall, chosen, groups)._asdict(),
-        "gap_closed_at_K": gap_closed(recall, base, [at_mean(c, budget) for c in chosen], groups)._asdict(),
+        "gap_closed_at_K": _at_mean(recall, base, chosen, groups, budget),
         "cost_saved": cost_saved(base, chosen, groups, budget)._asdict(),
     }
+
+
+def _at_mean(
+    recall: np.ndarray, base: np.ndarray, chosen: list[Chosen], groups: np.ndarray, budget: int
+) -> dict[str, float] | None:
+    """Gap closed at the mean cut that was asked for; None where no price leads there."""
+    try:
+        same = [at_mean(c, budget) for c in chosen]
+    except ValueError:
+        return None
+    return gap_closed(recall, base, same, groups)._asdict()
 
 
 def report(results: dict[str, Any]) -> str:
@@ -337,7 +348,9 @@ def _save(figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
-def _cell(told: dict[str, float]) -> str:
+def _cell(told: dict[str, float] | None) -> str:
+    if told is None:
+        return "never there"
     return f"{told['mean']:.3f} ({told['low']:.3f} to {told['high']:.3f})"
 
 

@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from ltrr.config import ConfigError
 from ltrr.core import Rounds
 from ltrr.feedback.events import Impression
+from ltrr.feedback.store import EventStore
 from ltrr.funnel import Funnel
 from ltrr.models.bandit import BanditModule
 from ltrr.policy.baselines import FixedPolicy
@@ -88,6 +89,29 @@ def test_search_then_feedback_then_other_heads_also_after_a_restart(config):
         assert client.delete(f"/customers/{customer}").json() == {"impressions": 6, "actions": 6}
     assert np.allclose(heads(), first, atol=1e-6)
     assert client.post("/search", json={"query": "love", "k": 3}).status_code == 200
+
+
+def test_a_restart_goes_on_at_the_price_where_it_stopped(config, tmp_path):
+    """But for another budget, whose price is another one."""
+    flags = ("--policy.learn", "false", "--serve.events", f"sqlite:///{tmp_path}/e.db")
+    client, kept, _ = start(config, *flags)
+    for n in range(30):
+        client.post("/search", json={"query": f"love {n % 3}", "k": 2})
+    kept.loop.close()
+    with EventStore(flags[3]) as store:
+        last = [seen for batch in store.impressions() for _, seen in batch][-1]
+    (name,) = last.prices
+    systems = [open_systems(config, [*flags, "--policy.budget", budget])[0].funnel().policy for budget in ("4", "5")]
+    first = [system.price.value for system in systems]
+    assert last.prices[name] != first[0]
+    for system in systems:
+        system.adapt(last.prices)
+    assert [system.price.value for system in systems] == [last.prices[name], first[1]]
+    (system,) = open_systems(config, list(flags))
+    policy = system.funnel().policy
+    recorder(system, flags[3], policy).loop.close()
+    assert policy.adapts
+    assert policy.price.value == last.prices[name]
 
 
 def test_without_the_switch_nothing_is_learned(config):

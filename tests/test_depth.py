@@ -50,20 +50,26 @@ def funnel(made) -> Funnel:
 
 
 def test_what_is_logged_gives_the_whole_distribution_again(tmp_path):
+    """Also where the price moves from page to page."""
     made = policy(Softmax(0.1, 0.1))
     assert isinstance(made, AfterRetrieval)
     assert not isinstance(FixedPolicy(["a"], {}, 1), AfterRetrieval)
-    price = made._price.value
-    page = funnel(made).search(QUERIES, 20)
+    made.adapt()
+    pages = [funnel(made).search([query], 20) for query in QUERIES]
     with EventStore(f"sqlite:///{tmp_path}/e.db") as store:  # through the database
-        store.append(impressions_of(page, [f"d{i}" for i in range(50)], times=[datetime.now(UTC)] * len(QUERIES)))
+        ids, now = [f"d{i}" for i in range(50)], datetime.now(UTC)
+        store.append([seen for page in pages for seen in impressions_of(page, ids, times=[now], policy="one")])
         logged = [impression for batch in store.impressions() for _, impression in batch]
+        assert store.latest("one") == logged[-1]
+        assert store.latest("another") is None
+    (named,) = logged[0].prices
+    assert len({impression.prices[named] for impression in logged}) > 5
     query, each = pool_names(list(ARMS), NUM)
     split = len(QUERY) + len(query)
     features = np.array([impression.features for impression in logged], np.float32)
     known = Known(features[:, :split], features[:, split:].reshape(len(QUERIES), NUM, len(each)))
-    again = made.probabilities(known, price)
     for row, impression in enumerate(logged):
+        again = made.probabilities(known, impression.prices[named])
         assert impression.drawn is not None
         assert impression.propensity == pytest.approx(again[row, impression.drawn.cut - 1])
         assert impression.marginals == pytest.approx((1, 1, impression.propensity))
@@ -85,7 +91,7 @@ def test_the_rest_of_the_page_is_as_with_that_cut_fixed():
 def test_the_price_follows_what_is_spent():
     made = policy(Softmax(0.02, 0.05), budget=4.0, price=0.0)
     whole, spent = funnel(made), []
-    assert len({made._price.value, *(funnel(made).draw(QUERIES) and made._price.value for _ in range(3))}) == 1
+    assert len({made.price.value, *(funnel(made).draw(QUERIES) and made.price.value for _ in range(3))}) == 1
     made.adapt()
     queries = [Query(f"q{i}", "x") for i in range(400)]
     for start in range(0, 4000, 10):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from ltrr.core import Candidates, Decision, Feedback, Page, Policy, Pool, Query, Ranker
+from ltrr.core import Candidates, Decision, Page, Policy, Pool, Query, Ranker
 from ltrr.funnel import FUSED, Funnel, FusedOrder, no_features
 from ltrr.fuse import ConvexFusion, ReciprocalRankFusion
 from ltrr.policy.baselines import FixedPolicy
@@ -48,9 +48,6 @@ class TablePolicy:
     def decide(self, features: np.ndarray) -> Decision:
         at = features[:, 0].astype(int)
         return Decision(self._depths[at], self._cut[at], np.full(len(at), 0.25), np.full((len(at), 4), 0.5))
-
-    def update(self, feedback: Sequence[Feedback]) -> None:
-        raise AssertionError("searching is not feedback")
 
 
 class ByNumber:
@@ -178,7 +175,6 @@ def test_fixed_policy_decides_the_same_for_all() -> None:
     np.testing.assert_array_equal(decision.propensity, 1.0)
     assert decision.marginals.shape == (len(QUERIES), 4)
     assert (decision.marginals == 1.0).all()
-    policy.update([])
 
 
 @pytest.mark.parametrize(

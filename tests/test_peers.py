@@ -204,19 +204,23 @@ def test_mistakes_are_named() -> None:
         learner.refit(rounds_of())
 
 
-def test_square_cb_of_vw_s_costs_is_vw_s_square_cb() -> None:
+@pytest.mark.parametrize("candidates", [True, False])
+def test_square_cb_of_vw_s_costs_is_vw_s_square_cb(candidates: bool) -> None:
     vw = pytest.importorskip("vowpalwabbit", reason="the extra `bench` is not installed")
     from _vowpal import Vowpal
 
     rounds = rounds_of()
-    learner = Vowpal(rate=0.5, levels=4)  # VW's own rate
+    learner = Vowpal(rate=0.5, levels=4, candidates=candidates)  # VW's own rate
     learner.refit(rounds)
     values = learner.values(known_of(rounds))
-    told = vw.Workspace("--cb_explore_adf --squarecb --gamma_scale 50 --gamma_exponent 0 --cb_type mtr -q xa --quiet")
+    told = vw.Workspace(
+        "--cb_explore_adf --squarecb --gamma_scale 50 --gamma_exponent 0 --cb_type mtr -q xa -q ca --quiet"
+    )
     learner._workspace, own = told, learner._workspace
     learner.update(rounds)  # the same examples
-    lines = [f"|a {a}" for a in range(4)]
-    theirs = np.array([told.predict([query, *lines]) for query in learner._shared(rounds.query)])
+    lines = [learner._lines(*one) for one in zip(rounds.query, rounds.candidates, strict=True)]
+    assert any("|c" in line for line in lines[0]) == candidates
+    theirs = np.array([told.predict(one) for one in lines])
     learner._workspace = own
     at_levels = values[:, levels(8, 4) - 1]
     np.testing.assert_allclose(SquareCB(50.0).probabilities(at_levels), theirs, atol=1e-4)

@@ -19,7 +19,7 @@ from ltrr.arms.fields import documents_of, number_column, year_like, years
 from ltrr.arms.structured import _selective_names, _weighted_tags
 from ltrr.arms.tagging import Tagger
 from ltrr.arms.understanding import Vocabulary
-from ltrr.core import Candidates, Decision, Page, Query
+from ltrr.core import Candidates, Page, Query
 from ltrr.data.beir import Corpus, field_values
 from ltrr.index import manifest
 
@@ -158,9 +158,10 @@ class Slotted:
                 docs[i], scores[i], ranks[i] = docs[i, order], scores[i, order], ranks[i, order]
                 scores[i, place], ranks[i, place, -1] = np.nan_to_num(score, neginf=0.0), rank
         # 3) The page, and what is logged of it.
-        depths, cut, propensity, marginals = page.decision
-        depths = np.column_stack([depths, np.where(asked, self._depth, 0)]).astype(np.int32)
-        decision = Decision(depths, cut, propensity * coin * chance, np.insert(marginals, -1, coin, axis=1))
+        was = page.decision
+        depths = np.column_stack([was.depths, np.where(asked, self._depth, 0)]).astype(np.int32)
+        marginals = np.insert(was.marginals, -1, coin, axis=1)
+        decision = was._replace(depths=depths, propensity=was.propensity * coin * chance, marginals=marginals)
         shown = Candidates(docs[:, :k], scores[:, :k])
         return page._replace(shown=shown, decision=decision, arms=(*page.arms, "fresh"), ranks=ranks[:, :k])
 

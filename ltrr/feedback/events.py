@@ -53,6 +53,7 @@ class Impression:
     executed: Allocation | None = None  # what ran; None = what was drawn
     propensity: float = 1.0  # of the whole drawn decision, in (0, 1]
     marginals: tuple[float, ...] = ()  # A + 1, of each arm's depth and, last, of the cut
+    prices: Mapping[str, float] = field(default_factory=dict)  # λ of each budget, while this was decided
     policy: str = ""  # name and version
     models: Mapping[str, str] = field(default_factory=dict)  # part -> id of its weights
 
@@ -202,6 +203,7 @@ def impressions_of(
                 drawn=Allocation(tuple(page.decision.depths[q].tolist()), int(page.decision.cut[q])),
                 propensity=float(page.decision.propensity[q]),
                 marginals=tuple(page.decision.marginals[q].tolist()),
+                prices=page.decision.prices or {},
                 policy=policy,
                 models=models or {},
             )

@@ -96,13 +96,14 @@ def row_of(event: Impression | Action) -> tuple:
             texts = who.customer, event.session, event.query, event.normalised, event.policy
             body: dict[str, Any] = {name: getattr(event, name) for name in _ARRAYS}
             body |= {"drawn": event.drawn, "executed": event.executed, "models": dict(event.models)}
+            body["prices"] = dict(event.prices)
             body |= {"locale": who.locale, "time": who.time and who.time.isoformat(), "device": who.device}
             body["attributes"] = dict(who.attributes)
             body["features"] = [None if math.isnan(x) else x for x in event.features]  # unknown
             rest = event.propensity, to_json(event.shown).decode(), to_json(body).decode()
             known = filter(None, body["features"])
-            if not math.isfinite(sum(chain(event.scores, known, *event.action_features))):
-                raise ValueError("a score or feature is not finite")
+            if not math.isfinite(sum(chain(event.scores, known, event.prices.values(), *event.action_features))):
+                raise ValueError("a score, feature or price is not finite")
             row = event.id, micros(event.time), *texts, *rest
             if max(map(len, filter(None, (who.customer, event.session, event.policy))), default=0) > 200:
                 raise ValueError("customer, session and policy have at most 200 characters")
@@ -132,6 +133,7 @@ def impression_of(row: Any) -> Impression:
         propensity=row.propensity,
         policy=row.policy,
         models=body["models"],
+        prices=body.get("prices", {}),  # not in stores of before
         **{name: _tuples(body[name]) for name in _ARRAYS if name != "features"},
         features=tuple(math.nan if x is None else x for x in body["features"]),
     )

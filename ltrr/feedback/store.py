@@ -222,6 +222,15 @@ class EventStore:
             self._wake.notify()
         return job.future
 
+    def latest(self, policy: str) -> Impression | None:
+        """The page of this policy that was stored last."""
+        wanted = (
+            sa.select(IMPRESSIONS).where(IMPRESSIONS.c.policy == policy).order_by(IMPRESSIONS.c.seq.desc()).limit(1)
+        )
+        with self._engine.connect() as connection:
+            row = connection.execute(wanted).first()
+        return impression_of(row) if row else None
+
     def _write(self, connection: sa.Connection) -> None:
         """The writer thread: takes what waits, commits it, answers. Ends when closed, or by what nobody expects."""
         group: list[_Job] = []

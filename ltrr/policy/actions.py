@@ -112,6 +112,10 @@ class Price:
             raise ValueError(f"policy.budget: {budget} is not above 0")
         self.value, self._budget, self._step, self._seen = start, budget, step, 0
 
+    def named(self, what: str) -> str:
+        """What λ is called in logs: of another budget it would be another one."""
+        return f"{what}, {self._budget:g} a query"
+
     def update(self, costs: np.ndarray) -> None:
         """Moves λ after some queries' costs (Q,)."""
         self._seen += len(costs)

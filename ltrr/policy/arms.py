@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ltrr.core import Decision, Feedback
+from ltrr.core import Decision
 from ltrr.policy.actions import MOST, Price, Table, greedy, least_price, price_for
 from ltrr.policy.explore import EpsilonGreedy, Explorer
 
@@ -224,7 +224,7 @@ class ArmPolicy:
     ) -> None:
         self.id = f"arms {id[:12]}"
         self._feasible, self._learner, self._how = feasible, learner, how
-        self._price, self.adapts = Price(budget, start=price), False
+        self.price, self.adapts = Price(budget, start=price), False
         self._rng, self._lock = np.random.default_rng(seed), threading.Lock()
 
     def decide(self, features: np.ndarray) -> Decision:
@@ -232,13 +232,11 @@ class ArmPolicy:
         unsure = self._how.explorer.unsure
         believed = Believed(self._learner.losses(features), self._learner.variances(features) if unsure else None)
         with self._lock:
-            decision, costs = self._feasible.draw(believed, self._price.value, self._how, self._rng)
+            price = self.price.value
+            decision, costs = self._feasible.draw(believed, price, self._how, self._rng)
             if self.adapts:
-                self._price.update(costs)
-        return decision
-
-    def update(self, feedback: Sequence[Feedback]) -> None:
-        """Nothing here: whoever teaches the learner reads the events."""
+                self.price.update(costs)
+        return decision._replace(prices={self.price.named("arms"): price})
 
 
 def feasible_arms(depths: Mapping[str, int], shallow: Sequence[int], costs: Costs, cut: int = 1) -> Choices:

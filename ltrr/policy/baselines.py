@@ -12,7 +12,7 @@ from math import comb
 
 import numpy as np
 
-from ltrr.core import Decision, Feedback, Pool, Ranker
+from ltrr.core import Decision, Pool, Ranker
 from ltrr.policy.actions import Table
 
 MOST = 2_000  # allocations that are tried
@@ -47,9 +47,6 @@ class FixedPolicy:
             np.ones(num_queries),
             np.ones((num_queries, num_arms + 1)),
         )
-
-    def update(self, feedback: Sequence[Feedback]) -> None:
-        """Nothing to learn."""
 
 
 def outcomes(table: Table, pool: Pool, order: Ranker, gains: np.ndarray, total: np.ndarray) -> np.ndarray:

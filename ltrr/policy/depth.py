@@ -8,12 +8,12 @@ Legend: Q queries, A arms, M candidates looked at, F and C features.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 
-from ltrr.core import Decision, Feedback, Policy, Pool
+from ltrr.core import Decision, Policy, Pool
 from ltrr.policy.actions import Price, Table
 from ltrr.policy.arms import ArmPolicy
 from ltrr.policy.explore import Explorer
@@ -61,14 +61,18 @@ class DepthPolicy:
         self.id = f"depth {id[:12]}" + (f", {before.id}" if isinstance(before, ArmPolicy) else "")
         self._before, self.learner, self._num, self._explorer = before, learner, num, explorer
         self._table = Table.of({"all": [num]}, range(1, num + 1))
-        self._price = Price(budget, start=price)
+        self.price = Price(budget, start=price)
         self._rng, self._lock, self.adapts = np.random.default_rng(seed), threading.Lock(), False
 
-    def adapt(self) -> None:
-        """From now on prices follow what is spent: a service serves other queries than those that set them."""
-        self.adapts = True
-        if isinstance(self._before, ArmPolicy):
-            self._before.adapts = True
+    def adapt(self, logged: Mapping[str, float] | None = None) -> None:
+        """From now on prices follow what is spent: a service serves other queries than those that set them.
+
+        logged: prices of this policy's last decision, from which they go on; those of other budgets do not count.
+        """
+        for what, policy in (("candidates", self), ("arms", self._before)):
+            if isinstance(policy, DepthPolicy | ArmPolicy):
+                policy.adapts = True
+                policy.price.value = (logged or {}).get(policy.price.named(what), policy.price.value)
 
     def decide(self, features: np.ndarray) -> Decision:
         """features (Q, F), known before retrieval."""
@@ -84,19 +88,17 @@ class DepthPolicy:
         seen = pool_features(pool, self._num)
         known = Known(np.concatenate([features, seen.query], axis=1), seen.candidates)
         with self._lock:
-            probabilities = self.probabilities(known, self._price.value)
-            _, cuts = self._table.draw(probabilities, self._rng)
+            price = self.price.value
+            _, cuts = self._table.draw(self.probabilities(known, price), self._rng)
             if self.adapts:
-                self._price.update(cuts.cut)
+                self.price.update(cuts.cut)
         marginals = decision.marginals.copy()
         marginals[:, -1] = cuts.propensity
         whole = np.concatenate([known.query, known.candidates.reshape(len(features), -1)], axis=1)
-        return whole, Decision(decision.depths, cuts.cut, decision.propensity * cuts.propensity, marginals)
+        prices = {**(decision.prices or {}), self.price.named("candidates"): price}
+        return whole, Decision(decision.depths, cuts.cut, decision.propensity * cuts.propensity, marginals, prices)
 
     def probabilities(self, known: Known, price: float) -> np.ndarray:
         """(Q, M) of each cut, at a price."""
         deviations = self.learner.deviations(known) if self._explorer.unsure else None
         return self._explorer.probabilities(self.learner.values(known) - price * self._table.costs, deviations)
-
-    def update(self, feedback: Sequence[Feedback]) -> None:
-        """Nothing here: whoever teaches the learner reads the events."""
