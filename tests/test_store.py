@@ -39,6 +39,7 @@ FULL = Impression(
     action_features=((0.5,), (2.5,)),
     drawn=Allocation((50, 10), 40),
     executed=Allocation((50, 0), 40),
+    prices={"candidates, 10 a query": 0.01},
     propensity=1 / 3,
     marginals=(0.1, 1.0, 5e-9),
     policy="linucb-3",
