@@ -103,7 +103,7 @@ def test_what_is_no_database_or_has_no_driver(tmp_path, monkeypatch):
     [
         ({"query": "a\0b"}, "it has a NUL"),
         ({"shown": ("a", "\ud800"), "scores": (), "ranks": ()}, "surrogates not allowed"),
-        ({"features": (float("inf"), float("nan"))}, "a score or feature is not finite"),
+        ({"features": (float("inf"), float("nan"))}, "a score, feature or price is not finite"),
         ({"marginals": (), "ranks": (), "models": {"a": object()}}, "Unable to serialize"),
         ({"context": Context("c" * 201)}, "at most 200 characters"),
     ],
