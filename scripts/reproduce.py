@@ -202,12 +202,19 @@ STEPS = [
     Step("policy-ranked", "policy-ranked/results.json",
          "scripts/rank_costs.py --policy runs/policy-msrd --ranker runs/cross_encoder-msrd/export "
          "--out runs/policy-ranked"),
-    # Trained arms: the policy learns from queries that are new to them; then from those that they were trained on.
+    # Trained arms: the policy learns from queries that are new to them; then from those that they were trained on; then
+    # with a memory of what customers who asked train queries clicked on.
+    Step("observed-msrd", "observed-msrd/manifest.json",
+         f"scripts/simulate_memory.py {_ANYBODY} --rounds 100000 --seeds 1 --out runs/memory-observed "
+         "--observed runs/observed-msrd"),
     *(Step(f"policy-trained{name}", f"policy-trained{name}/results.json",
            "scripts/simulate.py --data {data}/msrd-movies --no-perfect --data.arms.dense.model runs/dense-msrd/export "
            "--data.arms.sparse '{class: ltrr.arms.sparse.Splade, model: runs/splade-msrd/export}' "
            f"{options} --out runs/policy-trained{name}")
-      for name, options in (("", "--learn dev --passes 1 5"), ("-naive", ""))),
+      for name, options in (
+          ("", "--learn dev --passes 1 5"), ("-naive", ""),
+          ("-memory", "--learn dev --passes 1 5 --data.arms.memory '{class: ltrr.arms.memory.Memory, model: offline, "
+                      "expansion: runs/observed-msrd, predicted: 1.0}'"))),
     Step("policy-arms", "policy-arms/results.json",
          "scripts/simulate_arms.py --data {data}/msrd-movies --out runs/policy-arms"),
     Step("policy-depths", "policy-depths/results.json",

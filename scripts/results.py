@@ -54,6 +54,7 @@ _EXPERIMENTS = [  # title, step; with a table.md, or with figures in results.jso
     ("What a policy of cuts saves a cross-encoder on MSRD", "policy-ranked"),
     ("A policy of cuts on MSRD over trained arms, learned from queries that are new to them", "policy-trained"),
     ("The same, learned from the queries that the arms were trained on", "policy-trained-naive"),
+    ("The same with a memory of what train's customers clicked on, learned from new queries", "policy-trained-memory"),
     ("One customer's 10,000 clicks", "attack"),
     ("One customer's 100 clicks, within their budget", "attack-patient"),
     ("An explorer for entities that arrive later, on the catalogue", "fresh"),
