@@ -31,11 +31,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import yaml
 from _common import main
-from scipy.special import expit, softmax
+from _ope_plots import plot, plot_weights
+from _ope_worlds import OVERLAPS, contextual, slates
 from tqdm import tqdm
 
 from ltrr.config import construct, find_class
@@ -48,9 +48,6 @@ from ltrr.policy.actions import price_for
 from ltrr.policy.features import Known, Standard
 
 _COLUMNS = ("item_id", "position", "click", "propensity_score")
-_TRUTH = 200_000  # contexts over which a simulated policy's true value is taken
-_OVERLAPS = {"high": 0.5, "middle": 0.0, "low": -0.4}  # how much of the target's preferences the logger has
-_ACTIONS, _FEATURES, _PARTS, _LEVELS = 10, 5, 3, 4
 
 
 def run() -> None:
@@ -85,47 +82,6 @@ def run() -> None:
     print(f"written: {flags.out}/results.json, table.md, weights.png, estimates.png")
 
 
-def contextual(overlap: str, size: int, seed: int) -> tuple[ope.Logged, np.ndarray, float]:
-    """A log of Bernoulli rewards, its contexts, and the target's true value. "deterministic" is a greedy logger."""
-    rng = np.random.default_rng([seed, size, len(overlap)])
-    taste = rng.normal(size=(_FEATURES, _ACTIONS))
-    guess = taste + rng.normal(size=taste.shape)  # what the target believes
-    other = rng.normal(size=taste.shape)  # what the logger believes beside
-    contexts = rng.normal(size=(size + _TRUTH, _FEATURES))
-    wish = contexts[:size] @ (_OVERLAPS.get(overlap, 0.5) * guess + other / 2)
-    logger = 0.9 * softmax(wish, axis=1) + 0.1 / _ACTIONS
-    if overlap == "deterministic":
-        logger = np.eye(_ACTIONS)[wish.argmax(axis=1)]
-    log, truth = _drawn(rng, logger, softmax(contexts @ guess, axis=1), expit(contexts @ taste / 2 - 1.0))
-    return log, contexts[:size], truth
-
-
-def slates(size: int, seed: int) -> tuple[ope.Logged, np.ndarray, float]:
-    """A log of decisions with three parts whose rewards add up; a budget couples the parts in the logger."""
-    rng = np.random.default_rng([seed, size])
-    parts = np.stack(np.meshgrid(*[np.arange(_LEVELS)] * _PARTS, indexing="ij"), axis=-1).reshape(-1, _PARTS)
-    levels = np.concatenate([np.eye(_LEVELS)[part] for part in parts.T], axis=1)  # (N, P · levels)
-    taste = rng.normal(size=(_FEATURES, levels.shape[1]))
-    contexts = rng.normal(size=(size + _TRUTH // 10, _FEATURES))
-    rates = (expit(contexts @ taste + rng.uniform(size=levels.shape[1])) @ levels.T) / _PARTS
-    over = np.abs(parts.sum(axis=1) - parts.sum(axis=1).mean())
-    logger = np.tile(0.9 * softmax(-2 * over) + 0.1 / len(parts), (size, 1))
-    log, truth = _drawn(rng, logger, softmax(contexts @ taste @ levels.T / 2, axis=1), rates)
-    taken = levels[log.action].reshape(size, _PARTS, _LEVELS)
-    by_logger, by_target = (((p @ levels).reshape(taken.shape) * taken).sum(axis=2) for p in (logger, log.target))
-    return log._replace(parts=parts, marginals=by_logger, target_marginals=by_target), contexts[:size], truth
-
-
-def _drawn(rng: Any, logger: np.ndarray, target: np.ndarray, rates: np.ndarray) -> tuple[ope.Logged, float]:
-    """One draw and one reward for each row of `logger`; the rows beyond say what the target is truly worth."""
-    num, each = len(logger), np.arange(len(logger))
-    ladder = np.cumsum(logger, axis=1)
-    action = (rng.random(num)[:, None] * ladder[:, -1:] >= ladder).sum(axis=1)
-    reward = (rng.random(num) < rates[each, action]).astype(float)
-    truth = float((target[num:] * rates[num:]).sum(axis=1).mean())
-    return ope.Logged(reward, logger[each, action], target[:num], action, logger=logger), truth
-
-
 def simulated(flags: Any) -> tuple[dict, str, dict[str, np.ndarray]]:
     if flags.seeds < 2 or min(flags.sizes) < 100:
         raise ValueError("--seeds, --sizes: at least 2 seeds and logs of 100 rounds are needed")
@@ -133,7 +89,7 @@ def simulated(flags: Any) -> tuple[dict, str, dict[str, np.ndarray]]:
     weights = {}
     for seed in tqdm(range(flags.seeds), "simulate", unit="seed"):
         for size in flags.sizes:
-            for overlap in (*_OVERLAPS, "deterministic"):
+            for overlap in (*OVERLAPS, "deterministic"):
                 log, contexts, truth = contextual(overlap, size, seed)
                 log = ope.cross_fitted(log, contexts)
                 for name in ope.available(log):
@@ -157,7 +113,7 @@ def simulated(flags: Any) -> tuple[dict, str, dict[str, np.ndarray]]:
                 only = ope.estimate(log._replace(parts=None), "pi")
                 found["slates", size, "pi by marginals"].append((only, truth))
     rows = [_row(*key, pairs) for key, pairs in found.items()]
-    order = [*_OVERLAPS, "slates", "deterministic", "rewards shuffled", "contexts shuffled"]
+    order = [*OVERLAPS, "slates", "deterministic", "rewards shuffled", "contexts shuffled"]
     rows.sort(key=lambda row: (order.index(row["world"]), row["rounds"]))
     cells = []
     for row in rows:
@@ -386,45 +342,6 @@ def _cell(found: Mapping[str, Any]) -> str:
 
 def _plain(found: ope.Estimate) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in found._asdict().items()}
-
-
-def plot_weights(weights: dict[str, np.ndarray]) -> Any:
-    """Share of rounds with more than each weight."""
-    figure, panel = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for name, values in weights.items():
-        ordered = np.sort(values)
-        panel.step(np.maximum(ordered, 1e-3), 1 - np.arange(len(ordered)) / len(ordered), where="post", label=name)
-    panel.set(xscale="log", yscale="log", xlabel="weight (target's probability / logger's)", ylabel="rounds above")
-    panel.legend(frameon=False)
-    return figure
-
-
-def plot(results: dict[str, Any]) -> Any:
-    """Estimates with intervals and the truth; of a simulation, errors by size of the log."""
-    rows = results["rows"]
-    labels = dict.fromkeys(row.get("label") or row["world"] for row in rows)
-    labels = [label for label in labels if label != "deterministic" and not label.endswith("shuffled")]
-    figure = plt.figure(figsize=(4 * len(labels) + 1, 4.5), layout="constrained")
-    for panel, label in zip(figure.subplots(1, len(labels), squeeze=False)[0], labels, strict=True):
-        own = [row for row in rows if label in (row.get("label"), row.get("world"))]
-        if results["mode"] == "simulate":
-            for name in dict.fromkeys(row["estimator"] for row in own):
-                line = [(row["rounds"], row["error"]) for row in own if row["estimator"] == name]
-                panel.plot(*zip(*line, strict=True), "o-", label=name)
-            panel.set(xscale="log", yscale="log", xlabel="rounds", ylabel="error, of the truth")
-        else:
-            found = [row["estimate"] for row in own]
-            panel.set_xticks(range(len(own)), [row["estimator"] for row in own], rotation=60)
-            values = [e["value"] or 0.0 for e in found]
-            width = [(e["high"] or value) - value for e, value in zip(found, values, strict=True)]
-            panel.errorbar(range(len(own)), values, yerr=width, fmt="o", capsize=3, label="estimate")
-            if truth := own[0].get("truth"):
-                panel.axhspan(truth["low"], truth["high"], color="0.9", label="true mean")
-                panel.axhline(truth["value"], color="0.5")
-            panel.set_ylabel("reward a round")
-        panel.set_title(label, fontsize=10)
-        panel.legend(frameon=False, fontsize=8)
-    return figure
 
 
 if __name__ == "__main__":

@@ -77,8 +77,7 @@ _PEERS = {  # beside policy-msrd: another learner, another explorer, or both
 def peer(name: str) -> Step:
     learner, arguments, explorer = _PEERS[name]
     model = f"--model '{{class_path: {learner}, init_args: {arguments}}}' " if learner else ""
-    few = "--seeds 3 " if name == "vowpal" else ""  # minutes each
-    command = f"scripts/simulate.py --data {{data}}/msrd-movies --no-perfect {model}--explore '{explorer}' {few}"
+    command = f"scripts/simulate.py --data {{data}}/msrd-movies --no-perfect {model}--explore '{explorer}' "
     return Step(f"policy-{name}", f"policy-{name}/results.json", f"{command}--out runs/policy-{name}")
 
 

@@ -25,14 +25,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import yaml
 from _common import arguments, main
-from _simulation import EXPLORE, ORDER, Part, frozen, opened, same_world, shuffled, world_of, worlds
+from _policy_plots import CURVE, plot_frontier, plot_regret
+from _simulation import ORDER, Part, opened, same_world, shuffled, worlds
+from _world import EXPLORE, frozen, world_of
 from tqdm import tqdm
 
 from ltrr.config import ConfigError, construct, find_class
@@ -45,13 +45,12 @@ from ltrr.tuning import key_of
 
 _REVISION = 2  # of what makes a seed's outcome, kept ones of others are not used
 _WINDOWS = 40  # of the rounds, for curves
-_CURVE = ("rounds", "cut", "policy", ORDER, "rrf", "oracle")  # columns, means over a window at its mean cut
 
 
 def outcome(
     flags: Any, settings: Mapping, parts: dict[str, Part], fold: int, budget: float, seed: int, perfect: bool
 ) -> tuple[dict[int, Chosen], np.ndarray, np.ndarray]:
-    """Passes -> Chosen of one seed; its curve (windows, len(_CURVE)); (Q,) recall at the budget in the order that is
+    """Passes -> Chosen of one seed; its curve (windows, len(CURVE)); (Q,) recall at the budget in the order that is
     learned from the first passes' rounds, (0,) without --weights. Read where they were made before."""
     data = {
         name: settings["data"].get(name) for name in ("path", "qrels", "arms", "tune", "num_candidates", "features")
@@ -98,7 +97,7 @@ def reordered(log: Rounds, test: Part, seed: int) -> np.ndarray:
 
 
 def curve_of(log: Rounds, parts: Mapping[str, Part]) -> np.ndarray:
-    """(windows, len(_CURVE)) what was found while learning, beside fixed cuts and hindsight at the same mean cut."""
+    """(windows, len(CURVE)) what was found while learning, beside fixed cuts and hindsight at the same mean cut."""
     several = [parts["before"], parts["train"]] if parts["before"] is not parts["train"] else [parts["train"]]
     recall = {name: np.concatenate([part.recall[name] for part in several]) for name in (ORDER, "rrf")}
     out, start = [], 0
@@ -213,10 +212,10 @@ def _joined(folds: Sequence[Chosen]) -> Chosen:
 
 
 def regret_of(curves: np.ndarray) -> dict[str, float]:
-    """Recall that hindsight found and these did not, a round of learning: means of (S, windows, len(_CURVE))."""
+    """Recall that hindsight found and these did not, a round of learning: means of (S, windows, len(CURVE))."""
     rounds = np.diff(curves[0, :, 0], prepend=0)
     means = np.average(curves.mean(axis=0), axis=0, weights=rounds)
-    return {name: float(means[-1] - means[_CURVE.index(name)]) for name in ("policy", ORDER, "rrf")}
+    return {name: float(means[-1] - means[CURVE.index(name)]) for name in ("policy", ORDER, "rrf")}
 
 
 def track(settings: Mapping, flags: Any, results: Mapping, curves: Mapping[int, np.ndarray]) -> None:
@@ -229,7 +228,7 @@ def track(settings: Mapping, flags: Any, results: Mapping, curves: Mapping[int, 
     logger.log_hyperparams({"settings": settings, "flags": {k: str(v) for k, v in vars(flags).items()}})
     for budget, curve in curves.items():
         for row in curve.mean(axis=0):
-            told = {f"K={budget}/{name}": value for name, value in zip(_CURVE[1:], row[1:].tolist(), strict=True)}
+            told = {f"K={budget}/{name}": value for name, value in zip(CURVE[1:], row[1:].tolist(), strict=True)}
             logger.log_metrics(told | {f"K={budget}/rounds": row[0]})
     cells = [("gap_closed", "gap closed"), ("cost_saved", "cost saved")]
     logger.log_metrics({f"{key}/{named}": told["mean"] for n, named in cells for key, told in results[n].items()})
@@ -300,52 +299,6 @@ def report(results: dict[str, Any]) -> str:
     if results["priced_on_itself"]:
         lines += ["The price and the base were chosen on these very queries: good for choosing settings, no result."]
     return "\n".join(lines)
-
-
-def plot_frontier(path: Path, recall: np.ndarray, fronts: dict[int, list[Chosen]]) -> None:
-    """Recall over mean candidates: fixed cuts, each learned policy at other prices, hindsight."""
-    figure, panel = plt.subplots(figsize=(8, 5), layout="constrained")
-    cuts = np.arange(1, recall.shape[1] + 1)
-    panel.plot(cuts, recall.mean(axis=0), "k--", label="the same cut for all")
-    panel.plot(cuts, [oracle(recall, cut).mean() for cut in cuts], "k:", label="hindsight")
-    for budget, chosen in fronts.items():
-        x = np.mean([c.cuts.mean(axis=0) for c in chosen], axis=0)
-        y = np.mean([c.recall.mean(axis=0) for c in chosen], axis=0)
-        order = np.argsort(x)
-        (line,) = panel.plot(x[order], y[order], label=f"learned at {budget}")
-        panel.plot(x[0], y[0], "o", color=line.get_color())
-    panel.set_xscale("log")
-    panel.set_xlabel("mean candidates that are ranked")
-    panel.set_ylabel("recall")
-    panel.grid(color="0.9")
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(frameon=False)
-    _save(figure, path)
-
-
-def plot_regret(path: Path, curves: Mapping[int, np.ndarray]) -> None:
-    """What hindsight found and the policy, and fixed cuts of two orders, did not, summed over the rounds."""
-    figure, panels = plt.subplots(1, len(curves), figsize=(4 * len(curves), 4), layout="constrained", squeeze=False)
-    for panel, (budget, curve) in zip(panels[0], curves.items(), strict=True):
-        rounds = curve[0, :, 0]
-        for name, style in (("policy", "-"), (ORDER, "--"), ("rrf", ":")):
-            lost = (curve[:, :, -1] - curve[:, :, _CURVE.index(name)]) * np.diff(rounds, prepend=0)
-            sums = np.cumsum(lost, axis=1)
-            (line,) = panel.plot(rounds, sums.mean(axis=0), style, label=name if name == "policy" else f"fixed, {name}")
-            panel.fill_between(rounds, sums.min(axis=0), sums.max(axis=0), color=line.get_color(), alpha=0.15)
-        panel.set_title(f"mean of {budget} candidates")
-        panel.set_xlabel("rounds")
-        panel.grid(color="0.9")
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0, 0].set_ylabel("regret: recall that hindsight found")
-    panels[0, 0].legend(frameon=False)
-    _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    plt.close(figure)
 
 
 def _cell(told: dict[str, float] | None) -> str:

@@ -22,7 +22,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import yaml
 from _common import arguments, main
-from _simulation import EXPLORE, opened, searched, world_of, worlds
+from _simulation import opened, searched, worlds
+from _world import EXPLORE, world_of
 from tqdm import tqdm
 
 from ltrr.config import ConfigError, construct, find_class

@@ -20,6 +20,7 @@ from ltrr.policy.actions import Table
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import _ope_worlds
 import ope
 
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
@@ -43,7 +44,7 @@ def results(out: Path) -> dict:
 
 
 def test_simulated_logs_have_a_truth(run, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(ope, "_TRUTH", 20_000)
+    monkeypatch.setattr(_ope_worlds, "_TRUTH", 20_000)
     run("--simulate", "--seeds", 3, "--sizes", 1500, "--out", tmp_path)
     rows = {(row["world"], row["estimator"]): row for row in results(tmp_path)["rows"]}
     for overlap, least in (("high", 0.25), ("middle", 0.5)):
