@@ -14,13 +14,13 @@ import numpy as np
 from ltrr.config import ConfigError, construct, find_class
 from ltrr.core import Policy, Query
 from ltrr.funnel import Drawn
-from ltrr.policy.actions import price_for
+from ltrr.policy.actions import Price, price_for
 from ltrr.policy.arms import ArmPolicy, Costs, Exploring, feasible_arms
 from ltrr.policy.baselines import FixedPolicy
 from ltrr.policy.depth import DepthPolicy
 from ltrr.policy.explore import Explorer
 from ltrr.policy.features import ContextFeatures, Known, pool_features, pool_names
-from ltrr.tuning import Tuning, some
+from ltrr.tuning import Tuning, key_of, some
 
 _PRICED = 1000  # queries on which the price of a candidate is set
 _SHADOW = 0.02  # of queries run all arms, where a policy of arms explores
@@ -84,12 +84,16 @@ def open_policy(
         return {"price": price_for(learner.values(known), np.arange(1.0, num + 1), budget)}
 
     depends = (learner.id, budget, dict(depths), list(identities), judged.key)
-    found = tuning.fitted("price", depends, fit, on)
+    if budget <= 0:
+        raise ConfigError(f"policy.budget: {budget} is not above 0")
+    price = Price(
+        budget, start=tuning.fitted("price", depends, fit, on)["price"], name=f"candidates {key_of(*depends)}"
+    )
     before: Policy = FixedPolicy(arms, depths, num)
     if options.get("arms_model"):
         priced = context, queries, on, (*identities, judged.key)
         before = _open_arms(options, arms, depths, num, tuning, priced, explorer)
-    return DepthPolicy(before, learner, num=num, budget=budget, price=found["price"], explorer=explorer, id=learner.id)
+    return DepthPolicy(before, learner, num=num, price=price, explorer=explorer, id=learner.id)
 
 
 def _open_arms(
@@ -122,5 +126,7 @@ def _open_arms(
     def fit() -> dict[str, Any]:
         return {"price": feasible.price(learner.losses(context(queries)), budget)}
 
-    price = tuning.fitted("arms_price", (learner.id, budget, vars(costs), whole, key), fit, on)["price"]
-    return ArmPolicy(feasible, learner, budget=budget, price=price, how=how, id=learner.id)
+    depends = learner.id, budget, vars(costs), whole, key
+    start = tuning.fitted("arms_price", depends, fit, on)["price"]
+    price = Price(budget, start=start, name=f"arms {key_of(*depends)}")
+    return ArmPolicy(feasible, learner, price=price, how=how, id=learner.id)

@@ -273,14 +273,15 @@ def run() -> None:
             continue
         again = " --ckpt_path last" if (_RUNS / step.name / "ckpt" / "last.ckpt").exists() else ""
         spent = _RUNS / "costs" / f"{step.name.replace('/', '-')}.json"
-        kept = (_RUNS / step.name).is_dir() and spent.exists()  # what it left there cost as much
+        begun = (_RUNS / step.name).is_dir()
+        kept = begun and spent.exists()  # what it left there cost as much
         earlier = float(json.loads(spent.read_text())["seconds"]) if kept else 0.0
         start = time.perf_counter()
         finished = subprocess.run(f"{sys.executable} {command}{again}", shell=True)
         if finished.returncode:
             raise ValueError(f"{step.name} ended with status {finished.returncode}; the same command goes on there")
         seconds = round(earlier + time.perf_counter() - start, 1)
-        cost = {"seconds": seconds, "resumed": bool(again) and not kept, "commit": commit()}
+        cost = {"seconds": seconds, "resumed": begun and not kept, "commit": commit()}
         with whole_file(spent) as temporary:
             temporary.write_text(json.dumps(cost) + "\n", encoding="utf-8")
 

@@ -13,6 +13,7 @@ from ltrr.feedback.events import KINDS, Action, Impression, impressions_of
 from ltrr.funnel import Funnel
 from ltrr.fuse import ReciprocalRankFusion
 from ltrr.models.bandit import BanditModule
+from ltrr.policy.actions import Price
 from ltrr.policy.baselines import FixedPolicy
 from ltrr.policy.depth import DepthPolicy
 from ltrr.policy.explore import Softmax
@@ -62,7 +63,12 @@ def events(made: BanditModule, policy: str = "depth x", seed: int = 0) -> tuple[
     """A page of each query, a minute apart; clicks and dismissals within minutes."""
     rng = np.random.default_rng(seed)
     drawing = DepthPolicy(
-        FixedPolicy(list(ARMS), DEPTHS, NUM), made, num=NUM, budget=4, price=0.01, explorer=Softmax(0.1, 0.9), seed=seed
+        FixedPolicy(list(ARMS), DEPTHS, NUM),
+        made,
+        num=NUM,
+        price=Price(4, start=0.01),
+        explorer=Softmax(0.1, 0.9),
+        seed=seed,
     )
     page = Funnel(ARMS, drawing, ReciprocalRankFusion(), Backwards(), query_features).search(QUERIES, PAGE)
     times = [START + timedelta(minutes=i) for i in range(len(QUERIES))]

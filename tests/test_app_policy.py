@@ -110,8 +110,11 @@ def test_a_restart_goes_on_at_the_price_where_it_stopped(config, tmp_path):
     (system,) = open_systems(config, list(flags))
     policy = system.funnel().policy
     recorder(system, flags[3], policy).loop.close()
-    assert policy.adapts
+    assert policy.price.follows
     assert policy.price.value == last.prices[name]
+    assert policy.price.name == name
+    policy.price.spend(np.full(10, 6.0))  # half more than the budget: it has long been found, so it moves little
+    assert 0 < policy.price.value - last.prices[name] < 0.2 * first[0]
 
 
 def test_without_the_switch_nothing_is_learned(config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import product
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from ltrr.data.rounds import write_rounds
 from ltrr.fuse import ConvexFusion, union
 from ltrr.models.arms import ArmsModule, Gave, contributions, drawn_to
 from ltrr.models.bandit import BanditModule
-from ltrr.policy.actions import best, price_for
+from ltrr.policy.actions import Price, best, price_for
 from ltrr.policy.arms import (
     ArmPolicy,
     Believed,
@@ -108,6 +109,10 @@ def test_arms_may_be_drawn_less_deep_and_a_query_costs_no_more_than_its_cap() ->
     assert capped.table.costs.tolist() == [cost for cost in sorted(paid) if cost <= 5.0]
     with pytest.raises(ValueError, match="arms_cap"):
         listed({"words": 50}, Costs({}, cap=0.5))
+    with pytest.raises(ValueError, match="is below 0"):
+        Costs({"words": -1.0})
+    with pytest.raises(ValueError, match="is below 0"):
+        Costs({}, drawn=-1.0)
     with pytest.raises(ValueError, match="no arm 'sparse'"):
         listed({"words": 50}, Costs({"sparse": 1.0}))
 
@@ -185,6 +190,45 @@ def test_more_choices_than_can_be_listed_are_found_greedily() -> None:
         feasible_arms(arms, Believes.shallow, Costs({}, cap=3.0))
 
 
+@pytest.mark.parametrize(("epsilon", "shadow"), [(0.4, 0.1), (1.0, 0.0), (0.0, 0.3)])
+def test_propensities_of_what_is_not_listed_are_those_of_a_list(epsilon: float, shadow: float) -> None:
+    """Three arms, one of which never runs and one without the deepest level between: all choices by hand."""
+    levels = {"a": [5, 10, 40], "b": [], "c": [5, 8]}
+    feasible = UnlistedArms(levels, Costs({}, drawn=0.02), 10, 4)
+    losses = np.random.default_rng(0).random((1, design(np.ones((1, 3), int), 4).shape[1]))
+    how = Exploring(EpsilonGreedy(epsilon), shadow)
+    every = [row for row in product([0, 5, 10, 40], [0], [0, 5, 8]) if any(row)]
+    greedy, _ = feasible.draw(Believed(losses), 0.01, Exploring(EpsilonGreedy(0.0)), np.random.default_rng(0))
+    best = tuple(greedy.depths[0].tolist())
+    assert len(every) == len(ListedArms(levels, Costs({}, drawn=0.02), 10, 4).table) == 11
+    share = {row: (1 - shadow) * (epsilon / 11 + (1 - epsilon) * (row == best)) for row in every}
+    share[40, 0, 8] += shadow
+    drawn, _ = feasible.draw(Believed(np.repeat(losses, 3_000, axis=0)), 0.01, how, np.random.default_rng(1))
+    rows = [tuple(row) for row in drawn.depths.tolist()]
+    assert {row for row in every if share[row] > 0.01} <= {*rows}
+    np.testing.assert_allclose(drawn.propensity, [share[row] for row in rows], atol=1e-12)
+    for a in range(3):
+        marginal = [sum(p for other, p in share.items() if other[a] == row[a]) for row in rows]
+        np.testing.assert_allclose(drawn.marginals[:, a], marginal, atol=1e-12)
+
+
+def test_greedy_choices_are_never_dearer_than_need_be() -> None:
+    """The cheapest arm is the dearest at its whole depth, which greedy steps from there would drop first."""
+    levels = {"a": [5, 200], **{f"b{i}": [5, 40] for i in range(4)}}
+    feasible = UnlistedArms(levels, Costs({"a": 0.5}, drawn=0.01), 10, 3)
+    losses = np.random.default_rng(0).random((20, design(np.ones((1, 5), int), 3).shape[1])) / 100
+    price = feasible.price(losses, 0.6)
+    how = Exploring(EpsilonGreedy(0.0)), np.random.default_rng(0)
+    assert feasible.draw(Believed(losses), price, *how)[1].mean() <= 0.6
+    with pytest.raises(ValueError, match=r"policy\.arms_budget: 0\.5 is below"):
+        feasible.price(losses, 0.5)
+    for times in (0.1, 1000.0):  # whatever unit costs have
+        scaled = UnlistedArms(levels, Costs({name: times for name in levels}, drawn=0.01 * times), 10, 3)
+        price = scaled.price(losses, 2.5 * times)
+        cost = scaled.draw(Believed(losses), price, *how)[1].mean()
+        assert 1.5 * times < cost <= 2.5 * times
+
+
 def test_the_price_of_greedy_choices_keeps_the_budget() -> None:
     feasible = feasible_arms({f"arm{i}": 40 for i in range(7)}, Believes.shallow, Costs({}, drawn=0.02), cut=10)
     learner = Believes(7)
@@ -249,6 +293,10 @@ def test_what_a_shallower_arm_would_give_is_told_from_a_deep_draw() -> None:
             drawn_to(depth, gave, shares, reciprocal, found)[:, :, 0], fused(min(depth, num)), atol=2e-3
         )
     seen = np.arange(num) % 3 > 0  # of ten, the sixth to the ninth but one
+    added = Gave(np.zeros((30, 1)), np.full((30, 1), 3.0))  # as it is, not scaled
+    np.testing.assert_allclose(
+        drawn_to(10, added, shares, reciprocal, found)[:, :10, 0], 3 * shares[:, :10, 0], rtol=1e-6
+    )
     part = drawn_to(10, gave, shares * seen[:, None], reciprocal * seen[:, None], found)[:, seen, 0]
     assert np.nanmean(np.abs(part - fused(10)[:, seen])) < 0.03
     assert (np.isnan(part) == np.isnan(fused(10)[:, seen])).all()
@@ -288,9 +336,10 @@ def test_heads_learn_what_has_changed(learned: ArmsModule, tmp_path) -> None:
 def test_what_is_drawn_can_be_computed_again(learned: ArmsModule) -> None:
     rounds, _ = world(4_000, seed=3)
     feasible, how = listed({"words": 50, "people": 20}), Exploring(Softmax())
-    policy = ArmPolicy(feasible, learned, budget=1.5, price=0.1, how=how, seed=0)
+    policy = ArmPolicy(feasible, learned, price=Price(1.5, start=0.1, name="arms x"), how=how, seed=0)
     expected = feasible.probabilities(Believed(learned.losses(rounds.query[:, :2])), 0.1, how)
     decision = policy.decide(rounds.query[:, :2])
+    assert decision.prices == {"arms x": 0.1}
     drawn = [np.flatnonzero((feasible.table.depths == row).all(axis=1))[0] for row in decision.depths]
     np.testing.assert_allclose(decision.propensity, expected[np.arange(4_000), drawn])
     np.testing.assert_allclose(np.bincount(drawn, minlength=3) / 4_000, expected.mean(axis=0), atol=0.03)
@@ -304,8 +353,8 @@ def test_the_price_finds_the_budget(learned: ArmsModule) -> None:
     """The right arm for everybody would cost 1.6."""
     rounds, _ = world(1_000, seed=4)
     feasible = listed(dict.fromkeys(ARMS, 10), Costs({"people": 3.0}))
-    policy = ArmPolicy(feasible, learned, budget=1.3, price=0.0, how=Exploring(Softmax()), seed=0)
-    policy.adapts = True
+    policy = ArmPolicy(feasible, learned, price=Price(1.3), how=Exploring(Softmax()), seed=0)
+    policy.price.follow({})
     each = np.array([1.0, 3.0])
     costs = [((policy.decide(rounds.query[:, :2]).depths > 0) @ each).mean() for _ in range(100)]
     assert costs[0] > 1.5
@@ -317,11 +366,14 @@ def test_some_queries_run_all_arms_and_any_explorer_serves(learned: ArmsModule, 
     feasible, losses = listed(dict.fromkeys(ARMS, 10)), learned.losses(rounds.query[:, :2])
     found = feasible.probabilities(Believed(losses), 1.0, Exploring(EpsilonGreedy(0.0), shadow=0.1))
     np.testing.assert_allclose(found[:, -1], 0.1)
+    capped = listed(dict.fromkeys(ARMS, 10), Costs({}, cap=1.0))  # all arms cost more: there are no such pages
+    shown = capped.probabilities(Believed(losses), 1.0, Exploring(EpsilonGreedy(0.0), shadow=0.1))
+    np.testing.assert_allclose(shown.max(axis=1), 1.0)
     np.testing.assert_allclose(found.sum(axis=1), 1.0)
     monkeypatch.setattr(learned, "variances", lambda features: np.tile([0.0, 0.0, 1.0], (len(features), 1)))
-    bold = ArmPolicy(feasible, learned, budget=1.0, price=1.0, how=Exploring(UCB(100.0, floor=0.0)))
+    bold = ArmPolicy(feasible, learned, price=Price(1.0, start=1.0), how=Exploring(UCB(100.0, floor=0.0)))
     assert bold.decide(rounds.query[:, :2]).depths.all()
-    shy = ArmPolicy(feasible, learned, budget=1.0, price=1.0, how=Exploring(EpsilonGreedy(0.0)))
+    shy = ArmPolicy(feasible, learned, price=Price(1.0, start=1.0), how=Exploring(EpsilonGreedy(0.0)))
     assert not shy.decide(rounds.query[:, :2]).depths.all(axis=1).any()
     assert listed({"words": 10, "people": 0}).table.depths.tolist() == [[10, 0]]  # one without a depth never runs
 

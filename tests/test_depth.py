@@ -22,6 +22,7 @@ from ltrr.funnel import Funnel
 from ltrr.fuse import ReciprocalRankFusion
 from ltrr.models.arms import ArmsModule
 from ltrr.models.bandit import BanditModule
+from ltrr.policy.actions import Price
 from ltrr.policy.baselines import FixedPolicy
 from ltrr.policy.depth import DepthPolicy
 from ltrr.policy.explore import EpsilonGreedy, Softmax
@@ -42,7 +43,7 @@ class ByFused:
 
 def policy(explorer, budget=3.0, price=0.01) -> DepthPolicy:
     before = FixedPolicy(list(ARMS), {"a": 10, "b": 10}, NUM)
-    return DepthPolicy(before, ByFused(), num=NUM, budget=budget, price=price, explorer=explorer, seed=0)
+    return DepthPolicy(before, ByFused(), num=NUM, price=Price(budget, start=price), explorer=explorer, seed=0)
 
 
 def funnel(made) -> Funnel:
@@ -175,6 +176,15 @@ def test_a_config_lets_arms_be_off(learned, tmp_path):
     assert {0, 2, 4} < {*drawn.decision.depths.ravel().tolist()}
     returned = (~np.isnan(drawn.pool.ranks[:, :, :-1])).sum(axis=1)
     assert (returned <= drawn.decision.depths).all()
+    adapting = system.funnel().policy
+    assert {name.split()[0] for name in drawn.decision.prices} == {"arms", "candidates"}
+    adapting.adapt(dict.fromkeys(drawn.decision.prices, 7.0))
+    assert adapting.price.value == adapting._before.price.value == 7.0
+    adapting.decide(np.zeros((20, len(system.context.columns)), np.float32))
+    assert adapting._before.price.value != 7.0
+    dearer = System(settings | {"policy": deep | {"arms_costs": {"all": 2.1}}}, open_dataset(data)).funnel().policy
+    dearer.adapt(dict.fromkeys(drawn.decision.prices, 7.0))
+    assert dearer._before.price.value != 7.0  # other costs, another price
     with pytest.raises(ValueError, match="arms_cap"):
         System(settings | {"policy": deep | {"arms_cap": 0.1}}, open_dataset(data)).funnel()
     with pytest.raises(ConfigError, match=r"needs policy\.model"):

@@ -25,7 +25,7 @@ FLOORS: dict[str, set[str]] = {
     "serving": {"core", "funnel", "feedback"},
 }
 EXCEPTIONS = {
-    "models.arms": {"policy"},
+    "models.arms": {"fuse", "policy"},
     "models.bandit": {"policy"},
     "models.clicked": {"data", "policy"},
     "models.depth_network": {"policy"},

@@ -75,20 +75,11 @@ class Dense:
             FaissIndex.build(vectors, self._spec).save(folder)
             return {"documents": len(corpus), "dimension": dimension}
 
-        manifest.build(
-            root,
-            kind="dense",
-            corpus=corpus.fingerprint,
-            model=self._encoder.id,
-            config=self._config(corpus),
-            write=write,
-        )
+        manifest.build(root, write=write, **self._basis(corpus))
 
     def open(self, corpus: Corpus, root: Path) -> Self:
         """Opens what `build` wrote; IndexRefused where it is damaged or of another corpus, encoder or config."""
-        folder, _ = manifest.open_index(
-            root, kind="dense", corpus=corpus.fingerprint, model=self._encoder.id, config=self._config(corpus)
-        )
+        folder, _ = manifest.open_index(root, **self._basis(corpus))
         self._index = FaissIndex.load(folder, self._spec)
         return self
 
@@ -109,8 +100,9 @@ class Dense:
 
     # -- building
 
-    def _config(self, corpus: Corpus) -> dict[str, Any]:
-        return {**self._spec.built(), "text_fields": corpus.word_fields(self._named)}
+    def _basis(self, corpus: Corpus) -> dict[str, Any]:
+        config = {**self._spec.built(), "text_fields": corpus.word_fields(self._named)}
+        return {"kind": "dense", "corpus": corpus.fingerprint, "model": self._encoder.id, "config": config}
 
     def _encoded(self, corpus: Corpus, fields: Sequence[str], dimension: int, work: Path) -> np.ndarray:
         """(N, D) vectors in row order, a memmap."""

@@ -89,16 +89,12 @@ class Lexical:
             coder.save(folder / "terms.npz")
             return {"documents": SparseEngine.create(folder / "engine", batches())}
 
-        manifest.build(
-            root, kind="lexical", corpus=corpus.fingerprint, model=None, config=self._config(fields), write=write
-        )
+        manifest.build(root, write=write, **self._basis(corpus, fields))
 
     def open(self, corpus: Corpus, root: Path) -> Self:
         """Opens what `build` wrote; IndexRefused where it is damaged or of another corpus or config."""
         fields = self.text_fields(corpus)
-        folder, sealed = manifest.open_index(
-            root, kind="lexical", corpus=corpus.fingerprint, config=self._config(fields)
-        )
+        folder, sealed = manifest.open_index(root, **self._basis(corpus, fields))
         self._coder = TextCoder.load(folder / "terms.npz", fields)
         self._engine = SparseEngine.open(folder / "engine", root, sealed.counts["documents"])
         self._weights = self._field_weights(fields)
@@ -212,10 +208,11 @@ class Lexical:
             raise ValueError(f"boosts name unknown field {min(unknown)!r}; the fields are: {', '.join(names)}")
         return np.array([float(boosts.get(name, 0.0)) for name in names])
 
-    def _config(self, fields: Sequence[TextField]) -> dict[str, Any]:
+    def _basis(self, corpus: Corpus, fields: Sequence[TextField]) -> dict[str, Any]:
         strength = self._strength if self._prior else 0.0
-        out = {"fields": describe(fields), "prior": self._prior, "prior_strength": strength}
-        return out | ({"expansion": expansion_id(self._expansion)} if self._expansion is not None else {})
+        config = {"fields": describe(fields), "prior": self._prior, "prior_strength": strength}
+        config |= {"expansion": expansion_id(self._expansion)} if self._expansion is not None else {}
+        return {"kind": "lexical", "corpus": corpus.fingerprint, "model": None, "config": config}
 
     def _expansions(self, corpus: Corpus) -> Expansions | None:
         return None if self._expansion is None else read_expansions(self._expansion, corpus)

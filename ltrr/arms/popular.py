@@ -57,13 +57,11 @@ class Popular:
             np.savez(folder / "popular.npz", **arrays)
             return {"documents": len(order)}
 
-        manifest.build(
-            root, kind="popular", corpus=corpus.fingerprint, model=None, config=self._config(corpus), write=write
-        )
+        manifest.build(root, write=write, **self._basis(corpus))
 
     def open(self, corpus: Corpus, root: Path) -> Self:
         """Opens what `build` wrote; IndexRefused where it is damaged or of another corpus or config."""
-        folder, _ = manifest.open_index(root, kind="popular", corpus=corpus.fingerprint, config=self._config(corpus))
+        folder, _ = manifest.open_index(root, **self._basis(corpus))
         with np.load(folder / "popular.npz", allow_pickle=False) as data:
             self._order, self._score = data["order"], data["score"]
             self._having = {}
@@ -97,5 +95,6 @@ class Popular:
             raise ValueError(f"arms.popular.field: {self._field!r} is no number field; this corpus has {known}")
         return self._field
 
-    def _config(self, corpus: Corpus) -> dict:
-        return {"field": self._chosen(corpus), "by": list(self._by)}
+    def _basis(self, corpus: Corpus) -> dict:
+        config = {"field": self._chosen(corpus), "by": list(self._by)}
+        return {"kind": "popular", "corpus": corpus.fingerprint, "model": None, "config": config}

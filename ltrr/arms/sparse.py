@@ -53,20 +53,11 @@ class Splade:
             batches = (Batch(rows, Sparse(**arrays)) for rows, arrays in shards)
             return {"documents": SparseEngine.create(folder / "engine", batches)}
 
-        manifest.build(
-            root,
-            kind="sparse",
-            corpus=corpus.fingerprint,
-            model=self._encoder.id,
-            config=self._config(corpus),
-            write=write,
-        )
+        manifest.build(root, write=write, **self._basis(corpus))
 
     def open(self, corpus: Corpus, root: Path) -> Self:
         """Opens what `build` wrote; IndexRefused where it is damaged or of another corpus, encoder or config."""
-        folder, sealed = manifest.open_index(
-            root, kind="sparse", corpus=corpus.fingerprint, model=self._encoder.id, config=self._config(corpus)
-        )
+        folder, sealed = manifest.open_index(root, **self._basis(corpus))
         self._engine = SparseEngine.open(folder / "engine", root, sealed.counts["documents"])
         return self
 
@@ -80,5 +71,6 @@ class Splade:
                 vectors[i] = encoded.row(row)
         return self._engine.search(vectors, k)
 
-    def _config(self, corpus: Corpus) -> dict[str, Any]:
-        return {"text_fields": corpus.word_fields(self._named)}
+    def _basis(self, corpus: Corpus) -> dict[str, Any]:
+        config = {"text_fields": corpus.word_fields(self._named)}
+        return {"kind": "sparse", "corpus": corpus.fingerprint, "model": self._encoder.id, "config": config}

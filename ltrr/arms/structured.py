@@ -137,21 +137,12 @@ class Structured:
             )
             return counts | {"tagged": tagger.num_tagged}
 
-        manifest.build(
-            root,
-            kind="structured",
-            corpus=corpus.fingerprint,
-            model=None,
-            config=self._config(corpus, fields),
-            write=write,
-        )
+        manifest.build(root, write=write, **self._basis(corpus, fields))
 
     def open(self, corpus: Corpus, root: Path) -> Self:
         """Opens what `build` wrote; IndexRefused where it is damaged or of another corpus or config."""
         fields = _text_fields(self._keywords(corpus))
-        folder, sealed = manifest.open_index(
-            root, kind="structured", corpus=corpus.fingerprint, config=self._config(corpus, fields)
-        )
+        folder, sealed = manifest.open_index(root, **self._basis(corpus, fields))
         self._corpus = corpus
         self._coder = TextCoder.load(folder / "terms.npz", fields)
         self.vocabulary = Vocabulary.load(folder)
@@ -280,15 +271,12 @@ class Structured:
             raise ValueError(f"arms.structured.prior: {self._prior!r} is none of {prior_fields(corpus)}")
         return log_prior(number_column(corpus, self._prior))
 
-    def _config(self, corpus: Corpus, fields: Sequence[TextField]) -> dict[str, Any]:
+    def _basis(self, corpus: Corpus, fields: Sequence[TextField]) -> dict[str, Any]:
         strength = self._strength if self._prior else 0.0
-        return {
-            "fields": describe(fields),
-            "prior": self._prior,
-            "prior_strength": strength,
-            "tag_missing": self._tag_missing,
-            "numbers": sorted(f for f, kind in corpus.fields.items() if kind == "date" or year_like(corpus, f)),
-        }
+        config = {"fields": describe(fields), "prior": self._prior, "prior_strength": strength}
+        config["tag_missing"] = self._tag_missing
+        config["numbers"] = sorted(f for f, kind in corpus.fields.items() if kind == "date" or year_like(corpus, f))
+        return {"kind": "structured", "corpus": corpus.fingerprint, "model": None, "config": config}
 
 
 # Dimensions: value ids below, terms above (the bit halves the hash space; `merge` adds what collides).

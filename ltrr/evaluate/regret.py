@@ -102,8 +102,8 @@ def gap_closed(recall: np.ndarray, base: np.ndarray, seeds: Sequence[Chosen], gr
         np.stack([weights @ part[:, 0] / size for part in parts])
         for parts in ([c.cuts for c in seeds], [c.recall for c in seeds])
     )  # (S, 1 + B)
-    gained = found - _curves(base, weights, cuts)
-    possible = _hindsight(recall, weights, cuts) - _curves(base, weights, cuts)
+    same = _curves(base, weights, cuts)
+    gained, possible = found - same, _hindsight(recall, weights, cuts) - same
     whole = _ratio(gained[:, :1].sum(axis=0), possible[:, :1].sum(axis=0))
     top, bottom = (np.take_along_axis(part[:, 1:], picks, 0).sum(axis=0) for part in (gained, possible))
     return _interval(float(whole[0]), _ratio(top, bottom))

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from ltrr.core import Rounds
 from ltrr.feedback.events import Action, Impression, Reward
 
+_LESS = "with an arm off or less deep"
 Names = tuple[tuple[str, ...], tuple[str, ...]]  # of the F and of the C columns
 
 
@@ -56,11 +58,23 @@ def rounds_of(
     left.
     """
     left, reward, numbers = Counter[str](), Reward(), dict[bytes, int]()
-    rows, queries, candidates, cuts, clicks, places, depths = [], [], [], [], [], [], []
+    kept: tuple[list[Any], ...] = [], [], [], [], [], []
+    rows, queries, candidates, cuts, clicks, places = kept
+    deepest: tuple[int, ...] = ()
     for _, seen, did in (one for batch in batches for one in batch):
         if isinstance(known := known_of(seen, names, num), str):
             left[known] += 1
             continue
+        if all_arms:
+            depths = seen.drawn.depths
+            if not all(depths) or any(mine < most for mine, most in zip(depths, deepest, strict=False)):
+                left[_LESS] += 1
+                continue
+            if depths != deepest:  # deeper than those before
+                left[_LESS] += len(rows)
+                for part in (*kept, numbers):
+                    part.clear()
+            deepest = depths
         query, each, place = known
         rows.append(numbers.setdefault(query.tobytes() + each.tobytes(), len(numbers)))
         if rows[-1] == len(queries):
@@ -70,16 +84,10 @@ def rounds_of(
         clicks.append(np.array([*(worth.get(entity, 0.0) > 0 for entity in seen.shown), False])[place])
         cuts.append(min(seen.drawn.cut, num))
         places.append(place)
-        depths.append(seen.drawn.depths)
-    whole = np.ones(len(rows), bool)
-    if all_arms and rows:
-        whole = (np.array(depths) == np.max(depths, axis=0)).all(axis=1) & np.all(depths, axis=1)
-        left |= {"with an arm off or less deep": int((~whole).sum())} if not whole.all() else {}
-    if not whole.any():
-        raise ValueError(f"rounds: no impression of this policy's columns; left out: {told(left)}")
-    known = np.stack(queries), np.stack(candidates)
-    of_rounds = np.array(rows)[whole], np.array(cuts)[whole], np.stack(clicks)[whole], np.stack(places)[whole]
-    return Rounds(of_rounds[0], *known, *of_rounds[1:3], names, of_rounds[3]), left
+    if not rows:
+        raise ValueError(f"rounds: no impression of this policy's columns; left out: {told(+left)}")
+    arrays = np.array(rows), np.stack(queries), np.stack(candidates), np.array(cuts), np.stack(clicks)
+    return Rounds(*arrays, names, np.stack(places)), +left
 
 
 def told(left: Counter[str]) -> str:

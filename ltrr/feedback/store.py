@@ -39,6 +39,7 @@ from ltrr.feedback.schema import (
     row_of,
 )
 
+_RECENT = 10_000  # impressions among which the latest of a policy is looked for
 _GROUP = 2000  # events of a transaction, and rows of a read
 _WAITS = (0.05, 0.2, 1.0, 3.0)  # seconds before a transaction is tried again
 Impressions = Iterator[list[tuple[int, Impression]]]  # batches, each event with its seq
@@ -223,10 +224,10 @@ class EventStore:
         return job.future
 
     def latest(self, policy: str) -> Impression | None:
-        """The page of this policy that was stored last."""
-        wanted = (
-            sa.select(IMPRESSIONS).where(IMPRESSIONS.c.policy == policy).order_by(IMPRESSIONS.c.seq.desc()).limit(1)
-        )
+        """The page of this policy that was stored last; none where the last _RECENT are of others."""
+        wanted = sa.select(IMPRESSIONS).order_by(IMPRESSIONS.c.seq.desc()).limit(1)
+        last = sa.select(sa.func.max(IMPRESSIONS.c.seq)).scalar_subquery()
+        wanted = wanted.where(IMPRESSIONS.c.policy == policy, IMPRESSIONS.c.seq > last - _RECENT)
         with self._engine.connect() as connection:
             row = connection.execute(wanted).first()
         return impression_of(row) if row else None

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ltrr.core import Rounds
+from ltrr.fuse import WINDOW
 from ltrr.models import clicked
 from ltrr.models.bandit import BanditModule, gains
 from ltrr.models.depth_network import Columns
@@ -30,7 +31,7 @@ from ltrr.policy.linear import BayesianHeads
 _RANK = "_rank"  # ends the name of a column that says where an arm returned a candidate
 _SHARE = "_share"  # of one with its score
 _FILES = "arms"  # what an export's files are called
-_SOME = 1024  # choices that are learned from where they are many
+_SOME = 1024  # choices that are learned from where they are many, at least
 _CELLS = 4_000_000  # of queries, choices and candidates that are looked at together
 
 
@@ -215,9 +216,11 @@ class ArmsModule(clicked.ClickedModule):
 @lru_cache
 def learned_choices(num_arms: int, num_levels: int) -> tuple[np.ndarray, np.ndarray]:
     """(N, A) levels of the choices that are learned from, all or some of many; (N, P) of which heads they are made."""
-    levels = choices(num_arms, num_levels) if num_levels**num_arms <= FEW else None
-    if levels is None:
-        levels = np.random.default_rng(0).integers(0, num_levels, (_SOME, num_arms))
+    if num_levels**num_arms <= FEW:
+        levels = choices(num_arms, num_levels)
+    else:
+        heads = design(np.ones((1, num_arms), int), num_levels).shape[1]
+        levels = np.random.default_rng(0).integers(0, num_levels, (max(_SOME, 2 * heads), num_arms))
         levels = levels[levels.any(axis=1)]
     return levels, design(levels, num_levels).astype(np.float32)
 
@@ -253,20 +256,23 @@ def drawn_to(depth: float, gave: Gave, shares: np.ndarray, reciprocal: np.ndarra
     Args:
         shares: (Q, M, A) of the arm's best score, reciprocal: 1 / rank, 0 = not returned. found: (Q, A) by each arm.
     """
-    inside = reciprocal > 1 / (depth + 0.5)
+    inside, below = reciprocal > 1 / (depth + 0.5), (reciprocal > 0) & (reciprocal < 1 / (depth + 0.5))
     level, slope = gave.level[:, None], gave.slope[:, None]
-    as_it_was = np.where(inside, level + slope * shares, np.nan)
-    steep = np.abs(slope) > 1e-9
-    lowest = np.where(steep, -level / np.where(steep, slope, 1.0), 0.0)[:, 0]  # (Q, A) the share that gives nothing
-    place = -np.log(np.where(reciprocal > 0, reciprocal, 1.0))  # of ranks from 1
-    last, below = np.log(min(depth, 1e6)), ~inside & (reciprocal > 0)
+    as_it_was = np.where(inside, level + slope * shares, np.nan).astype(np.float32)
+    if depth >= WINDOW:
+        return as_it_was
+    scaled = np.abs(level) > 1e-3 * np.abs(slope)  # what is added to the fused score as it is has no level
+    lowest = -gave.level / np.where(gave.slope == 0, 1.0, gave.slope)  # (Q, A) the share that gives nothing
+    best = np.where((shares > 0).any(axis=1), 1.0, np.where(inside, shares, -np.inf).max(axis=1))[:, None]
     # the share of the last one is read off a line between the candidates around it, or to the last of all
+    place = -np.log(np.where(reciprocal > 0, reciprocal, 1.0))  # of ranks from 1
     upper = np.where(inside, place, -np.inf).argmax(axis=1)[:, None]
     lower = np.where(below, place, np.inf).argmin(axis=1)[:, None]
     (x0, y0), (x1, y1) = ([np.take_along_axis(of, at, 1)[:, 0] for of in (place, shares)] for at in (upper, lower))
-    x1, y1 = (np.where(below.any(axis=1), *pair) for pair in ((x1, np.log(np.maximum(found, 1))), (y1, lowest)))
-    part = np.clip((last - x0) / np.where(x1 > x0, x1 - x0, np.inf), 0.0, 1.0)
+    end = np.log(np.clip(found, 1, WINDOW)), lowest
+    x1, y1 = (np.where(below.any(axis=1), *pair) for pair in zip((x1, y1), end, strict=True))
+    part = np.clip((np.log(depth) - x0) / np.where(x1 > x0, x1 - x0, np.inf), 0.0, 1.0)
     new = (y0 + part * (y1 - y0))[:, None]
-    changed = inside & steep & (found > depth)[:, None] & inside.any(axis=1, keepdims=True) & (new < 1 - 1e-6)
-    scaled = (level + slope) * (shares - new) / np.where(changed, 1 - new, 1.0)
-    return np.where(changed, np.maximum(scaled, 0.0), as_it_was).astype(np.float32)
+    changed = inside & scaled & (slope != 0) & (found > depth)[:, None] & (new < best - 1e-6)
+    rescaled = (level + slope * best) * (shares - new) / np.where(changed, best - new, 1.0)
+    return np.where(changed, np.maximum(rescaled, 0.0), as_it_was).astype(np.float32)

@@ -18,6 +18,9 @@ import numpy as np
 from ltrr.core import Decision
 
 MOST = 20_000  # decisions that are listed; beyond, `greedy` finds one without listing them
+_STEP = 0.01  # of a price that starts at 0
+_SETTLED = 1_000  # queries after which a price that was logged counts as found
+_TINY = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +67,12 @@ class Table:
         depths, cut = rows[:, :-1], rows[:, -1]
         cost = (depths > 0) @ np.array([costs[name] for name in levels]) + candidate_cost * cut
         cost += drawn_cost * depths.sum(axis=1)
-        keep = (depths.sum(axis=1) >= cut) & (cost <= (np.inf if cap is None else cap))
+        filled = depths.sum(axis=1) >= cut
+        if not filled.any():
+            raise ValueError(f"policy.depths: no arm can fill a cut of {min(cuts)}")
+        keep = filled & (cost <= (np.inf if cap is None else cap))
         if not keep.any():
-            raise ValueError(f"policy.arms_cap: no decision costs {cap} or less, the cheapest {cost.min():g}")
+            raise ValueError(f"policy.arms_cap: no decision costs {cap} or less, the cheapest {cost[filled].min():g}")
         order = np.flatnonzero(keep)[np.argsort(cost[keep], kind="stable")]
         return cls(depths[order], cut[order], cost[order])
 
@@ -104,23 +110,31 @@ class Price:
     Args:
         budget: mean cost a query.
         start: λ at the beginning, ≥ 0.
-        step: how far λ moves for a cost that is one budget too high; it falls with the square root of time.
+        step: how far λ moves for a cost that is one budget too high; it falls with the square root of time. None = as
+            far as it is at the start.
+        name: in logs; prices of other budgets, costs or queries have other ones.
     """
 
-    def __init__(self, budget: float, *, start: float = 0.0, step: float = 0.01) -> None:
-        if budget <= 0:
-            raise ValueError(f"policy.budget: {budget} is not above 0")
-        self.value, self._budget, self._step, self._seen = start, budget, step, 0
+    def __init__(self, budget: float, *, start: float = 0.0, step: float | None = None, name: str = "price") -> None:
+        self.value, self.name, self.follows = start, name, False
+        self._budget, self._step, self._seen = budget, step or start or _STEP, 0
 
-    def named(self, what: str) -> str:
-        """What λ is called in logs: of another budget it would be another one."""
-        return f"{what}, {self._budget:g} a query"
+    def follow(self, logged: Mapping[str, float]) -> None:
+        """From now on λ follows what is spent, from where it was when it was last logged."""
+        self.follows = True
+        if self.name in logged:
+            self.value, self._seen = logged[self.name], _SETTLED
+
+    def spend(self, costs: np.ndarray) -> None:
+        """Moves λ after some queries' costs (Q,), if it follows them."""
+        if self.follows:
+            self.update(costs)
 
     def update(self, costs: np.ndarray) -> None:
-        """Moves λ after some queries' costs (Q,)."""
+        """Moves λ."""
         self._seen += len(costs)
         over = float(np.sum(costs / self._budget - 1.0))
-        self.value = max(0.0, self.value + self._step * over / np.sqrt(self._seen))
+        self.value = max(0.0, self.value + self._step * over / self._seen**0.5)
 
 
 def best(values: np.ndarray, costs: np.ndarray, price: float) -> np.ndarray:
@@ -128,23 +142,28 @@ def best(values: np.ndarray, costs: np.ndarray, price: float) -> np.ndarray:
     return np.argmax(values - price * costs, axis=1)
 
 
-def price_for(values: np.ndarray, costs: np.ndarray, budget: float) -> float:
+def price_for(values: np.ndarray, costs: np.ndarray, budget: float, name: str = "policy.budget") -> float:
     """The least λ at which the best decisions cost at most `budget` in the mean, from (Q, N) values of logged queries.
 
-    0 where even free choice costs less. Errors: ValueError where the cheapest decisions cost more.
+    0 where even free choice costs less. Errors: ValueError with the budget's name where the cheapest ones cost more.
     """
-    return least_price(lambda price: float(costs[best(values, costs, price)].mean()), float(costs.min()), budget)
+    return least_price(lambda price: float(costs[best(values, costs, price)].mean()), costs.min(), budget, name)
 
 
-def least_price(mean_cost: Callable[[float], float], cheapest: float, budget: float, steps: int = 50) -> float:
-    """The same for any way to decide: λ -> mean cost, which falls; cheapest: of all decisions."""
+def least_price(
+    mean_cost: Callable[[float], float], cheapest: float, budget: float, name: str, steps: int = 50
+) -> float:
+    """The same for any way to decide: λ -> mean cost, which falls to the cheapest decision's."""
     if cheapest > budget:
-        raise ValueError(f"policy.budget: {budget:g} is below the cheapest decision's cost, {cheapest:g}")
-    low, high = 0.0, 1.0
-    if mean_cost(low) <= budget:
-        return low
+        raise ValueError(f"{name}: {budget:g} is below the cheapest decision's cost, {cheapest:g}")
+    if mean_cost(0.0) <= budget:
+        return 0.0
+    high = 1.0
     while mean_cost(high) > budget:
-        low, high = high, 2 * high
+        high *= 2
+    while mean_cost(high / 2) <= budget and high > _TINY:
+        high /= 2
+    low = high / 2
     for _ in range(steps):
         middle = (low + high) / 2
         low, high = (middle, high) if mean_cost(middle) > budget else (low, middle)
@@ -161,7 +180,7 @@ def greedy(
         costs: of each part, those of its levels; they add up.
         start: (P,) levels.
 
-    Returns: (P,) levels. The best of all where parts' gains add up.
+    Returns: (P,) levels. The best of all where parts' gains add up; never worse than one part alone, others at level 0.
     """
     parts = np.repeat(np.arange(len(costs)), [len(own) for own in costs])
     levels = np.concatenate([np.arange(len(own)) for own in costs])
@@ -172,8 +191,8 @@ def greedy(
 
     at, value = np.array(start), float(net(np.array(start)[None])[0])
     while True:
-        tries = np.repeat(at[None], len(cost), axis=0)
-        tries[np.arange(len(cost)), parts] = levels
+        tries = np.concatenate([np.repeat(at[None], len(cost), axis=0), np.zeros((len(cost), len(at)), int)])
+        tries[np.arange(2 * len(cost)), np.tile(parts, 2)] = np.tile(levels, 2)
         values = net(tries)
         if values.max() <= value + 1e-12:
             return at

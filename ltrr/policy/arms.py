@@ -66,7 +66,7 @@ class Exploring(NamedTuple):
     """How choices are drawn."""
 
     explorer: Explorer
-    shadow: float = 0.0  # share of queries for which all arms run, where the cap lets them
+    shadow: float = 0.0  # share of queries for which all arms run at their whole depths, if the cap lets them
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,10 @@ class Costs:
     run: Mapping[str, float]
     drawn: float = 0.0
     cap: float | None = None
+
+    def __post_init__(self) -> None:
+        if (least := min(self.run.values(), default=0.0)) < 0 or self.drawn < 0:
+            raise ValueError(f"policy.arms_costs, arms_drawn_cost: {min(least, self.drawn):g} is below 0")
 
 
 class ListedArms:
@@ -100,6 +104,7 @@ class ListedArms:
             own, [most], arm_costs=_run(levels, costs), candidate_cost=0.0, drawn_cost=costs.drawn, cap=costs.cap
         )
         self.table = replace(table, cuts=np.full(len(table), cut, np.int32))
+        self._whole = bool((table.depths[-1] == [max(depths) for depths in own.values()]).all())
         self._design = design(levels_of(self.table.depths, levels, num_levels), num_levels)  # (N, P)
 
     def check(self, how: Exploring) -> None:
@@ -113,8 +118,9 @@ class ListedArms:
         """(Q, N) of each choice of the table, at a price."""
         unsure = None if believed.variances is None else np.sqrt(believed.variances @ self._design.T**2)
         worth = self.values(believed.losses) - price * self.table.costs
-        probabilities = (1 - how.shadow) * how.explorer.probabilities(worth, unsure)
-        probabilities[:, -1] += how.shadow
+        probabilities, shadow = how.explorer.probabilities(worth, unsure), how.shadow * self._whole
+        probabilities *= 1 - shadow
+        probabilities[:, -1] += shadow
         return probabilities
 
     def draw(
@@ -126,7 +132,7 @@ class ListedArms:
 
     def price(self, losses: np.ndarray, budget: float) -> float:
         """At which the best choices for these queries cost at most the budget in the mean."""
-        return price_for(self.values(losses), self.table.costs, budget)
+        return price_for(self.values(losses), self.table.costs, budget, "policy.arms_budget")
 
 
 class UnlistedArms:
@@ -141,7 +147,7 @@ class UnlistedArms:
         self._depths = [np.array([0, *own]) for own in levels.values()]
         run = _run(levels, costs)
         self._costs = [(own > 0) * run[arm] + costs.drawn * own for arm, own in zip(levels, self._depths, strict=True)]
-        self._own = [levels_of(own[:, None], {"": own[1:].tolist()}, num_levels)[:, 0] for own in self._depths]
+        self._own = [np.array([*range(len(own) - 1), num_levels - 1] if len(own) > 1 else [0]) for own in self._depths]
         self._cut, self._num_levels = cut, num_levels
 
     def check(self, how: Exploring) -> EpsilonGreedy:
@@ -151,6 +157,8 @@ class UnlistedArms:
                 f"policy.explore: {type(how.explorer).__name__} needs a list of choices, and these are more than "
                 f"{MOST:,}; use EpsilonGreedy, or fewer depths"
             )
+        if not 0 <= how.explorer.epsilon <= 1:
+            raise ValueError(f"policy.explore: a share of {how.explorer.epsilon} is not within 0 and 1")
         return how.explorer
 
     def _best(self, losses: np.ndarray, price: float) -> np.ndarray:
@@ -193,7 +201,7 @@ class UnlistedArms:
             return float(sum(own[at].mean() for own, at in zip(self._costs, self._best(losses, price).T, strict=True)))
 
         cheapest = min(float(own[1:].min()) for own in self._costs if len(own) > 1)
-        return least_price(mean_cost, cheapest, budget, _STEPS)
+        return least_price(mean_cost, cheapest, budget, "policy.arms_budget", _STEPS)
 
 
 Choices = ListedArms | UnlistedArms
@@ -205,7 +213,7 @@ class ArmPolicy:
     Args:
         feasible: choices (`feasible_arms`).
         learner: of these arms, in this order.
-        budget: mean cost of arms a query; price: λ at the start, what a unit of cost must bring in recall.
+        price: of a unit of arms' cost, in recall.
         how: choices are drawn.
         id: of the learner's weights.
         seed: of draws; None = another each time.
@@ -216,15 +224,14 @@ class ArmPolicy:
         feasible: Choices,
         learner: Losses,
         *,
-        budget: float,
-        price: float,
+        price: Price,
         how: Exploring,
         id: str = "",
         seed: int | None = None,
     ) -> None:
         self.id = f"arms {id[:12]}"
         self._feasible, self._learner, self._how = feasible, learner, how
-        self.price, self.adapts = Price(budget, start=price), False
+        self.price = price
         self._rng, self._lock = np.random.default_rng(seed), threading.Lock()
 
     def decide(self, features: np.ndarray) -> Decision:
@@ -234,9 +241,8 @@ class ArmPolicy:
         with self._lock:
             price = self.price.value
             decision, costs = self._feasible.draw(believed, price, self._how, self._rng)
-            if self.adapts:
-                self.price.update(costs)
-        return decision._replace(prices={self.price.named("arms"): price})
+            self.price.spend(costs)
+        return decision._replace(prices={self.price.name: price})
 
 
 def feasible_arms(depths: Mapping[str, int], shallow: Sequence[int], costs: Costs, cut: int = 1) -> Choices:

@@ -39,8 +39,7 @@ class DepthPolicy:
         before: decides, before retrieval, which arms run and how deep.
         learner: of values.
         num: M, the deepest cut.
-        budget: mean candidates that are ranked.
-        price: λ. From `adapt()` on it follows what was drawn (dual ascent); until then all queries pay the same.
+        price: of a candidate. From `adapt()` on it follows what was drawn; until then all queries pay the same.
         explorer: of cuts.
         id: of the learner's weights.
         seed: of draws; None = another each time.
@@ -52,8 +51,7 @@ class DepthPolicy:
         learner: Values,
         *,
         num: int,
-        budget: float,
-        price: float,
+        price: Price,
         explorer: Explorer,
         id: str = "",
         seed: int | None = None,
@@ -61,18 +59,17 @@ class DepthPolicy:
         self.id = f"depth {id[:12]}" + (f", {before.id}" if isinstance(before, ArmPolicy) else "")
         self._before, self.learner, self._num, self._explorer = before, learner, num, explorer
         self._table = Table.of({"all": [num]}, range(1, num + 1))
-        self.price = Price(budget, start=price)
-        self._rng, self._lock, self.adapts = np.random.default_rng(seed), threading.Lock(), False
+        self.price = price
+        self._rng, self._lock = np.random.default_rng(seed), threading.Lock()
 
     def adapt(self, logged: Mapping[str, float] | None = None) -> None:
         """From now on prices follow what is spent: a service serves other queries than those that set them.
 
-        logged: prices of this policy's last decision, from which they go on; those of other budgets do not count.
+        logged: prices of this policy's last decision, from which they go on where they have the same name.
         """
-        for what, policy in (("candidates", self), ("arms", self._before)):
+        for policy in (self, self._before):
             if isinstance(policy, DepthPolicy | ArmPolicy):
-                policy.adapts = True
-                policy.price.value = (logged or {}).get(policy.price.named(what), policy.price.value)
+                policy.price.follow(logged or {})
 
     def decide(self, features: np.ndarray) -> Decision:
         """features (Q, F), known before retrieval."""
@@ -90,12 +87,11 @@ class DepthPolicy:
         with self._lock:
             price = self.price.value
             _, cuts = self._table.draw(self.probabilities(known, price), self._rng)
-            if self.adapts:
-                self.price.update(cuts.cut)
+            self.price.spend(cuts.cut)
         marginals = decision.marginals.copy()
         marginals[:, -1] = cuts.propensity
         whole = np.concatenate([known.query, known.candidates.reshape(len(features), -1)], axis=1)
-        prices = {**(decision.prices or {}), self.price.named("candidates"): price}
+        prices = {**(decision.prices or {}), self.price.name: price}
         return whole, Decision(decision.depths, cuts.cut, decision.propensity * cuts.propensity, marginals, prices)
 
     def probabilities(self, known: Known, price: float) -> np.ndarray:
