@@ -95,8 +95,10 @@ class Funnel:
         """6) What was drawn in the ranker's order, (Q, K); its first candidates are the page."""
         return self._ranker.rank(queries, drawn.pool) if self._ranker else drawn.fused
 
-    def rank_stages(self, queries: Sequence[Query], drawn: Drawn) -> tuple[Candidates, Candidates | None, Candidates]:
-        """For evaluation, (Q, K) each: the fused order; the ranker's own, where it mixes the two; what is served."""
+    def rank_stages(self, queries: Sequence[Query], drawn: Drawn) -> Sequence[Candidates | None]:
+        """For evaluation, (Q, K) each: unranked; the ranker's own order, where it mixes the two; what is served."""
+        if self._ranker is None:
+            return None, None, drawn.fused
         mixed = getattr(self._ranker, "rank_and_alone", None)
         if mixed is None:
             return drawn.fused, None, self.rank(queries, drawn)

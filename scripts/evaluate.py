@@ -1,4 +1,4 @@
-"""The BEIR table of a config's arms, their fusions and, where the config has a ranker, the whole funnel.
+"""The BEIR table of a config's arms, their fusions and, where it has a ranker or a learned policy, the whole funnel.
 
 python scripts/evaluate.py --config configs/funnel.yaml --data FOLDER|ZIP|HUBNAME --split test --out DIR
 
@@ -52,7 +52,8 @@ def evaluate(system: System, split: str, out: Path, baseline: str, by: str | Non
     """Table, runs and plots of one data set; a table by a field of the queries' metadata where asked for."""
     queries, qrels = system.dataset.split(split)
     fusions = FUSIONS if len(system.fusion_arms) > 1 else ()
-    stages = STAGES if system.has_ranker else ()
+    learned = bool((system.settings.get("policy") or {}).get("model"))
+    stages = STAGES if system.has_ranker else STAGES[-1:] * learned
     for name in system.specs:
         if name in (*FUSIONS, *STAGES, LABELS):
             raise ConfigError(f"arms.{name}: the table has a row of this name already; call the arm something else")
@@ -60,7 +61,8 @@ def evaluate(system: System, split: str, out: Path, baseline: str, by: str | Non
     parts = {name: [f"arms.{name}"] for name in system.usable()}
     parts |= {fusion: [f"arms.{name}" for name in system.fusion_arms] for fusion in fusions}
     drawn = [f"arms.{name}" for name, depth in system.depths.items() if depth]
-    parts |= {stage: [*drawn, "ranker"] if i else drawn for i, stage in enumerate(stages)}
+    ranked = [*drawn, *["ranker"] * system.has_ranker]
+    parts |= {stage: drawn if stage == STAGES[0] else ranked for stage in stages}
     trained = {name: splits for name, of in parts.items() if (splits := system.trained_on(of))}
     labelled = sorted({s for splits in trained.values() for s in splits} & set(system.dataset.splits) - {split})
     if baseline not in (known := [*parts, *([LABELS] if labelled else [])]):
@@ -83,6 +85,10 @@ def evaluate(system: System, split: str, out: Path, baseline: str, by: str | Non
         trained=trained,
         notes={name: "trained on this split: no test" for name, splits in trained.items() if split in splits},
     )
+    held = f"at most {system.cut} candidates a query"
+    if learned:
+        served = [len(found) for found in runs[STAGES[-1]].values()]
+        held = f"{sum(served) / len(served):.3g} candidates a query in the mean"
     report = write_report(
         out,
         dataset=system.dataset.name,
@@ -92,7 +98,7 @@ def evaluate(system: System, split: str, out: Path, baseline: str, by: str | Non
         baseline=baseline,
         runs=runs,
         tuned=system.tuned(),
-        footnote=f" `ltrr` rows\nhold at most {system.cut} candidates a query, other rows 1,000." if stages else "",
+        footnote=f" `ltrr` rows\nhold {held}, other rows 1,000." if stages else "",
     )
     print(f"\n{system.dataset.name}, {split}: {len(queries):,} queries, {len(system.corpus):,} documents")
     print(table(results, baseline))

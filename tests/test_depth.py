@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from test_funnel import QUERIES, RandomArm
 from test_scripts import script
 from test_simulate_policy import CONFIG
@@ -209,6 +211,20 @@ def test_explorers_that_are_unsure_are_told_how_much(learned):
     thompson = options | {"explore": {"class": "ltrr.policy.explore.Thompson"}}
     with pytest.raises(ConfigError, match="must be exact"):
         System(settings | {"policy": thompson}, open_dataset(data)).funnel()
+
+
+def test_evaluate_py_shows_what_a_policy_serves_without_a_ranker(learned, tmp_path):
+    data, export, settings = learned
+    (tmp_path / "f.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    flags = ("--config", tmp_path / "f.yaml", "--data", data, "--split", "test", "--out", tmp_path / "out")
+    script("scripts/evaluate.py", *flags, "--baseline", "all", "--policy.model", export, "--policy.budget", 3)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results["systems"]) == ["title", "all", "rrf", "convex", "ltrr"]
+    system = System(settings | {"policy": {"model": str(export), "budget": 3.0}}, open_dataset(data))
+    queries = system.dataset.split("test").queries
+    cut = system.funnel().draw(queries).fused.docs
+    mean = (cut >= 0).sum() / len(queries)
+    assert f"`ltrr` rows\nhold {mean:.3g} candidates a query in the mean" in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_a_policy_of_other_arms_is_refused(learned):

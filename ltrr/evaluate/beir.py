@@ -79,8 +79,7 @@ def evaluate_systems(
             for name, stage, end in zip(STAGES, ranked, (times[1], times[2], times[2]), strict=True):
                 seconds[name] += end - times[0]
                 runs[name] |= _run(ids, stage, doc_ids) if stage else {}
-    if STAGES[1] in runs and not runs[STAGES[1]]:
-        del runs[STAGES[1]]
+    runs = {name: run for name, run in runs.items() if run or name not in stages}
     for name in fusions:
         seconds[name] += sum(seconds[arm] for arm in fused)
     measures = (*MEASURES, "Judged@10")
