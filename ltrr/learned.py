@@ -7,6 +7,7 @@ Legend: Q queries, A arms, M candidates looked at.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from ltrr.policy.actions import Price, price_for
 from ltrr.policy.arms import ArmPolicy, Costs, Exploring, feasible_arms
 from ltrr.policy.baselines import FixedPolicy
 from ltrr.policy.depth import DepthPolicy
-from ltrr.policy.explore import Explorer
-from ltrr.policy.features import ContextFeatures, Known, pool_features, pool_names
+from ltrr.policy.explore import EpsilonGreedy, Explorer
+from ltrr.policy.features import ContextFeatures, Known, pool_names
 from ltrr.tuning import Tuning, key_of, some
 
 _PRICED = 1000  # queries on which the price of a candidate is set
@@ -33,7 +34,7 @@ def open_policy(
     depths: Mapping[str, int],
     cut: int,
     tuning: Tuning,
-    draw: Callable[[Sequence[Query]], Drawn],
+    draw: Callable[[Policy, Sequence[Query]], Drawn],
     identities: Sequence[Any],
     context: ContextFeatures,
 ) -> DepthPolicy:
@@ -47,7 +48,7 @@ def open_policy(
         depths: arm -> candidates to draw.
         cut: mean candidates where there is no budget.
         tuning: of the queries on which the price is set, their judgements are not looked at.
-        draw: queries -> the whole union in fused order.
+        draw: what a funnel of these arms with a policy draws.
         identities: of the arms' builds, and of what else `context` depends on.
         context: what is known before retrieval.
 
@@ -72,27 +73,24 @@ def open_policy(
         )
     judged = tuning.judged("fusion")
     if not (queries := some(judged.queries, _PRICED)):
-        raise ConfigError(
-            "policy.model: there are no train or dev queries on which the price of a candidate can be set"
-        )
+        raise ConfigError("policy.model: there are no train or dev queries on which its price can be set")
     on = f"{len(queries)} queries of {judged.name}"
 
-    def fit() -> dict[str, Any]:
-        drawn = draw(queries)
-        seen = pool_features(drawn.pool, num)
-        known = Known(np.concatenate([drawn.features, seen.query], axis=1), seen.candidates)
-        return {"price": price_for(learner.values(known), np.arange(1.0, num + 1), budget)}
-
-    depends = (learner.id, budget, dict(depths), list(identities), judged.key)
-    if budget <= 0:
-        raise ConfigError(f"policy.budget: {budget} is not above 0")
-    price = Price(
-        budget, start=tuning.fitted("price", depends, fit, on)["price"], name=f"candidates {key_of(*depends)}"
-    )
-    before: Policy = FixedPolicy(arms, depths, num)
+    depends: tuple[Any, ...] = learner.id, budget, dict(depths), list(identities), judged.key
+    before = likely = FixedPolicy(arms, depths, num)  # which arms run decides what candidates are worth
     if options.get("arms_model"):
         priced = context, queries, on, (*identities, judged.key)
-        before = _open_arms(options, arms, depths, num, tuning, priced, explorer)
+        before, likely = _open_arms(options, arms, depths, num, tuning, priced, explorer)
+        depends += (before.price.name,)
+
+    def fit() -> dict[str, Any]:
+        probe = DepthPolicy(likely, learner, num=num, price=Price(budget), explorer=EpsilonGreedy(0.0))
+        features, width = draw(probe, queries).features, len(learner.columns[0])
+        known = Known(features[:, :width], features[:, width:].reshape(len(queries), num, -1))
+        return {"price": price_for(learner.values(known), np.arange(1.0, num + 1), budget)}
+
+    start = tuning.fitted("price", depends, fit, on)["price"]
+    price = Price(budget, start=start, name=f"candidates {key_of(*depends)}")
     return DepthPolicy(before, learner, num=num, price=price, explorer=explorer, id=learner.id)
 
 
@@ -104,8 +102,8 @@ def _open_arms(
     tuning: Tuning,
     priced: tuple[ContextFeatures, Sequence[Query], str, tuple],
     explorer: Explorer,
-) -> ArmPolicy:
-    """The policy of `policy.arms_model`; priced: on which queries, as they are known, their name and key."""
+) -> tuple[ArmPolicy, ArmPolicy]:
+    """The policy of `policy.arms_model`, and as it is without exploring; priced: queries, their name and key."""
     from ltrr.models.arms import ArmsModule
 
     context, queries, on, key = priced
@@ -129,4 +127,5 @@ def _open_arms(
     depends = learner.id, budget, vars(costs), whole, key
     start = tuning.fitted("arms_price", depends, fit, on)["price"]
     price = Price(budget, start=start, name=f"arms {key_of(*depends)}")
-    return ArmPolicy(feasible, learner, price=price, how=how, id=learner.id)
+    made = partial(ArmPolicy, feasible, learner, price=price, id=learner.id)
+    return made(how=how), made(how=Exploring(EpsilonGreedy(0.0)))

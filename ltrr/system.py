@@ -288,12 +288,10 @@ class System:
         if not options.get("model"):
             return FixedPolicy(names, self.depths, self.cut)
         parts = [*(self.identity(name) for name in names if self.arm(name)), *history_digest(options)]
-        return open_policy(options, names, self.depths, self.cut, self.tuning, self._drawn_whole, parts, self.context)
+        return open_policy(options, names, self.depths, self.cut, self.tuning, self._drawn_by, parts, self.context)
 
-    def _drawn_whole(self, queries: Sequence[Query]) -> Drawn:
-        """The whole union in fused order."""
+    def _drawn_by(self, policy: Policy, queries: Sequence[Query]) -> Drawn:
         arms = {name: self.arm(name) for name in self.usable()}
-        policy = FixedPolicy(list(arms), self.depths, _DEPTH * len(arms))
         return Funnel(arms, policy, self.order(), None, self.context).draw(queries)
 
     @property

@@ -167,6 +167,8 @@ def test_a_config_lets_arms_be_off(learned, tmp_path):
     cost = (system.funnel().draw(judged).decision.depths > 0) @ np.array([1.0, 2.0])
     assert cost.mean() <= 1.6 + 1e-9
     assert "arms_price" in system.tuned()
+    cuts = system.funnel().draw(judged).decision.cut  # of what those arms bring, not of what all would
+    assert 2.0 < cuts.mean() <= 3.0
     module = ArmsModule(cut=3, shallow=(2, 4))
     module.refit(rounds, 0, BanditModule.load(export))
     module.export(tmp_path)
