@@ -111,10 +111,11 @@ def peers(runs: Path, commands: dict[str, str]) -> list[str]:
         return []
     lines = ["", "## Policies of other schools on MSRD, one pass", ""]
     lines += [
-        "Each cut, router and Vowpal Wabbit read the query's columns (fused scores and how arms' scores fall are among"
+        "Each cut and router read the query's columns (fused scores and how arms' scores fall are among them), Vowpal"
     ]
     lines += [
-        "them), the others each candidate's, too. Settings of all were chosen on dev (docs/experiments.md).",
+        "Wabbit also those of the candidate at the cut, the others all candidates'. Settings were chosen on dev",
+        "(docs/experiments.md).",
         "",
     ]
     lines += [f"    python {commands[step]}".replace("{data}", "../shared/data") for step in _PEERS if found[step]]
