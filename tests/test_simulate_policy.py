@@ -61,7 +61,7 @@ def test_a_policy_is_simulated_beside_what_it_is_compared_with(music: Path, conf
         (clicks, passes, k) for k in (3, 5) for clicks in ("simulated", "perfect") for passes in (1, 3)
     ]
     assert (out / "table.md").read_text() in done.stdout
-    assert (out / "frontier.png").stat().st_size > 1000
+    assert all((out / f"{name}.png").stat().st_size > 1000 for name in ("frontier", "regret"))
     made = {path: path.stat().st_mtime_ns for path in (out / "seeds").glob("*.npz")}
     assert len(made) == 8
     script("scripts/simulate.py", *flags, "--seeds", 2)
