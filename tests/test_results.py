@@ -59,7 +59,7 @@ def test_a_few_minutes_of_training_pay_on_scifact(cache, tmp_path):
     script("train.py", "fit", *flags, *steps, "--id", "short", "--trainer.logger", "false", timeout=1200)
     out, config = tmp_path / "table", ROOT / "configs/funnel.yaml"
     flags = ("--config", config, "--data", data, "--split", "test", "--out", out, "--cache", cache)
-    script("scripts/evaluate.py", *flags, "--arms.dense.model", tmp_path / "short" / "export")
+    script("scripts/evaluate.py", *flags, "--arms.dense.model", tmp_path / "short" / "export", timeout=1200)
     results = json.loads((out / "results.json").read_text())
     assert results["in_domain"]["dense"] == ["train"]
     assert results["systems"]["dense"]["nDCG@10"] >= 0.67  # .645 untrained; .695 seen; 60 of the recipe's steps
