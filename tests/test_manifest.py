@@ -9,9 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ltrr.index.manifest import IndexMissing, IndexRefused, build, open_index, private_copy, work_folder
+from ltrr.index.manifest import IndexMissing, IndexRefused, build, copy_folder, open_index, private_copy, work_folder
 
 PROJECT = Path(__file__).parents[1]
 
@@ -291,3 +292,15 @@ def test_private_copies_live_as_long_as_their_process(tmp_path):
     assert open_index(tmp_path, kind="fake")[0] == sealed  # the sealed folder was not changed by the copies' holders
     living.communicate("")
     assert private_copy(sealed, tmp_path) != ours
+
+
+def test_a_copy_has_every_byte_and_no_room_for_zeros(tmp_path):
+    # tails and lengths around a block, whatever its size
+    rng = np.random.default_rng(0)
+    parts = [b"", b"x", bytes(5), rng.bytes(70_000), bytes(3_000_000) + b"x", rng.bytes(65_536) + bytes(65_536)]
+    (tmp_path / "from" / "deep").mkdir(parents=True)
+    for n, content in enumerate(parts):
+        (tmp_path / "from" / "deep" / str(n)).write_bytes(content)
+    copy_folder(tmp_path / "from", tmp_path / "to")
+    assert [(tmp_path / "to" / "deep" / str(n)).read_bytes() for n in range(len(parts))] == parts
+    assert (tmp_path / "to" / "deep" / "4").stat().st_blocks * 512 < 1_000_000

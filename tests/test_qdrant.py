@@ -176,6 +176,9 @@ def test_missing_points_are_refused(root: Path) -> None:
 def test_points_without_payload(tmp_path: Path) -> None:
     bare = points(0, 60)._replace(tags=None, numbers=None)
     assert SparseEngine.create(tmp_path / "engine", [bare]) == 60
+    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
+    kept = sum(path.stat().st_blocks * 512 for path in tmp_path.rglob("*"))
+    assert kept < 8 << 20  # the engine reserves 130 MiB for so few
     vectors = vectors_of(5, 3)
     found = SparseEngine.open(tmp_path / "engine", tmp_path, 60).search(vectors, N)
     expected = slow_search(vectors, N)

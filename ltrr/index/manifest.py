@@ -34,6 +34,7 @@ from ltrr import __version__
 FORMAT = 1
 _BUILD_ID = re.compile(r"build-[0-9a-f]{24}")
 _LEFTOVERS = re.compile(rf"{_BUILD_ID.pattern}|\.tmp-.*")  # what a dead builder can leave in a root
+_BLOCK = 1 << 16  # bytes
 _REBUILD = "Rebuild it: python scripts/index.py --config FILE --data DATA --out DIR"
 
 
@@ -92,7 +93,7 @@ def build(
             model=model,
             config=config,
             counts=counts,
-            files={path.relative_to(folder).as_posix(): _seal(path) for path in sorted(_files(folder))},
+            files={p.relative_to(folder).as_posix(): _seal(p) for p in sorted(folder.rglob("*")) if p.is_file()},
             created=datetime.now(UTC).isoformat(),
             ltrr=__version__,
         )
@@ -169,12 +170,29 @@ def private_copy(folder: Path, root: Path) -> Path:
     with _locked(home / "lock"):
         for other in home.glob("*.lock"):
             if (descriptor := _try_lock(other)) is not None:
-                _discard(other.with_suffix(""), other, descriptor)
+                _discard(other.with_suffix(""), other, descriptor, os.getpid())
         descriptor = _try_lock(lock)
     assert descriptor is not None, "the name holds our pid and is swept: nobody else can hold it"
-    atexit.register(_discard_own, copy, lock, descriptor, os.getpid())
-    shutil.copytree(folder, copy)
+    atexit.register(_discard, copy, lock, descriptor, os.getpid())
+    copy_folder(folder, copy)
     return copy
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Like shutil.copytree, but blocks of zeros become holes: engines reserve far more than a small index fills."""
+    shutil.copytree(source, target, copy_function=_copy_file)
+
+
+def _copy_file(source: str, target: str) -> None:
+    zeros = bytes(_BLOCK)
+    with open(source, "rb") as read, open(target, "wb") as write:
+        while block := read.read(_BLOCK):
+            if block == zeros[: len(block)]:
+                write.seek(len(block), os.SEEK_CUR)
+            else:
+                write.write(block)
+        write.truncate()
+    shutil.copymode(source, target)
 
 
 def _verified(folder: Path, expected: dict) -> Manifest:
@@ -243,10 +261,6 @@ def _build_id(manifest_text: str) -> str:
     return f"build-{hashlib.sha256(manifest_text.encode()).hexdigest()[:24]}"
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file())
-
-
 def _seal(path: Path) -> dict:
     """Size and checksum of a file, which is on the disk when this returns."""
     _fsync(path)
@@ -299,13 +313,9 @@ def _try_lock(path: Path) -> int | None:
     return descriptor
 
 
-def _discard(copy: Path, lock: Path, descriptor: int) -> None:
-    shutil.rmtree(copy, ignore_errors=True)
-    lock.unlink(missing_ok=True)
-    os.close(descriptor)
-
-
-def _discard_own(copy: Path, lock: Path, descriptor: int, owner: int) -> None:
-    """At exit, in the owner only: a forked child runs the same hooks."""
+def _discard(copy: Path, lock: Path, descriptor: int, owner: int) -> None:
+    """In its owner only: a forked child runs the same hooks at exit."""
     if os.getpid() == owner:
-        _discard(copy, lock, descriptor)
+        shutil.rmtree(copy, ignore_errors=True)
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)

@@ -7,6 +7,7 @@ works on a private copy. Legend: B points of a batch, Q queries, K candidates.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -31,7 +32,7 @@ from qdrant_edge import (
 )
 
 from ltrr.core import Candidates, Sparse
-from ltrr.index.manifest import IndexRefused, private_copy
+from ltrr.index.manifest import IndexRefused, copy_folder, private_copy
 
 _VECTOR, _TAGS = "sparse", "tags"
 
@@ -61,8 +62,8 @@ class SparseEngine:
     @classmethod
     def create(cls, folder: Path, batches: Iterable[Batch]) -> int:
         """Writes a new shard, optimises and closes it; the number of points."""
-        params = {_VECTOR: EdgeSparseVectorParams()}
-        shard = EdgeShard.create(str(folder), EdgeConfig(sparse_vectors=params))
+        params, roomy = {_VECTOR: EdgeSparseVectorParams()}, folder.with_name(f"{folder.name}.roomy")
+        shard = EdgeShard.create(str(roomy), EdgeConfig(sparse_vectors=params))
         indexed: set[str] = set()
         for batch in batches:
             for name in ({_TAGS} if batch.tags is not None else set()) | set(batch.numbers or ()):
@@ -75,6 +76,8 @@ class SparseEngine:
         shard.flush()
         count = shard.count(CountRequest(exact=True))
         shard.close()
+        copy_folder(roomy, folder)  # it reserves at least 130 MB, most of it zeros
+        shutil.rmtree(roomy)
         return count
 
     @classmethod
@@ -98,7 +101,8 @@ class SparseEngine:
         scores = [np.empty(0, np.float32)] * len(vectors)
         asked, limit = [i for i, (terms, _) in enumerate(vectors) if len(terms)], k + 1
         while asked:
-            requests = [_request(vectors[i], limit, where[i] if where is not None else None) for i in asked]
+            given = [(Query.Nearest(_sparse(*vectors[i]), using=_VECTOR), where[i] if where else None) for i in asked]
+            requests = [QueryRequest(query=query, limit=limit, filter=_filter(own)) for query, own in given]
             tied = []
             for i, points in zip(asked, self._shard.query_batch(QueryBatchRequest(requests)), strict=True):
                 if len(points) == limit and points[-1].score == points[k - 1].score:
@@ -108,10 +112,6 @@ class SparseEngine:
                 scores[i] = np.fromiter((p.score for p in points), np.float32, len(points))
             asked, limit = tied, 4 * limit
         return Candidates.from_lists(docs, scores, k)
-
-
-def _request(vector: tuple[np.ndarray, np.ndarray], limit: int, where: Where | None) -> QueryRequest:
-    return QueryRequest(query=Query.Nearest(_sparse(*vector), using=_VECTOR), limit=limit, filter=_filter(where))
 
 
 def _sparse(terms: np.ndarray, values: np.ndarray) -> SparseVector:
