@@ -37,7 +37,7 @@ from ltrr.models.arms import ArmsModule
 from ltrr.models.bandit import BanditModule
 from ltrr.models.clicked import ClickedModule
 from ltrr.models.fusion import FusionModule
-from ltrr.models.training import Export, SeedSteps, Throughput
+from ltrr.models.training import Export, SeedSteps, Throughput, emulates_bfloat16
 
 _MONITOR = "val_nDCG@10"  # of modules that name nothing else
 _ENVIRONMENT = "LTRR_RUN_ID"  # tells the id to the processes that Lightning starts for further devices
@@ -153,6 +153,9 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Gives the run its folder, before a logger opens files."""
         config, fit = self.config[str(self.subcommand)], self.subcommand == "fit"
+        if config.trainer.precision == "bf16-mixed" and emulates_bfloat16(str(config.trainer.accelerator)):
+            print("trainer.precision: 32-true, as this processor has no bfloat16")
+            config.trainer.precision = "32-true"
         root, given = Path(config.trainer.default_root_dir), config.ckpt_path
         file = Path(given) if given not in (None, "last", "best") else None
         within = file.parent.parent if file and file.parent.name == "ckpt" else None  # the run that wrote the file

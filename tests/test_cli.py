@@ -219,11 +219,16 @@ def test_a_run_never_exports_the_best_of_the_run_it_started_from(music, tiny_bac
         torch.testing.assert_close(value, next(v for k, v in trained.items() if k.endswith(name)))
 
 
-def test_mixed_precision_clipping_and_warm_up_are_what_was_asked_for(watch, music, tiny_backbone, tmp_path):
+@pytest.mark.parametrize("emulated", [False, True])
+def test_mixed_precision_clipping_and_warm_up_are_what_was_asked_for(
+    watch, music, tiny_backbone, tmp_path, monkeypatch, emulated
+):
+    """But for a precision that the processor does not have."""
+    monkeypatch.setattr(cli, "emulates_bfloat16", lambda accelerator: emulated)
     options = {"precision": "bf16-mixed", "gradient_clip_val": 0.01, "max_steps": 6}
     given = {f"trainer.{name}": value for name, value in options.items()} | {"model.warmup": 0.5, "model.lr": 0.003}
     fit("dense.yaml", music, tiny_backbone, tmp_path, *flags(given | {"id": "x"}))
-    assert watch.dtypes == {torch.bfloat16}
+    assert watch.dtypes == {torch.float32 if emulated else torch.bfloat16}
     assert {v.dtype for v in load_file(tmp_path / "x" / "export" / "model.safetensors").values()} == {torch.float32}
     assert watch.norms == pytest.approx([0.01] * 6, rel=1e-3)
     assert watch.rates == pytest.approx([0, 0.001, 0.002, 0.003, 0.002, 0.001])

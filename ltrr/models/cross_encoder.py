@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from ltrr.core import DevSet, Example
 from ltrr.models.backbone import CPU_TOKENS, QUIET, by_length, check_length, here_or_hub, pack_linears, sha256_of
 from ltrr.models.losses import lambda_loss, listwise_softmax, pointwise
-from ltrr.models.training import FiniteGradients, adamw, finite, set_dropout, validate
+from ltrr.models.training import TextModule, finite, set_dropout, validate
 
 GPU_TOKENS = 131_072  # tokens that go through a GPU at once
 TOKENISED_AT_ONCE = 1024  # pairs: sorting by length needs many, a living progress bar few
@@ -180,7 +179,7 @@ def _has_score(text: CrossEncoder) -> bool:
     return any("SequenceClassification" in name for name in inner.config.architectures or ())
 
 
-class CrossEncoderModule(LightningModule):
+class CrossEncoderModule(TextModule):
     """Trains a cross-encoder.
 
     Args:
@@ -220,9 +219,6 @@ class CrossEncoderModule(LightningModule):
             batch["signals"] = torch.tensor([row for e in examples for row in e.signals])  # type: ignore[attr-defined]  # (B·N, S)
         return batch
 
-    def configure_callbacks(self) -> list[Any]:
-        return [FiniteGradients()]
-
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.network.num_signals and data is not None and not getattr(data, "has_signals", False):
@@ -244,10 +240,6 @@ class CrossEncoderModule(LightningModule):
         documents = [dev.documents[place] for places in dev.candidates for place in places]
         scores = self.network.score(queries, documents)
         validate(self, dev.run(np.split(scores, np.cumsum(counts)[:-1])), dev)
-
-    def configure_optimizers(self) -> Any:
-        steps = int(self.trainer.estimated_stepping_batches)
-        return adamw(self, self._lr, self._weight_decay, self._warmup, steps)
 
     def export(self, folder: Path) -> None:
         """A folder for `CrossEncoder` and `load_cross_encoder`."""

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -23,8 +22,7 @@ from ltrr.metrics import to_run
 from ltrr.models.backbone import CPU_TOKENS, TOKENISED_AT_ONCE, by_length, check_length, load_network
 from ltrr.models.losses import info_nce, kl_distillation, margin_mse, matryoshka
 from ltrr.models.training import (
-    FiniteGradients,
-    adamw,
+    TextModule,
     check_range,
     check_teacher,
     exclusions,
@@ -63,7 +61,7 @@ def dense_network(
     return network.float().train()
 
 
-class DenseModule(LightningModule):
+class DenseModule(TextModule):
     """Trains a bi-encoder.
 
     Args:
@@ -134,9 +132,6 @@ class DenseModule(LightningModule):
 
     # -- training
 
-    def configure_callbacks(self) -> list[Any]:
-        return [FiniteGradients()]
-
     def on_fit_start(self) -> None:
         check_teacher(self, self._distill)
 
@@ -197,10 +192,6 @@ class DenseModule(LightningModule):
             if self._dimensions
             else contrast(queries, documents)
         )
-
-    def configure_optimizers(self) -> Any:
-        steps = int(self.trainer.estimated_stepping_batches)
-        return adamw(self, self._lr, self._weight_decay, self._warmup, steps)
 
     # -- validation and export
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -28,7 +27,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ltrr.core import DevSet, Example
 from ltrr.models.backbone import check_length, here_or_hub
-from ltrr.models.training import FiniteGradients, adamw, check_range, finite, set_dropout, validate
+from ltrr.models.training import TextModule, check_range, finite, set_dropout, validate
 
 IGNORED = -100  # label of padding
 _AT_ONCE = 32  # documents encoded or scored at a time in validation
@@ -123,7 +122,7 @@ def doc2query_network(
     return network.float().train()
 
 
-class Doc2QueryModule(LightningModule):
+class Doc2QueryModule(TextModule):
     """Trains document -> query on the positives of each example: cross-entropy of the query's tokens.
 
     Validation ranks the candidates of each dev query by the likelihood of the query given the document (query
@@ -167,9 +166,6 @@ class Doc2QueryModule(LightningModule):
         tokens = int(documents["attention_mask"].sum() + (labels != IGNORED).sum())
         return {"ids": [e.id for e in examples], "tokens": tokens, **documents, "labels": labels}
 
-    def configure_callbacks(self) -> list[Any]:
-        return [FiniteGradients()]
-
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         mask, labels = batch["attention_mask"], batch["labels"]
         logits = self.network(self.network.encode(batch["input_ids"], mask), mask, labels)  # (B, T, V)
@@ -181,10 +177,6 @@ class Doc2QueryModule(LightningModule):
         )
         self.log("train_loss", loss, batch_size=len(labels), prog_bar=True)
         return finite(loss, batch["ids"])
-
-    def configure_optimizers(self) -> Any:
-        steps = int(self.trainer.estimated_stepping_batches)
-        return adamw(self, self._lr, self._weight_decay, self._warmup, steps)
 
     # -- validation and export
 

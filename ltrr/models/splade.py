@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule
 from scipy.sparse import csr_array
 from sentence_transformers import SparseEncoder
 from sentence_transformers.base.modules import Router
@@ -27,8 +26,7 @@ from ltrr.models.backbone import CPU_TOKENS, check_length, here_or_hub, pack_lin
 from ltrr.models.losses import flops, info_nce, kl_distillation, margin_mse, quadratic_ramp
 from ltrr.models.sparse_network import Splade
 from ltrr.models.training import (
-    FiniteGradients,
-    adamw,
+    TextModule,
     check_range,
     check_teacher,
     exclusions,
@@ -129,7 +127,7 @@ class SpladeEncoder:
             return self._network.encode(texts, is_query=is_query, token_budget=self._token_budget)
 
 
-class SpladeModule(LightningModule):
+class SpladeModule(TextModule):
     """Trains a SPLADE network.
 
     Args:
@@ -184,9 +182,6 @@ class SpladeModule(LightningModule):
             "teacher": torch.tensor([e.teacher for e in examples]),  # (B, N)
         }
 
-    def configure_callbacks(self) -> list[Any]:
-        return [FiniteGradients()]
-
     def on_fit_start(self) -> None:
         check_teacher(self, self._distill)
         if not self.network.calibrated:
@@ -217,10 +212,6 @@ class SpladeModule(LightningModule):
         }
         self.log_dict({"train_loss": loss, "flops": few, **terms}, batch_size=len(queries), prog_bar=True)
         return finite(loss + ramp * few, batch["ids"])
-
-    def configure_optimizers(self) -> Any:
-        steps = int(self.trainer.estimated_stepping_batches)
-        return adamw(self, self._lr, self._weight_decay, self._warmup, steps)
 
     def validation_step(self, dev: DevSet, batch_idx: int) -> None:
         queries, documents = self.network.encode(dev.queries, is_query=True), self.network.encode(dev.documents)

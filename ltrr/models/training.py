@@ -58,6 +58,12 @@ def check_range(field: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"{field}: {value} must lie in {low:g} to {high:g}")
 
 
+def emulates_bfloat16(accelerator: str) -> bool:
+    """Whether a fit would run on a processor that only emulates bfloat16, many times slower than float32."""
+    on_cpu, has = accelerator == "cpu" or not torch.accelerator.is_available(), torch.cpu.get_capabilities()
+    return on_cpu and has["architecture"] == "x86_64" and not (has["amx_bf16"] or has["avx512_bf16"])
+
+
 def check_teacher(module: LightningModule, distill: str | None) -> None:
     """ValueError where a loss needs a teacher's scores and the data have none."""
     if distill and not module.trainer.datamodule.has_teacher:  # type: ignore[attr-defined]
@@ -187,6 +193,21 @@ class FiniteGradients(Callback):
         if trainer.scaler is None:  # float16's scaler leaves out such steps by itself
             finite(nn.utils.get_total_norm(gradients, math.inf), self._ids, "gradient")
         self._ids = []
+
+
+class TextModule(LightningModule):
+    """What the four trainable text models do alike."""
+
+    _lr: float
+    _weight_decay: float
+    _warmup: float
+
+    def configure_callbacks(self) -> list[Any]:
+        return [FiniteGradients()]
+
+    def configure_optimizers(self) -> Any:
+        steps = int(self.trainer.estimated_stepping_batches)
+        return adamw(self, self._lr, self._weight_decay, self._warmup, steps)
 
 
 class Export(Callback):
