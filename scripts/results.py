@@ -1,6 +1,8 @@
 """Writes docs/results.md and the table of README.md from what the commands in it wrote: no figure is typed by hand.
 
 python scripts/results.py [--runs runs] [--out docs/results.md]
+
+What --runs does not have stays as the document has it, so that a few steps can be measured again elsewhere.
 """
 
 from __future__ import annotations
@@ -107,10 +109,9 @@ def _short(value: float | str) -> str:
 def peers(runs: Path, commands: dict[str, str]) -> list[str]:
     """Gap closed and cost saved of each learner, where it was measured."""
     found = {step: whatever_is_in(runs / step / "results.json") for step in _PEERS}
-    if not any(found.values()):
+    if not all(found.values()):
         return []
-    lines = ["", "## Policies of other schools on MSRD, one pass", ""]
-    lines += [
+    lines = [
         "Each cut and router read the query's columns (fused scores and how arms' scores fall are among them), Vowpal"
     ]
     lines += [
@@ -130,39 +131,111 @@ def peers(runs: Path, commands: dict[str, str]) -> list[str]:
     return lines
 
 
+def kept_of(path: Path) -> dict[str, list[str]]:
+    """Title -> lines of each section of the document as it is."""
+    sections: dict[str, list[str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        if line.startswith("## "):
+            sections[line[3:]] = []
+        elif sections:
+            sections[[*sections][-1]].append(line)
+    return {title: "\n".join(lines).strip("\n").splitlines() for title, lines in sections.items()}
+
+
+def rows_of(lines: list[str]) -> dict[str, list[str]]:
+    """First cell -> the others, of a Markdown table."""
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("|")]
+    return {first: rest for first, *rest in rows[2:]}
+
+
+def evaluation(runs: Path, name: str, command: str, costs: dict) -> list[str]:
+    """Commands, minutes of training, table and what was tuned of a step that evaluates."""
+    before, tuned = needed(command), json.loads((runs / name / "results.json").read_text())["tuned"]
+    lines = _shown([*(step.command for step in before), command])
+    if fits := [costs[s.name]["seconds"] for s in before if "train.py" in s.command and s.name in costs]:
+        lines += ["", f"Training, together: {sum(fits) / 60:.1f} minutes."]
+    lines += ["", table(runs / name)]
+    return lines + [f"- {k}: on {v['on']}: `{json.dumps(v['parameters'])}`" for k, v in sorted(tuned.items())]
+
+
+def named(people: dict) -> list[str]:
+    """Queries that name a person."""
+    head = f"| system | {people['measure']} | 95 % interval | p (Holm) against {people['baseline']} |"
+    lines = _shown(["scripts/person_queries.py --data {data}/msrd-movies --results runs/msrd"])
+    lines += ["", f"{people['n']} queries.", "", head, "| --- | ---: | ---: | ---: |"]
+    for name, row in people["systems"].items():
+        p = "" if row["p"] is None else f"{row['p']:.4f}"
+        lines.append(f"| {name} | {row['mean']:.4f} | {row['low']:.3f} to {row['high']:.3f} | {p} |")
+    return lines
+
+
+def speed(bench: dict) -> list[str]:
+    lines = [*_shown(["scripts/benchmark.py --data {data}/msrd-movies --device cpu"]), "", "Compare ratios, not times."]
+    lines += ["", "| what | figures |", "| --- | --- |"]
+    for name, row in bench["figures"].items():
+        lines.append(f"| {name} | {', '.join(f'{key} {value:.3g}' for key, value in row.items())} |")
+    return lines
+
+
+def minutes(costs: dict, before: list[str]) -> list[str]:
+    """Of each step, those of earlier measurements included."""
+    rows = rows_of(before)
+    for name, cost in costs.items():
+        spent = f"{cost['seconds'] / 60:.1f}{', its last part' if cost['resumed'] else ''}"
+        rows[name] = [spent, cost.get("commit", "not recorded")]
+    lines = [*_shown(["scripts/reproduce.py"]), "", "| step | minutes | commit |", "| --- | ---: | --- |"]
+    return lines + [f"| {name} | {' | '.join(rest)} |" for name, rest in sorted(rows.items())]
+
+
+def goals(figures: dict, before: list[str]) -> tuple[list[str], list[str], list[str], int]:
+    """Rows of all goals, of the headlines, of those that are not met, and how many are."""
+    every, old = ["| what | measured | goal |", "| --- | ---: | --- |"], rows_of(before)
+    chosen, missed, num_met = every[:], every[:], 0
+    assert {what for what, *_ in GOALS} >= HEADLINES
+    for what, find, sign, goal in GOALS:
+        try:
+            value: float | None = find(figures)
+        except KeyError:
+            told = old.get(what, ["not measured"])[0]
+            value = None if told == "not measured" else float(told)
+        every.append(f"| {what} | {'not measured' if value is None else f'{value:.4g}'} | {sign} {goal} |")
+        good = value is not None and met(value, sign, goal)
+        num_met += good
+        if what in HEADLINES:
+            chosen.append(every[-1])
+        if not good:
+            missed.append(every[-1])
+    return every, chosen, missed, num_met
+
+
+def _shown(commands: list[str]) -> list[str]:
+    return [f"    python {command}".replace("{data}", "../shared/data") for command in commands]
+
+
 def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
     flags = parser.parse_args()
-    commands = {step.name: step.command for step in STEPS}
-    parts = [(title, name) for title, name in _PARTS if (flags.runs / name / "results.json").exists()]
-    read = {name: json.loads((flags.runs / name / "results.json").read_text()) for _, name in parts}
-    people = whatever_is_in(flags.runs / "msrd" / "person_queries.json")
-    bench = whatever_is_in(flags.runs / "benchmark" / "benchmark.json")
-    costs = {path.stem: json.loads(path.read_text()) for path in sorted((flags.runs / "costs").glob("*.json"))}
-    figures = {name: report["systems"] for name, report in read.items()} | {
-        "people": people.get("systems", {}),
-        "speed": bench.get("figures", {}),
-        "quickstart cost": whatever_is_in(flags.runs / "quickstart" / "cost.json"),
-    }
-    figures |= {name: whatever_is_in(flags.runs / name / "results.json") for _, name in _EXPERIMENTS}
-    goals = ["| what | measured | goal |", "| --- | ---: | --- |"]
-    chosen, missed, num_met = goals[:], goals[:], 0
-    assert {what for what, *_ in GOALS} >= HEADLINES
-    for what, find, sign, goal in GOALS:
-        try:
-            value = find(figures)
-            goals.append(f"| {what} | {value:.4g} | {sign} {goal} |")
-            good = met(value, sign, goal)
-        except KeyError:
-            goals.append(f"| {what} | not measured | {sign} {goal} |")
-            good = False
-        num_met += good
-        if what in HEADLINES:
-            chosen.append(goals[-1])
-        if not good:
-            missed.append(goals[-1])
+    runs, commands, kept = flags.runs, {step.name: step.command for step in STEPS}, kept_of(flags.out)
+    read = {name: whatever_is_in(runs / name / "results.json") for _, name in (*_PARTS, *_EXPERIMENTS)}
+    costs = {path.stem: json.loads(path.read_text()) for path in sorted((runs / "costs").glob("*.json"))}
+    people = whatever_is_in(runs / "msrd" / "person_queries.json")
+    bench = whatever_is_in(runs / "benchmark" / "benchmark.json")
+    figures = {name: read[name]["systems"] for _, name in _PARTS if read[name]}
+    figures |= {name: read[name] for _, name in _EXPERIMENTS}
+    figures |= {"people": people.get("systems", {}), "speed": bench.get("figures", {})}
+    figures["quickstart cost"] = whatever_is_in(runs / "quickstart" / "cost.json")
+    every, chosen, missed, num_met = goals(figures, kept.get("Goals", []))
+    made = {"Goals": every}
+    made |= {title: evaluation(runs, name, commands[name], costs) if read[name] else [] for title, name in _PARTS}
+    made["MSRD test queries that name a person and no title"] = named(people) if people else []
+    for title, name in _EXPERIMENTS:
+        shown = [*(step.command for step in needed(commands[name])), commands[name]]
+        made[title] = [*_shown(shown), "", *experiment(runs / name, read[name])] if read[name] else []
+    made["Policies of other schools on MSRD, one pass"] = peers(runs, commands)
+    made["Speed"] = speed(bench) if bench else []
+    made["Minutes of each step"] = minutes(costs, kept.get("Minutes of each step", []))
     lines = [
         "# Results",
         "",
@@ -170,63 +243,10 @@ def run() -> None:
         " figure was not measured by this version yet."
         " Parameters were fitted on the splits listed under each table and nothing else. docs/experiments.md says which"
         " test figures were seen during development and what came of it.",
-        "",
-        "## Goals",
-        "",
-        *goals,
     ]
-    for title, name in parts:
-        before = needed(commands[name])
-        shown = [step.command for step in before] + [commands[name]]
-        lines += ["", f"## {title}", ""]
-        lines += [f"    python {command}".replace("{data}", "../shared/data") for command in shown]
-        if fits := [costs[s.name]["seconds"] for s in before if "train.py" in s.command and s.name in costs]:
-            lines += ["", f"Training, together: {sum(fits) / 60:.1f} minutes."]
-        lines += ["", table(flags.runs / name)]
-        lines += [
-            f"- {k}: on {v['on']}: `{json.dumps(v['parameters'])}`" for k, v in sorted(read[name]["tuned"].items())
-        ]
-    if people:
-        title = f"## MSRD test queries that name a person and no title (n = {people['n']})"
-        command = "`python scripts/person_queries.py --data ../shared/data/msrd-movies --results runs/msrd`"
-        head = f"| system | {people['measure']} | 95 % interval | p (Holm) against {people['baseline']} |"
-        lines += ["", title, "", command, "", head, "| --- | ---: | ---: | ---: |"]
-        for name, row in people["systems"].items():
-            p = "" if row["p"] is None else f"{row['p']:.4f}"
-            lines.append(f"| {name} | {row['mean']:.4f} | {row['low']:.3f} to {row['high']:.3f} | {p} |")
-    for title, name in _EXPERIMENTS:
-        if figures[name]:
-            shown = [*(step.command for step in needed(commands[name])), commands[name]]
-            lines += [
-                "",
-                f"## {title}",
-                "",
-                *(f"    python {c}".replace("{data}", "../shared/data") for c in shown),
-                "",
-            ]
-            lines += experiment(flags.runs / name, figures[name])
-    lines += peers(flags.runs, commands)
-    if bench:
-        command = (
-            "`python scripts/benchmark.py --data ../shared/data/msrd-movies --device cpu` (compare ratios, not times)"
-        )
-        lines += ["", "## Speed", "", command, "", "| what | figures |", "| --- | --- |"]
-        for name, row in bench["figures"].items():
-            lines.append(f"| {name} | {', '.join(f'{key} {value:.3g}' for key, value in row.items())} |")
-    lines += [
-        "",
-        "## Minutes of each step",
-        "",
-        "`python scripts/reproduce.py`",
-        "",
-        "| step | minutes | commit |",
-        "| --- | ---: | --- |",
-    ]
-    lines += [
-        f"| {name} | {cost['seconds'] / 60:.1f}{', its last part' if cost['resumed'] else ''} "
-        f"| {cost.get('commit', 'not recorded')} |"
-        for name, cost in costs.items()
-    ]
+    for title, own in made.items():
+        if own := own or kept.get(title, []):
+            lines += ["", f"## {title}", "", *own]
     with whole_file(flags.out) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     before, rest = _README.read_text(encoding="utf-8").split("<!-- results -->")
