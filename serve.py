@@ -29,14 +29,12 @@ def recorder(system: System, url: str | None, policy: Policy | None = None) -> R
     learns = (system.settings.get("policy") or {}).get("learn", False)
     if learns and (url is None or not isinstance(policy, DepthPolicy)):
         raise ConfigError("policy.learn: needs policy.model, and serve.events, from which it learns")
-    if url is None:
-        if isinstance(policy, DepthPolicy):
-            policy.adapt()
-        return None
-    name, store = getattr(policy, "id", "fixed"), EventStore(url)
+    name, store = getattr(policy, "id", "fixed"), EventStore(url) if url else None
     if isinstance(policy, DepthPolicy):
-        last = store.latest(name)
+        last = store.latest(name) if store else None
         policy.adapt(last.prices if last else None)
+    if store is None:
+        return None
     arms = {name: system.arm(name) for name in system.usable()}
     learners = {name: arm for name, arm in arms.items() if hasattr(arm, "take")}
     identities = {name: system.identity(name) for name in arms}

@@ -48,7 +48,7 @@ def open_context(names: Sequence[str], system: System) -> features.ContextFeatur
         "understanding": lambda: _understanding(vocabulary()),
         "embedding": lambda: features.embedding_features(_arm(system, "dense", "embedding").embed),
         "customer": lambda: _customer(system, vocabulary()),
-        "history": lambda: open_history(system, system.usable(), history_file(system.settings.get("policy"))).group,
+        "history": lambda: open_history(system, system.drawn, history_file(system.settings.get("policy"))).group,
     }
     for name in names:
         check_known("policy.features", name, groups)

@@ -142,6 +142,7 @@ class Rounds(NamedTuple):
     clicks: np.ndarray  # (R, M) bool; False where it was not shown and nothing is known
     names: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # of the F and of the C
     place: np.ndarray | None = None  # (R, M) of each on the page, 0 = first, -1 = not on it; None = fused order to cut
+    depths: np.ndarray | None = None  # (A,) candidates that each arm drew in every round; None = not always the same
 
     def some(self, which: slice | np.ndarray) -> Self:
         """The rounds at these places of R."""

@@ -6,6 +6,7 @@ Legend: Q queries, A arms, M candidates looked at.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from ltrr.policy.arms import ArmPolicy, Costs, Exploring, feasible_arms
 from ltrr.policy.baselines import FixedPolicy
 from ltrr.policy.depth import DepthPolicy
 from ltrr.policy.explore import EpsilonGreedy, Explorer
-from ltrr.policy.features import ContextFeatures, Known, pool_names
+from ltrr.policy.features import ContextFeatures, Known, arms_of, pool_names
 from ltrr.tuning import Tuning, key_of, some
 
 _PRICED = 1000  # queries on which the price of a candidate is set
@@ -37,6 +38,7 @@ def open_policy(
     draw: Callable[[Policy, Sequence[Query]], Drawn],
     identities: Sequence[Any],
     context: ContextFeatures,
+    seed: int | None = None,
 ) -> DepthPolicy:
     """The policy of `policy.model`.
 
@@ -49,8 +51,9 @@ def open_policy(
         cut: mean candidates where there is no budget.
         tuning: of the queries on which the price is set, their judgements are not looked at.
         draw: what a funnel of these arms with a policy draws.
-        identities: of the arms' builds, and of what else `context` depends on.
+        identities: of the arms' builds, of the fused order, and of what else `context` depends on.
         context: what is known before retrieval.
+        seed: of draws; None = another each time.
 
     Errors: ConfigError where the model is of other arms, or where there are no queries to set the price on.
     """
@@ -59,11 +62,9 @@ def open_policy(
     learner, budget = BanditModule.load(str(options["model"])), float(options.get("budget") or cut)
     num = learner.num
     query, each = pool_names(arms, num)
-    if learner.columns != (tuple(f.name for f in (*context.columns, *query)), tuple(f.name for f in each)):
-        raise ConfigError(
-            f"policy.model: {options['model']} was learned from other arms or features than this funnel's "
-            f"({', '.join(arms)}); use the arms and `policy.features` that its rounds were logged with"
-        )
+    columns = tuple(f.name for f in (*context.columns, *query)), tuple(f.name for f in each)
+    whole = {arm: depths.get(arm, 0) for arm in arms}
+    _check("policy.model", options, learner, columns, arms_of(learner.columns[1]), whole)
     spec = dict(options.get("explore") or _GREEDY)
     explorer = construct("policy.explore", find_class("policy.explore", str(spec.pop("class", ""))), spec)
     if not explorer.exact:
@@ -80,7 +81,7 @@ def open_policy(
     before = likely = FixedPolicy(arms, depths, num)  # which arms run decides what candidates are worth
     if options.get("arms_model"):
         priced = context, queries, on, (*identities, judged.key)
-        before, likely = _open_arms(options, arms, depths, num, tuning, priced, explorer)
+        before, likely = _open_arms(options, arms, whole, num, tuning, priced, explorer, seed)
         depends += (before.price.name,)
 
     def fit() -> dict[str, Any]:
@@ -91,7 +92,7 @@ def open_policy(
 
     start = tuning.fitted("price", depends, fit, on)["price"]
     price = Price(budget, start=start, name=f"candidates {key_of(*depends)}")
-    return DepthPolicy(before, learner, num=num, price=price, explorer=explorer, id=learner.id)
+    return DepthPolicy(before, learner, num=num, price=price, explorer=explorer, id=learner.id, seed=seed)
 
 
 def _open_arms(
@@ -102,30 +103,44 @@ def _open_arms(
     tuning: Tuning,
     priced: tuple[ContextFeatures, Sequence[Query], str, tuple],
     explorer: Explorer,
+    seed: int | None,
 ) -> tuple[ArmPolicy, ArmPolicy]:
     """The policy of `policy.arms_model`, and as it is without exploring; priced: queries, their name and key."""
     from ltrr.models.arms import ArmsModule
 
     context, queries, on, key = priced
     learner = ArmsModule.load(str(options["arms_model"]))
-    if learner.columns != (tuple(f.name for f in context.columns), tuple(arms)):
-        raise ConfigError(
-            f"policy.arms_model: {options['arms_model']} was learned from other arms or features than this funnel's "
-            f"({', '.join(arms)}); use the arms and `policy.features` that its rounds were logged with"
-        )
+    columns = tuple(f.name for f in context.columns), tuple(arms)
+    _check("policy.arms_model", options, learner, columns, learner.columns[1], depths)
     if (budget := options.get("arms_budget")) is None:
         raise ConfigError("policy.arms_budget: is not set; give the mean cost of the arms that run for a query")
     costs = Costs(options.get("arms_costs") or {}, options.get("arms_drawn_cost") or 0.0, options.get("arms_cap"))
-    whole = {arm: depths.get(arm, 0) for arm in arms}
     how = Exploring(explorer, _SHADOW if options.get("explore") else 0.0)
-    feasible = feasible_arms(whole, learner.shallow, costs, num)
+    feasible = feasible_arms(depths, learner.shallow, costs, num)
     feasible.check(how)
 
     def fit() -> dict[str, Any]:
         return {"price": feasible.price(learner.losses(context(queries)), budget)}
 
-    depends = learner.id, budget, vars(costs), whole, key
+    depends = learner.id, budget, vars(costs), depths, key
     start = tuning.fitted("arms_price", depends, fit, on)["price"]
     price = Price(budget, start=start, name=f"arms {key_of(*depends)}")
     made = partial(ArmPolicy, feasible, learner, price=price, id=learner.id)
-    return made(how=how), made(how=Exploring(EpsilonGreedy(0.0)))
+    return made(how=how, seed=seed), made(how=Exploring(EpsilonGreedy(0.0)))
+
+
+def _check(
+    key: str, options: Mapping[str, Any], learner: Any, columns: tuple, own: Sequence[str], depths: Mapping[str, int]
+) -> None:
+    """ConfigError where a model learned from other arms (own), features or depths than a funnel's."""
+    model = f"{key}: {options[key.partition('.')[2]]} was learned from"
+    if list(own) != list(depths):
+        raise ConfigError(
+            f"{model} the arms {', '.join(own)}, this funnel has {', '.join(depths)}; give it those arms, in that order"
+            " (`--arms.NAME null` takes one away)"
+        )
+    if learner.columns != columns:
+        raise ConfigError(f"{model} other features; use the `policy.features` that its rounds were logged with")
+    if learner.depths not in (None, list(depths.values())):
+        told = json.dumps(dict(zip(own, learner.depths, strict=True)))
+        raise ConfigError(f"{model} arms drawn to other depths; give --policy.depths '{told}'")

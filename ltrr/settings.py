@@ -17,7 +17,7 @@ SCHEMA: dict[str, Any] = {  # what a config may hold; an arm's keys are its cons
     "data.query_fields": list[str],
     "data.qrels": str,
     "cache": str,
-    "arms": dict[str, dict[str, Any]],
+    "arms": dict[str, dict[str, Any] | None],  # null = there is no such arm
     "tune.splits": list[str],
     "fusion.method": Literal["rrf", "convex"],
     "fusion.arms": list[str] | None,

@@ -67,7 +67,8 @@ class System:
         self.dataset = dataset
         self.corpus: Corpus = dataset.corpus
         self.settings = settings
-        self.specs: dict[str, dict[str, Any]] = {n: dict(s or {}) for n, s in (settings.get("arms") or {}).items()}
+        given = (settings.get("arms") or {}).items()
+        self.specs: dict[str, dict[str, Any]] = {name: dict(spec) for name, spec in given if spec is not None}
         if not self.specs:
             raise ConfigError("arms: the config names no arm; see configs/funnel.yaml")
         self._ranker_spec = dict(settings.get("ranker") or {})
@@ -219,7 +220,7 @@ class System:
         """Arms whose scores are probabilities, such as memory's: added to the fused score with these weights."""
         added = (self.settings.get("fusion") or {}).get("added") or {}
         for name in added:
-            check_known("fusion.added", name, self.specs)
+            check_known("fusion.added", name, self.settings["arms"])
         return {name: weight for name, weight in added.items() if name in self.usable()}
 
     def order(self, method: str | None = None) -> Ranker:
@@ -264,12 +265,12 @@ class System:
 
     # -- the whole
 
-    def funnel(self) -> Funnel:
-        """Arms, a fixed decision, the fused order, and the ranker where the config has one."""
-        return self._funnel(self._ranker)
+    def funnel(self, seed: int | None = None) -> Funnel:
+        """Arms, the policy, the fused order, and the ranker where the config has one. seed: of what explores."""
+        return self._funnel(self._ranker, self._policy(seed=seed))
 
-    def _funnel(self, ranker: Ranker | None) -> Funnel:
-        arms, policy = {name: self.arm(name) for name in self.usable()}, self._policy
+    def _funnel(self, ranker: Ranker | None, policy: Policy) -> Funnel:
+        arms = {name: self.arm(name) for name in self.drawn}
         features = self.context if isinstance(policy, DepthPolicy) else no_features
         return Funnel(arms, policy, self.order(), ranker, features)
 
@@ -278,21 +279,31 @@ class System:
         """What a learned policy knows before retrieval: the groups of `policy.features`."""
         return open_context((self.settings.get("policy") or {}).get("features") or ("text", "time"), self)
 
-    @cached_property
-    def _policy(self) -> Policy:
-        """The config's learned policy, its price set on the queries of fusion; without a model a fixed decision."""
-        options = self.settings.get("policy") or {}
-        names = self.usable()
+    @property
+    def drawn(self) -> list[str]:
+        """Arms of the funnel: those that are fused or added, and others that are given a depth."""
+        fused = {*self.fusion_arms, *self.added}
+        return [name for name in self.usable() if name in fused or self.depths.get(name)]
+
+    def _policy(self, seed: int | None = None, **instead: Any) -> Policy:
+        """The config's learned policy, its price set on the queries of fusion; without a model a fixed decision.
+
+        seed: of draws. instead: of the config's options.
+        """
+        options = {**(self.settings.get("policy") or {}), **instead}
         if options.get("arms_model") and not options.get("model"):
             raise ConfigError("policy.arms_model: needs policy.model, which decides the cut of what the arms bring")
         if not options.get("model"):
-            return FixedPolicy(names, self.depths, self.cut)
-        parts = [*(self.identity(name) for name in names if self.arm(name)), *history_digest(options)]
-        return open_policy(options, names, self.depths, self.cut, self.tuning, self._drawn_by, parts, self.context)
+            return FixedPolicy(self.drawn, self.depths, self.cut)
+        order = self.order()
+        fused = vars(order) if isinstance(order, ConvexFusion) else self.settings.get("fusion")
+        parts: list[Any] = [self.identity(name) for name in self.drawn if self.arm(name)]
+        parts += [fused, (self.settings.get("data") or {}).get("query_fields"), *history_digest(options)]
+        draw, args = self._drawn_by, (self.depths, self.cut, self.tuning)
+        return open_policy(options, self.drawn, *args, draw, parts, self.context, seed)
 
     def _drawn_by(self, policy: Policy, queries: Sequence[Query]) -> Drawn:
-        arms = {name: self.arm(name) for name in self.usable()}
-        return Funnel(arms, policy, self.order(), None, self.context).draw(queries)
+        return self._funnel(None, policy).draw(queries)
 
     @property
     def has_ranker(self) -> bool:
@@ -325,13 +336,15 @@ class System:
         judged = self.tuning.judged("fusion")
         queries = some([q for q in judged.queries if any(judged.qrels[q.id].values())], _RANKED)
         if hasattr(cls, "tune") and "weight" not in spec and queries:
-            funnel = self._funnel(None)  # its arms are built and opened
+            policy = self._policy(seed=0, explore=None)
+            funnel = self._funnel(None, policy)  # its arms are built and opened
 
             def fit() -> dict[str, Any]:
                 pool = funnel.draw(queries).pool
                 return construct("ranker", cls, arguments).tune(queries, pool, judged.qrels)
 
-            drawn = [self.depths, self.settings.get("policy"), self.settings.get("fusion"), self.fusion_arms]
+            priced = policy.price.name if isinstance(policy, DepthPolicy) else self.cut
+            drawn = [self.depths, priced, self.settings.get("fusion"), self.fusion_arms]
             drawn += [self.identity(name) for name in sorted({*self.depths, *self.fusion_arms})]
             depends = (self._basis(cls, spec), spec, getattr(arguments.get("scorer"), "id", None), drawn, judged.key)
             on = f"{len(queries)} queries of {judged.name}"

@@ -1,4 +1,4 @@
-"""What simulations of a policy share: queries as it knows them, the truth about them, and how it learns from clicks.
+"""What simulations of a policy share: queries as it knows them, and the truth about them.
 
 Legend: Q queries, M candidates looked at = cuts, K candidates of the whole union, A arms, F features.
 """
@@ -27,7 +27,7 @@ from ltrr.system import System
 from ltrr.tuning import key_of
 
 ORDER = "convex"  # the fused order that is cut
-_DEPTH, _SEARCHED = 100, 250
+DEPTH, _SEARCHED = 100, 250  # candidates of each arm; queries searched at once
 _GROUPS_OF_DEV = 5  # one group of queries in so many sets the price where there are no other queries for it
 
 
@@ -102,13 +102,14 @@ def searched(system: System, splits: Sequence[str]) -> Searched:
     queries = [q for part in parts for q in part.queries if any(grade > 0 for grade in part.qrels[q.id].values())]
     qrels: Qrels = {q: grades for part in parts for q, grades in part.qrels.items()}
     arms = {name: system.arm(name) for name in names}
-    identity = [[system.identity(name) for name in names], list(names), system.settings["data"]["qrels"], _DEPTH]
+    asked = [[query.id, query.text, query.context] for query in queries]
+    identity = [[system.identity(name) for name in names], list(names), asked, qrels, DEPTH]
     path = system.folder / "policy" / f"{'-'.join(splits)}-{key_of(identity)}.npz"
     if not path.exists():
         pieces = []
         for start in tqdm(range(0, len(queries), _SEARCHED), f"search {', '.join(splits)}", unit="batch"):
             some = queries[start : start + _SEARCHED]
-            pieces.append(union({name: arm.search(some, _DEPTH) for name, arm in arms.items()}))
+            pieces.append(union({name: arm.search(some, DEPTH) for name, arm in arms.items()}))
         width = max(piece.docs.shape[1] for piece in pieces)
         arrays = {"groups": query_groups(queries, qrels)}
         for name, fill in (("docs", -1), ("ranks", np.nan), ("scores", np.nan)):
@@ -146,6 +147,11 @@ def gain_of(grades: np.ndarray, highest: int) -> np.ndarray:
 def fitted_order(part: Searched) -> ConvexFusion:
     """The fused order for these queries."""
     return ConvexFusion.fit(part.pool, part.grades, part.pool.arms)[0]
+
+
+def order_of(system: System, dev: Searched) -> Ranker:
+    """The config's fused order; that for dev where arms were trained on the queries that it would be fitted on."""
+    return system.order() if system.tuning.judged("fusion").queries else fitted_order(dev)
 
 
 def part_of(whole: Searched, order: Ranker, num: int, context: Sequence[Feature]) -> Part:
@@ -204,6 +210,8 @@ def worlds(system: System, flags: Any, settings: Mapping[str, Any]) -> list[dict
     Folds are of groups over all judged queries. Where there is a change, "before" has the train queries before it.
     """
     data = settings["data"]
+    if "test" in (flags.learn, flags.price):
+        raise ConfigError("--learn, --price: test queries neither teach nor set prices")
     if not flags.folds and flags.split == flags.learn:
         raise ConfigError(
             f"--split {flags.split}: these queries teach; what is learned from them is not tested on them"
@@ -225,11 +233,10 @@ def worlds(system: System, flags: Any, settings: Mapping[str, Any]) -> list[dict
             dev = (test + 1) % flags.folds
             rows = {"train": (fold != test) & (fold != dev), "dev": fold == dev, "test": fold == test}
             folds.append({name: whole.some(np.flatnonzero(mine)) for name, mine in rows.items()})
-    plain = not flags.folds and flags.learn == "train" and system.tuning.judged("fusion").queries
-    on = "dev" if flags.learn == "train" and not flags.folds else "train"  # arms may have been trained on train
+    plain = not flags.folds and flags.learn == "train"
     out = []
     for parts in folds:
-        order = system.order() if plain else fitted_order(parts[on])
+        order = order_of(system, parts["dev"]) if plain else fitted_order(parts["train"])
         before = parts["train"]
         if flags.change:
             what, _, arm = flags.change.partition(":")

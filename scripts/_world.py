@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from _simulation import ORDER, Part
+from _simulation import DEPTH, ORDER, Part
 
 from ltrr.config import construct, find_class
 from ltrr.core import Rounds
@@ -20,7 +20,7 @@ from ltrr.evaluate.regret import Chosen
 from ltrr.feedback.clicks import Cascade, ClickModel, PositionBased, attraction_of, simulate
 from ltrr.policy.actions import Price, Table, best, price_for
 from ltrr.policy.explore import Explorer
-from ltrr.policy.features import Known
+from ltrr.policy.features import Known, arms_of
 
 _BATCH = 100  # queries that are asked before the next update
 PRICES = np.geomspace(0.02, 50, 60)  # around the price set on dev, for frontiers
@@ -37,6 +37,12 @@ def world_of(flags: Any, num: int, perfect: bool) -> World:
     if flags.cascade and not perfect:
         click = Cascade(_SATISFIED, _LEAVES)
     return World(explorer, click, 0.0 if perfect else flags.noise, flags.passes)
+
+
+def world_key(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What outcomes depend on of a config's section `data`."""
+    names = ("path", "qrels", "query_fields", "arms", "tune", "num_candidates", "features")
+    return {name: settings["data"].get(name) for name in names}
 
 
 @dataclass
@@ -71,7 +77,8 @@ class World:
         if changes:
             order[num_queries:] += num_queries
         cuts, clicks = np.zeros(len(order), int), np.zeros((len(order), num), bool)
-        log = Rounds(order, known.query, known.candidates, cuts, clicks, after.names)
+        depths = np.full(len(arms_of(after.names[1])), DEPTH)
+        log = Rounds(order, known.query, known.candidates, cuts, clicks, after.names, depths=depths)
         price, fitted, due = Price(budget), False, _FIRST
         usual = np.cumsum(1 / np.arange(1, num + 1)) / np.sum(1 / np.arange(1, num + 1))  # before anything is known
         price.value = price_for(usual[None], table.costs, budget)

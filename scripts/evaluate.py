@@ -48,7 +48,7 @@ def table_by(source: str, field: str, results: Sequence[SystemResult]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def evaluate(system: System, split: str, out: Path, baseline: str, by: str | None = None) -> dict:
+def evaluate(system: System, split: str, out: Path, baseline: str | None, by: str | None = None) -> dict:
     """Table, runs and plots of one data set; a table by a field of the queries' metadata where asked for."""
     queries, qrels = system.dataset.split(split)
     fusions = FUSIONS if len(system.fusion_arms) > 1 else ()
@@ -65,6 +65,7 @@ def evaluate(system: System, split: str, out: Path, baseline: str, by: str | Non
     parts |= {stage: drawn if stage == STAGES[0] else ranked for stage in stages}
     trained = {name: splits for name, of in parts.items() if (splits := system.trained_on(of))}
     labelled = sorted({s for splits in trained.values() for s in splits} & set(system.dataset.splits) - {split})
+    baseline = baseline or ("lexical" if "lexical" in parts else next(iter(parts)))
     if baseline not in (known := [*parts, *([LABELS] if labelled else [])]):
         raise ConfigError(f"--baseline: no system {baseline!r}; there will be {', '.join(known)}")
 
@@ -81,7 +82,7 @@ def evaluate(system: System, split: str, out: Path, baseline: str, by: str | Non
         queries,
         qrels,
         system.corpus.ids,
-        funnel=system.funnel() if stages else None,
+        funnel=system.funnel(seed=0) if stages else None,
         trained=trained,
         notes={name: "trained on this split: no test" for name, splits in trained.items() if split in splits},
     )
@@ -118,7 +119,7 @@ def run() -> None:
         lambda parser: (
             parser.add_argument("--split", default="test"),
             parser.add_argument("--by", help="also by this field of the queries' metadata, for example intent"),
-            parser.add_argument("--baseline", default="lexical", help="system that p-values compare with"),
+            parser.add_argument("--baseline", help="system that p-values compare with (lexical, else the first arm)"),
         ),
     )
     systems = open_systems(flags.config, overrides, hold_out=flags.split)

@@ -96,7 +96,7 @@ def history(store: EventStore, config: Path, overrides: Sequence[str], model: Pa
     systems = open_systems(config, overrides)
     if len(systems) != 1:
         raise ValueError(f"--data holds {len(systems)} data sets; give the one that was served: FOLDER/NAME")
-    arms, policy = tuple(systems[0].usable()), BanditModule.load(model)
+    arms, policy = tuple(systems[0].drawn), BanditModule.load(model)
     made, used, left = open_history(systems[0], arms), 0, Counter[str]()
     if not {column.name for column in made.group.columns} <= {*policy.columns[0]}:
         raise ValueError(

@@ -286,16 +286,17 @@ def learned_target(flags: Any, rounds: list, without: int) -> tuple[dict, str, d
     learner, left = BanditModule.load(flags.model), Counter[str]()
     used, query, candidates = [], [], []
     for seen, worth in rounds:
-        known = known_of(seen, learner.columns, learner.num)
-        if isinstance(known, str) or not 1 <= seen.drawn.cut <= learner.num or not seen.marginals:
-            left[known if isinstance(known, str) else "of other cuts"] += 1
+        one = known_of(seen, learner.columns, learner.num)
+        if isinstance(one, str) or not 1 <= seen.drawn.cut <= learner.num or not seen.marginals:
+            left[one if isinstance(one, str) else "of other cuts"] += 1
             continue
         used.append((seen, worth))
-        query.append(known[0])
-        candidates.append(known[1])
+        query.append(one[0])
+        candidates.append(one[1])
     if not used:
         raise ValueError(f"--model {flags.model}: no round is of its arms and features; left out: {told(left)}")
-    values = learner.values(Known(np.stack(query), np.stack(candidates)))
+    known = Known(np.stack(query), np.stack(candidates))
+    values = learner.values(known)
     spec = dict(yaml.safe_load(flags.explore) or {})
     explorer = construct("--explore", find_class("--explore", str(spec.pop("class", ""))), spec)
     costs = np.arange(1.0, learner.num + 1)
@@ -303,7 +304,7 @@ def learned_target(flags: Any, rounds: list, without: int) -> tuple[dict, str, d
     logged = ope.Logged(
         reward=np.array([worth for _, worth in used]),
         propensity=np.array([seen.marginals[-1] for seen, _ in used]),
-        target=explorer.probabilities(values - price * costs),
+        target=explorer.probabilities(values - price * costs, learner.deviations(known) if explorer.unsure else None),
         action=np.array([seen.drawn.cut - 1 for seen, _ in used]),
         groups=np.array([f"s{seen.session}" if seen.session else f"i{seen.id}" for seen, _ in used]),
     )

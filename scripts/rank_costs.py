@@ -18,7 +18,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from _common import arguments, main
-from _simulation import ORDER, opened, searched
+from _simulation import ORDER, opened, order_of, searched
 from tqdm import tqdm
 
 from ltrr.config import ConfigError
@@ -40,13 +40,13 @@ class Scored:
     """Some queries of a split, their first candidates in fused order, and what the cross-encoder says of each."""
 
     def __init__(self, system: System, ranker: CrossEncoderRanker, split: str, most: int, num: int, kept: Path) -> None:
-        whole = searched(system, [split])
+        whole, order = searched(system, [split]), order_of(system, searched(system, ["dev"]))
         rows = np.arange(len(whole.queries))
         if most < len(rows):
             rows = np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
         self.rows, some = rows, whole.some(rows)
         self.queries, self.groups = some.queries, some.groups
-        pool = in_order(some.pool, system.order().rank(some.queries, some.pool).first(num))
+        pool = in_order(some.pool, order.rank(some.queries, some.pool).first(num))
         self.fused = Candidates(pool.docs, np.where(pool.docs >= 0, pool.scores[:, :, -1], -np.inf))
         self.qrels = {query.id: system.dataset.split(split).qrels[query.id] for query in self.queries}
         path = kept / f"{split}-{most}-{num}.npy"
@@ -93,7 +93,7 @@ def run() -> None:
     _, system = opened(SimpleNamespace(config=flags.policy / "config.yaml", split=split), overrides, ["dev", split])
     scorer = load_cross_encoder(flags.ranker)
     ranker = CrossEncoderRanker(scorer, system.corpus, FusedOrder(), depth=num)
-    kept = flags.out / "scores" / key_of(scorer.id, vars(system.order()), num, ids)
+    kept = flags.out / "scores" / key_of(scorer.id, vars(order_of(system, searched(system, ["dev"]))), num, ids)
     dev = Scored(system, ranker, "dev", _DEV, num, kept)
     dev_ids = [query.id for query in dev.queries]
     weight = fit_weight(dev.fused, dev.cross, dev_ids, system.corpus.ids, dev.qrels)

@@ -32,7 +32,7 @@ import yaml
 from _common import arguments, main
 from _policy_plots import CURVE, plot_frontier, plot_regret
 from _simulation import ORDER, Part, opened, same_world, shuffled, worlds
-from _world import EXPLORE, frozen, world_of
+from _world import EXPLORE, frozen, world_key, world_of
 from tqdm import tqdm
 
 from ltrr.config import ConfigError, construct, find_class
@@ -52,16 +52,14 @@ def outcome(
 ) -> tuple[dict[int, Chosen], np.ndarray, np.ndarray]:
     """Passes -> Chosen of one seed; its curve (windows, len(CURVE)); (Q,) recall at the budget in the order that is
     learned from the first passes' rounds, (0,) without --weights. Read where they were made before."""
-    data = {
-        name: settings["data"].get(name) for name in ("path", "qrels", "arms", "tune", "num_candidates", "features")
-    }
+    data = world_key(settings)
     world = flags.eta, flags.noise, flags.explore, flags.cascade, flags.shuffle
     split = flags.learn, flags.price, flags.split, flags.folds, flags.change
     key = key_of(_REVISION, settings["model"], data, sorted(flags.passes), world, split, *["weights"] * flags.weights)
     path = flags.out / "seeds" / f"{key}-{budget:g}-{fold}-{seed}{'-perfect' if perfect else ''}.npz"
     logged = flags.out / f"rounds-{budget:g}.npz" if flags.log and not (seed or fold or perfect) else None
     mark = logged.with_suffix(".key") if logged else path  # whose rounds are logged there
-    if not path.exists() or (logged and not (mark.exists() and mark.read_text() == key)):
+    if not path.exists() or (logged and not (logged.exists() and mark.exists() and mark.read_text() == key)):
         spec = settings["model"]
         options = dict(spec.get("init_args") or {}) | ({"examination": [1.0]} if perfect else {})
         if perfect and options.get("noise") is not None:
@@ -139,6 +137,8 @@ def run() -> None:
             raise ConfigError(f"--{name}: {getattr(flags, name)} is below 1")
     if flags.folds and flags.folds < 3:
         raise ConfigError(f"--folds: {flags.folds} is below 3: one is tested, one sets the price, the others teach")
+    if flags.folds and flags.log:
+        raise ConfigError("--folds, --log: what is logged of folds would teach about test queries; give splits instead")
     if flags.shuffle and flags.change:
         raise ConfigError("--shuffle, --change: one of them at a time")
     settings, system = opened(flags, overrides, [] if flags.folds else [flags.learn, flags.price, flags.split])
@@ -177,7 +177,7 @@ def run() -> None:
                     told["policy"] = np.stack([c.recall[:, 0] for c in chosen])
                     fronts[budget] = chosen
             if clicks == "simulated":
-                curves[budget] = np.stack([curve for each in outcomes for _, curve, _ in each])
+                curves[budget] = alike([curve for each in outcomes for _, curve, _ in each])
                 results["regret"][key] = regret_of(curves[budget])
                 if flags.weights:
                     told["weights by query"] = np.stack(
@@ -209,6 +209,12 @@ def run() -> None:
 
 def _joined(folds: Sequence[Chosen]) -> Chosen:
     return Chosen(*(np.concatenate(part) for part in zip(*folds, strict=True)))
+
+
+def alike(curves: Sequence[np.ndarray]) -> np.ndarray:
+    """(S, windows, len(CURVE)) where folds of few rounds have fewer windows than others."""
+    fewest = min(map(len, curves))
+    return np.stack([curve[np.linspace(0, len(curve) - 1, fewest).round().astype(int)] for curve in curves])
 
 
 def regret_of(curves: np.ndarray) -> dict[str, float]:
@@ -295,6 +301,7 @@ def report(results: dict[str, Any]) -> str:
         "hindsight. Over its own order: the base is a fixed cut of the order that the policy cuts. At mean K: with"
     ]
     lines += ["the price at which these queries' mean cut is K (no judgement is looked at)."]
+    lines += ["Cost saved is read off the policy's frontier here, where its recall reaches the base's."]
     lines += ["Intervals (95 %) are over groups of queries and seeds together."]
     if results["priced_on_itself"]:
         lines += ["The price and the base were chosen on these very queries: good for choosing settings, no result."]

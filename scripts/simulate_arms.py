@@ -22,8 +22,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import yaml
 from _common import arguments, main
-from _simulation import opened, searched, worlds
-from _world import EXPLORE, world_of
+from _simulation import DEPTH, opened, order_of, same_world, searched, worlds
+from _world import EXPLORE, world_key, world_of
 from tqdm import tqdm
 
 from ltrr.config import ConfigError, construct, find_class
@@ -35,9 +35,8 @@ from ltrr.policy.arms import Costs, ListedArms, feasible_arms
 from ltrr.policy.baselines import outcomes
 from ltrr.tuning import key_of
 
-_REVISION = 2  # of what makes a seed's outcome
+_REVISION = 3  # of what makes a seed's outcome
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  # of all arms' cost
-_DEPTH = 100  # candidates of each arm that runs
 _PRICES = np.concatenate([[0.0], np.geomspace(1e-5, 1.0, 80)])
 _LOSS = 0.003  # of recall, that is worth nothing
 _SHOWN = 31  # choices in the table; where there are more, only those on a hull of static ones
@@ -83,11 +82,12 @@ def run() -> None:
     if flags.drawn_cost < 0:
         raise ConfigError(f"--drawn_cost: {flags.drawn_cost} is below 0")
     arms, shallow = system.fusion_arms, list((settings["model"].get("init_args") or {}).get("shallow") or [])
-    feasible = feasible_arms(dict.fromkeys(arms, _DEPTH), shallow, Costs(costs, flags.drawn_cost), max(flags.budgets))
+    feasible = feasible_arms(dict.fromkeys(arms, DEPTH), shallow, Costs(costs, flags.drawn_cost), max(flags.budgets))
     if not isinstance(feasible, ListedArms):
         raise ConfigError("model.shallow: more choices of depths than can be listed, so hindsight is not known")
     table = feasible.table
     truth: dict[str, dict[int, Truth]] = {}
+    order = order_of(system, searched(system, ["dev"]))
     for split in ("dev", flags.split):
         whole = searched(system, [split])
         decisions = Table(
@@ -95,9 +95,12 @@ def run() -> None:
             np.tile(np.array(flags.budgets, np.int32), len(table)),
             np.repeat(table.costs, len(flags.budgets)),
         )
-        found = outcomes(decisions, whole.pool, system.order(), whole.gains, whole.positives)
+        found = outcomes(decisions, whole.pool, order, whole.gains, whole.positives)
         truth[split] = {k: Truth(found[:, i :: len(flags.budgets)], whole.groups) for i, k in enumerate(flags.budgets)}
     (parts,) = worlds(system, flags, settings)
+    if max(flags.budgets) > (num := parts["train"].grades.shape[1]):
+        raise ConfigError(f"--budgets: {max(flags.budgets)} is above data.num_candidates, {num}, the deepest cut")
+    same_world(flags.out / "seeds", [*map(system.identity, arms)], [parts])
     num_context = len(system.context.columns)
     results: dict[str, Any] = {"dataset": system.dataset.name, "arms": arms, "costs": table.costs.tolist()}
     results |= {"choices": _names(table, arms), "seeds": flags.seeds, "K": {}}
@@ -124,7 +127,7 @@ def run() -> None:
 
 def learned(flags: Any, settings: Mapping, parts: Mapping, known: Mapping, budget: int, seed: int) -> dict:
     """What one seed's heads expect to be lost for dev and test queries, (Q, P); read where it was made before."""
-    data = {n: settings["data"].get(n) for n in ("path", "qrels", "arms", "tune", "num_candidates", "features")}
+    data = world_key(settings)
     key = key_of(_REVISION, settings["model"], data, flags.eta, flags.noise, flags.explore, flags.split)
     path = flags.out / "seeds" / f"{key}-{budget}-{seed}.npz"
     if not path.exists():
@@ -228,7 +231,7 @@ def _at(recall: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 def _names(table: Table, arms: list[str]) -> list[str]:
     """Arms that run; their depth where it is not the whole one."""
     named = [
-        [f"{arm} to {d}" if d < _DEPTH else arm for arm, d in zip(arms, row, strict=True) if d] for row in table.depths
+        [f"{arm} to {d}" if d < DEPTH else arm for arm, d in zip(arms, row, strict=True) if d] for row in table.depths
     ]
     return [" + ".join(row) for row in named]
 

@@ -155,8 +155,8 @@ def test_alike_texts_have_alike_embeddings_and_none_has_none(system):
 
 
 def test_history_comes_from_the_file_beside_the_model(system, settings, tmp_path):
-    history = open_history(system, system.usable())
-    returned = np.ones((1, 2, len(system.usable())), bool)
+    history = open_history(system, system.drawn)
+    returned = np.ones((1, 2, len(system.drawn)), bool)
     history.update(QUERIES[:1], returned, np.array([[1.0, 0.0]]))
     history.save(tmp_path / "history.npz")
     policy = {"features": ["history"], "model": str(tmp_path)}

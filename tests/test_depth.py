@@ -72,7 +72,7 @@ def test_what_is_logged_gives_the_whole_distribution_again(tmp_path):
     features = np.array([impression.features for impression in logged], np.float32)
     known = Known(features[:, :split], features[:, split:].reshape(len(QUERIES), NUM, len(each)))
     for row, impression in enumerate(logged):
-        again = made.probabilities(known, impression.prices[named])
+        again = made.probabilities(made.believed(known), impression.prices[named])
         assert impression.drawn is not None
         assert impression.propensity == pytest.approx(again[row, impression.drawn.cut - 1])
         assert impression.marginals == pytest.approx((1, 1, impression.propensity))
@@ -196,7 +196,7 @@ def test_a_config_lets_arms_be_off(learned, tmp_path):
     with pytest.raises(ConfigError, match="arms_budget"):
         System(settings | {"policy": options}, open_dataset(data)).funnel()
     turned = {"all": settings["arms"]["all"], "title": settings["arms"]["title"]}
-    with pytest.raises(ConfigError, match="learned from other arms"):
+    with pytest.raises(ConfigError, match="learned from the arms"):
         System(settings | {"arms": turned, "policy": given}, open_dataset(data)).funnel()
 
 
@@ -232,11 +232,32 @@ def test_evaluate_py_shows_what_a_policy_serves_without_a_ranker(learned, tmp_pa
 def test_a_policy_of_other_arms_is_refused(learned):
     data, export, settings = learned
     fewer = settings | {"arms": {"all": settings["arms"]["all"]}, "policy": {"model": str(export), "budget": 3.0}}
-    with pytest.raises(ConfigError, match="learned from other arms"):
+    with pytest.raises(ConfigError, match="learned from the arms"):
         System(fewer, open_dataset(data)).funnel()
-    with pytest.raises(ConfigError, match="other arms or features"):
+    with pytest.raises(ConfigError, match="other features"):
         System(settings | {"policy": {"model": str(export), "features": ["text"]}}, open_dataset(data)).funnel()
+    shallow = {"model": str(export), "depths": {"title": 20, "all": 100}}
+    with pytest.raises(ConfigError, match=r"--policy\.depths '\{\"title\": 100, \"all\": 100\}'"):
+        System(settings | {"policy": shallow}, open_dataset(data)).funnel()
     with pytest.raises(ConfigError, match="no train or dev queries"):
         System(settings | {"tune": {"splits": []}, "policy": {"model": str(export)}}, open_dataset(data)).funnel()
     with pytest.raises(ValueError, match="no policy"):
         System(settings | {"policy": {"model": "none"}}, open_dataset(data)).funnel()
+
+
+def test_arms_that_the_funnel_never_asks_are_no_part_of_a_policy(learned):
+    data, export, settings = learned
+    popular = {"popular": {"class": "ltrr.arms.popular.Popular"}, "gone": None}
+    policy = {"model": str(export), "budget": 3.0}
+    more = System(settings | {"arms": settings["arms"] | popular, "policy": policy}, open_dataset(data))
+    assert "popular" in more.usable()
+    assert [*more.funnel().arms] == ["title", "all"]
+
+
+def test_a_price_is_of_the_fused_order_that_it_was_set_on(learned):
+    data, export, settings = learned
+    names = set()
+    for fusion in ({}, {"method": "rrf"}, {"weights": {"title": 0.1, "all": 0.9}}, {"method": "rrf"}):
+        config = settings | {"fusion": fusion, "policy": {"model": str(export), "budget": 3.0}}
+        names.add(System(config, open_dataset(data)).funnel().policy.price.name)
+    assert len(names) == 3

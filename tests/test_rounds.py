@@ -140,7 +140,7 @@ def test_an_export_that_is_damaged_is_named(rounds, tmp_path):
     np.testing.assert_array_equal(again.values(known), module.values(known))
     np.testing.assert_array_equal(again.deviations(known), module.deviations(known))
     (tmp_path / "policy.json").write_text(
-        (tmp_path / "policy.json").read_text().replace('"version": 1', '"version": 9')
+        (tmp_path / "policy.json").read_text().replace('"version": 2', '"version": 9')
     )
     with pytest.raises(ValueError, match="version 9"):
         BanditModule.load(tmp_path)

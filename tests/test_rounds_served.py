@@ -91,8 +91,14 @@ def test_what_cannot_teach_is_left_out_and_counted(made, happened):
     spared = replace(one, drawn=Allocation((one.drawn.depths[0], 0), one.drawn.cut))
     assert len(rounds_of(together([one, spared]), made.columns, NUM)[0].row) == 2
     shallow = replace(one, drawn=Allocation((one.drawn.depths[0], one.drawn.depths[1] - 1), one.drawn.cut))
-    rounds, left = rounds_of(together([spared, one, shallow]), made.columns, NUM, all_arms=True)
-    assert (len(rounds.row), left) == (1, Counter({"with an arm off or less deep": 2}))
+    assert rounds_of(together([one, spared]), made.columns, NUM)[0].depths is None
+    for pages in ([spared, one, shallow], [one, shallow, spared]):
+        rounds, left = rounds_of(together(pages), made.columns, NUM, all_arms=True)
+        assert (len(rounds.row), left) == (1, Counter({"with an arm off or less deep": 2}))
+        assert rounds.depths.tolist() == [*one.drawn.depths]
+    other = replace(one, drawn=Allocation((one.drawn.depths[0] - 1, one.drawn.depths[1]), one.drawn.cut))
+    with pytest.raises(ValueError, match="left out: 2 with an arm"):  # each less deep than the other
+        rounds_of(together([shallow, other]), made.columns, NUM, all_arms=True)
     with pytest.raises(ValueError, match="left out: 1 an empty page"):
         rounds_of(together([odd[5]]), made.columns, NUM)
 
@@ -118,3 +124,4 @@ def test_the_script_writes_them_for_train_py(made, happened, tmp_path):
     assert len(rounds.row) == len(QUERIES)
     assert rounds.names == made.columns
     assert rounds.place is not None
+    assert rounds.depths.tolist() == [*shown[0].drawn.depths]

@@ -115,7 +115,7 @@ def test_other_worlds_are_simulated(music: Path, config: Path, tmp_path: Path) -
     assert "weights by query" not in told["folds"]["systems"]
     for more, message in (
         (("--change", "joins:nobody"), "nobody"),
-        (("--learn", "test"), "these queries teach"),
+        (("--learn", "test"), "neither teach"),
         (("--shuffle", "--change", "joins:all"), "one of them at a time"),
         (("--budgets", 13), "data.num_candidates"),
     ):
@@ -187,3 +187,20 @@ def test_what_a_policy_saves_the_ranker(music: Path, config: Path, tiny_backbone
     assert len([*(tmp_path / "ranked" / "scores").rglob("*.npy")]) == 2
     wrong = script("scripts/rank_costs.py", "--policy", tmp_path, *flags[2:], check=False)
     assert "cuts.npz" in wrong.stderr
+
+
+def test_other_queries_are_searched_anew(music: Path, config: Path, tmp_path: Path) -> None:
+    """What is kept of searches and seeds belongs to these queries and what is known of them, not to names alone."""
+    data = tmp_path / "tiny"
+    shutil.copytree(music, data)
+    flags = ("--config", config, "--data", data, "--budgets", 3, "--seeds", 1, "--no-perfect", "--price", "train")
+    script("scripts/simulate.py", *flags, "--out", tmp_path / "a")
+    before = json.loads((tmp_path / "a" / "results.json").read_text())
+    path = data / "queries.jsonl"
+    asked = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    path.write_text("\n".join(json.dumps(q | {"text": q["text"] + " love"}) for q in asked) + "\n", "utf-8")
+    script("scripts/simulate.py", *flags, "--out", tmp_path / "b")
+    after = json.loads((tmp_path / "b" / "results.json").read_text())
+    assert after["systems"]["convex"] != before["systems"]["convex"]
+    done = script("scripts/simulate.py", *flags, "--folds", 3, "--log", "--out", tmp_path / "c", check=False)
+    assert "--folds, --log" in done.stderr

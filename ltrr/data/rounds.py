@@ -40,7 +40,7 @@ def read_rounds(path: str | Path) -> Rounds:
     """What `write_rounds` wrote; ValueError names the file and what is wrong with it."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in Rounds._fields if name != "place" or name in file}
+            arrays = {name: file[name] for name in Rounds._fields if name not in ("place", "depths") or name in file}
         query, each = json.loads(arrays.pop("names").tobytes())
         rounds = Rounds(**arrays, names=(tuple(query), tuple(each)))
     except FileNotFoundError:
@@ -120,7 +120,7 @@ class LoggedRounds(LightningDataModule):
         return self._loader(np.flatnonzero(self._dev))
 
     def trained_on(self) -> dict[str, Any]:
-        """Clicks of nobody's judged queries."""
+        """No split of a data set: rounds are clicks, and scripts/simulate.py lets no test query teach."""
         return {"data": str(self._path), "splits": ["train"], "queries": ""}
 
     def _loader(self, rounds: np.ndarray, **order: Any) -> DataLoader:

@@ -54,27 +54,29 @@ def rounds_of(
     """Rounds of a policy that reads these columns, and how many impressions were left out, by reason.
 
     batches: of an event store (`EventStore.rounds`). An entity is clicked where its best action has a reward above 0.
-    num: M. all_arms: leave out those for which an arm was off, or less deep than for others. ValueError where none is
+    num: M. all_arms: leave out those for which an arm was off, or less deep than it ever was. ValueError where none is
     left.
     """
     left, reward, numbers = Counter[str](), Reward(), dict[bytes, int]()
     kept: tuple[list[Any], ...] = [], [], [], [], [], []
     rows, queries, candidates, cuts, clicks, places = kept
     deepest: tuple[int, ...] = ()
+    drawn: set[tuple[int, ...]] = set()
     for _, seen, did in (one for batch in batches for one in batch):
         if isinstance(known := known_of(seen, names, num), str):
             left[known] += 1
             continue
         if all_arms:
-            depths = seen.drawn.depths
-            if not all(depths) or any(mine < most for mine, most in zip(depths, deepest, strict=False)):
+            most = tuple(map(max, seen.drawn.depths, deepest or seen.drawn.depths))
+            if most != deepest:  # those before were less deep
+                left[_LESS] += len(rows)
+                for part in (*kept, numbers, drawn):
+                    part.clear()
+            deepest = most
+            if seen.drawn.depths != deepest or not all(deepest):
                 left[_LESS] += 1
                 continue
-            if depths != deepest:  # deeper than those before
-                left[_LESS] += len(rows)
-                for part in (*kept, numbers):
-                    part.clear()
-            deepest = depths
+        drawn.add(seen.drawn.depths)
         query, each, place = known
         rows.append(numbers.setdefault(query.tobytes() + each.tobytes(), len(numbers)))
         if rows[-1] == len(queries):
@@ -87,7 +89,8 @@ def rounds_of(
     if not rows:
         raise ValueError(f"rounds: no impression of this policy's columns; left out: {told(+left)}")
     arrays = np.array(rows), np.stack(queries), np.stack(candidates), np.array(cuts), np.stack(clicks)
-    return Rounds(*arrays, names, np.stack(places)), +left
+    alike = np.array(next(iter(drawn))) if len(drawn) == 1 else None
+    return Rounds(*arrays, names, np.stack(places), alike), +left
 
 
 def told(left: Counter[str]) -> str:

@@ -25,11 +25,8 @@ from ltrr.models.bandit import BanditModule, gains
 from ltrr.models.depth_network import Columns
 from ltrr.models.training import check_range, finite
 from ltrr.policy.arms import FEW, choices, design
-from ltrr.policy.features import Known, Standard, pool_names
-from ltrr.policy.linear import BayesianHeads
+from ltrr.policy.features import Known, Standard, arms_of, pool_names
 
-_RANK = "_rank"  # ends the name of a column that says where an arm returned a candidate
-_SHARE = "_share"  # of one with its score
 _FILES = "arms"  # what an export's files are called
 _SOME = 1024  # choices that are learned from where they are many, at least
 _CELLS = 4_000_000  # of queries, choices and candidates that are looked at together
@@ -50,7 +47,6 @@ class ArmsModule(clicked.ClickedModule):
         weight_decay: of AdamW.
         epochs: of a refit.
         batch_size: rounds of a refit's step.
-        prior_precision: of the heads, in rounds: how much evidence moves them from the trunk's word.
     """
 
     monitor = "val_explained"  # higher is better
@@ -68,7 +64,6 @@ class ArmsModule(clicked.ClickedModule):
         weight_decay: float = 0.3,
         epochs: int = 5,
         batch_size: int = 128,
-        prior_precision: float = 300.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore="teacher")  # which nobody needs who has learned from it
@@ -80,17 +75,24 @@ class ArmsModule(clicked.ClickedModule):
         self.shallow = tuple(shallow)
         self._folder = teacher
         self._teachers: list[BanditModule] = []  # a list, so that they are not saved as a part
-        self.heads: BayesianHeads | None = None
 
     def prepare(self, rounds: Rounds, seed: int = 0) -> None:
         """A new network for what these rounds know, at what each choice loses in the mean."""
-        arms = tuple(name.removesuffix(_RANK) for name in rounds.names[1] if name.endswith(_RANK))
+        super().prepare(rounds, seed)
+        arms = arms_of(rounds.names[1])
         if not arms:
-            raise ValueError(f"data.path: no columns ARM{_RANK} among those of candidates: {rounds.names[1]}")
+            raise ValueError(f"data.path: no columns ARM_rank among those of candidates: {rounds.names[1]}")
+        if self.depths is None:
+            raise ValueError(
+                "data.path: has rounds in which arms were off or drawn to other depths, which cannot tell what is lost "
+                "without them; log with scripts/simulate.py --log, or scripts/events.py rounds --all-arms"
+            )
         later = len(pool_names(arms, rounds.candidates.shape[1])[0])
         self.columns = rounds.names[0][:-later], arms
         self._fused = rounds.names[1].index("fused")
-        self._returned, self._shares = ([rounds.names[1].index(f"{a}{end}") for a in arms] for end in (_RANK, _SHARE))
+        self._returned, self._shares = (
+            [rounds.names[1].index(f"{a}{end}") for a in arms] for end in ("_rank", "_share")
+        )
         self._found = [rounds.names[0].index(f"{arm}_found") for arm in arms]
         if not self._teachers and self._folder:  # not before: a module that is made within another takes its options
             self._teachers = [BanditModule.load(self._folder)]
@@ -102,7 +104,7 @@ class ArmsModule(clicked.ClickedModule):
             torch.manual_seed(seed)
             seen = np.unique(rounds.row)
             lost = self.lost(Known(rounds.query[seen], rounds.candidates[seen]))
-            usual = self._heads_of @ lost.mean(axis=0)
+            usual = learned_choices(len(arms), len(self.shallow) + 2)[2] @ lost.mean(axis=0)
             self._build(Standard.of(rounds.query[seen][:, : len(self.columns[0])]), usual, lost.std())
             self._lost = np.zeros((len(rounds.query), lost.shape[1]), np.float32)
             self._lost[seen] = lost
@@ -140,11 +142,6 @@ class ArmsModule(clicked.ClickedModule):
             kept[some] = np.einsum("qm,nqm->qn", worth[some], left & (scores <= last[:, :, None]))
         return (kept[:, -1:] - kept[:, :-1]).astype(np.float32)
 
-    @property
-    def _heads_of(self) -> np.ndarray:
-        """(P, N) from choices' losses to heads'."""
-        return np.linalg.pinv(learned_choices(len(self.columns[1]), len(self.shallow) + 2)[1])
-
     def training_step(self, batch: dict[str, Any], index: int = 0) -> Tensor:
         """Squared error, of the losses' variance."""
         target = torch.from_numpy(self._lost[batch["row"].cpu().numpy()]).to(self.usual)
@@ -160,46 +157,17 @@ class ArmsModule(clicked.ClickedModule):
         """A new network from all rounds; the same rounds and seed give the same one."""
         self._teachers = [teacher] if teacher else self._teachers
         super().refit(rounds, seed)
-        self._trust()
-
-    def _trust(self) -> None:
-        """Heads at the trunk's word."""
-        with torch.no_grad():
-            word = torch.cat([self.spread * self.last.weight.T, (self.usual + self.spread * self.last.bias)[None]])
-        self.heads = BayesianHeads(word.T.cpu().numpy(), self.hparams["prior_precision"])
-
-    def update(self, rounds: Rounds) -> None:
-        """Heads learn from rounds that the trunk has not seen, in closed form."""
-        assert self.heads is not None
-        known = Known(rounds.query[rounds.row], rounds.candidates[rounds.row])
-        lost, basis = self.lost(known), self._basis(known.query[:, : len(self.columns[0])])
-        lost = lost @ self._heads_of.T  # (Q, P)
-        heads = np.broadcast_to(np.arange(lost.shape[1]), lost.shape).ravel()
-        self.heads.update(np.repeat(basis, lost.shape[1], axis=0), lost.ravel(), np.ones(lost.size), heads)
 
     def losses(self, features: np.ndarray) -> np.ndarray:
         """(Q, P) recall that each head loses, of which choices' losses are made (`design`); features (Q, F)."""
-        assert self.heads is not None
-        return self._basis(features) @ self.heads.means.T
-
-    def variances(self, features: np.ndarray) -> np.ndarray:
-        """(Q, P) posterior variances of `losses`."""
-        assert self.heads is not None
-        return self.heads.variance(self._basis(features)[:, None], np.arange(len(self.heads.means))[None])
-
-    def _basis(self, features: np.ndarray) -> np.ndarray:
-        """(Q, D + 1)."""
         self.eval()
-        with torch.no_grad():
-            hidden = self.trunk(torch.from_numpy(np.ascontiguousarray(features)).to(self.device)).cpu().numpy()
-        return np.concatenate([hidden, np.ones((len(hidden), 1))], axis=1)
+        with torch.inference_mode():
+            read = torch.from_numpy(np.ascontiguousarray(features)).to(self.device)
+            return (self.usual + self.spread * self.last(self.trunk(read))).cpu().numpy().astype(np.float64)
 
     def export(self, folder: Path) -> None:
-        """arms.json and arms.safetensors: columns, weights, how columns are standardised, heads."""
-        if self.heads is None:  # a Trainer has fitted
-            self._trust()
-        assert self.heads is not None
-        clicked.write(self, folder, _FILES, {f"heads.{name}": value for name, value in self.heads.state().items()})
+        """arms.json and arms.safetensors: columns, weights, how columns are standardised."""
+        clicked.write(self, folder, _FILES)
 
     @classmethod
     def load(cls, folder: str | Path) -> ArmsModule:
@@ -207,22 +175,22 @@ class ArmsModule(clicked.ClickedModule):
 
         def restore(module: ArmsModule, weights: dict[str, Tensor]) -> None:
             module._build(clicked.standard_of(weights, "trunk.0"), weights["usual"].numpy(), float(weights["spread"]))
-            state = {name: weights.pop(f"heads.{name}").numpy() for name in ("means", "covariances")}
-            module.heads = BayesianHeads.restored(state)
 
         return clicked.read(cls, Path(folder), _FILES, restore)
 
 
 @lru_cache
-def learned_choices(num_arms: int, num_levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """(N, A) levels of the choices that are learned from, all or some of many; (N, P) of which heads they are made."""
+def learned_choices(num_arms: int, num_levels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(N, A) levels of the choices that are learned from, all or some of many; (N, P) of which heads they are made, and
+    (P, N) how heads' losses follow from theirs."""
     if num_levels**num_arms <= FEW:
         levels = choices(num_arms, num_levels)
     else:
         heads = design(np.ones((1, num_arms), int), num_levels).shape[1]
         levels = np.random.default_rng(0).integers(0, num_levels, (max(_SOME, 2 * heads), num_arms))
         levels = levels[levels.any(axis=1)]
-    return levels, design(levels, num_levels).astype(np.float32)
+    made = design(levels, num_levels).astype(np.float32)
+    return levels, made, np.linalg.pinv(made)
 
 
 class Gave(NamedTuple):
@@ -238,11 +206,14 @@ class Gave(NamedTuple):
 def contributions(fused: np.ndarray, shares: np.ndarray, returned: np.ndarray) -> Gave:
     """Found by least squares over each query's candidates.
 
+    What an arm that returned all of them gave to each looks like what all would have had anyway; it is the arm's, as
+    the intercept's column is small.
+
     Args:
         fused: (Q, M); shares: (Q, M, A) scores, 0 where the arm did not return it; returned: (Q, M, A) bool.
     """
     on = returned.astype(np.float64)
-    columns = np.concatenate([on, shares * on, np.ones((*fused.shape, 1))], axis=2)
+    columns = np.concatenate([on, shares * on, np.full((*fused.shape, 1), 1e-3)], axis=2)
     found = np.linalg.pinv(columns, rcond=1e-6) @ fused[:, :, None].astype(np.float64)  # (Q, 2 A + 1, 1)
     arms = returned.shape[2]
     return Gave(found[:, :arms, 0], found[:, arms : 2 * arms, 0])

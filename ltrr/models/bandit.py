@@ -77,6 +77,7 @@ class BanditModule(clicked.ClickedModule):
 
     def prepare(self, rounds: Rounds, seed: int = 0) -> None:
         """A new network for what these rounds know, heads at its own word."""
+        super().prepare(rounds, seed)
         seen = np.unique(rounds.row)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -24,7 +24,7 @@ from ltrr.data.rounds import batch_of
 from ltrr.models.training import adamw
 from ltrr.policy.features import Standard
 
-_VERSION = 1  # of an export's layout
+_VERSION = 2  # of an export's layout
 Module = TypeVar("Module", bound="ClickedModule")
 
 
@@ -50,11 +50,12 @@ class ClickedModule(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.columns: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # names of what it reads
+        self.depths: list[int] | None = None  # to which all arms were drawn in all that it learned from
         self.id = ""  # of an export's weights
 
     def prepare(self, rounds: Rounds, seed: int = 0) -> None:
         """A new network for what these rounds know."""
-        raise NotImplementedError
+        self.depths = None if rounds.depths is None else rounds.depths.tolist()
 
     def refit(self, rounds: Rounds, seed: int = 0) -> None:
         """A new network from all rounds; the same rounds and seed give the same one.
@@ -95,12 +96,15 @@ class ClickedModule(LightningModule):
         return adamw(self, self.hparams["lr"], self.hparams["weight_decay"], 0.3, steps)
 
 
-def write(module: ClickedModule, folder: Path, name: str, beside: Mapping[str, np.ndarray]) -> None:
+def write(module: ClickedModule, folder: Path, name: str, beside: Mapping[str, np.ndarray] | None = None) -> None:
     """`name`.json (options, columns) and `name`.safetensors (weights, and arrays beside them)."""
     weights = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-    save_file(weights | {key: torch.from_numpy(value) for key, value in beside.items()}, folder / f"{name}.safetensors")
+    save_file(
+        weights | {key: torch.from_numpy(value) for key, value in (beside or {}).items()},
+        folder / f"{name}.safetensors",
+    )
     options = {key: value for key, value in module.hparams.items() if key in signature(type(module)).parameters}
-    note = {"version": _VERSION, "options": options, "columns": module.columns}
+    note = {"version": _VERSION, "options": options, "columns": module.columns, "depths": module.depths}
     (folder / f"{name}.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
 
 
@@ -118,7 +122,7 @@ def read(
             raise ValueError(f"version {note['version']}, this ltrr reads {_VERSION}")
         module = cls(**note["options"])
         of_query, of_candidate = note["columns"]
-        module.columns = tuple(of_query), tuple(of_candidate)
+        module.columns, module.depths = (tuple(of_query), tuple(of_candidate)), note["depths"]
         restore(module, weights)
         module.load_state_dict(weights)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -81,6 +81,7 @@ class FusionModule(clicked.ClickedModule):
 
     def prepare(self, rounds: Rounds, seed: int = 0) -> None:
         """A new network, which corrects nothing, for what these rounds know."""
+        super().prepare(rounds, seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._build(Standard.of(rounds.query[np.unique(rounds.row)]), rounds.names)
@@ -122,7 +123,7 @@ class FusionModule(clicked.ClickedModule):
 
     def export(self, folder: Path) -> None:
         """fusion.json and fusion.safetensors: columns, weights, how columns are standardised."""
-        clicked.write(self, folder, _FILES, {})
+        clicked.write(self, folder, _FILES)
 
     @classmethod
     def load(cls, folder: str | Path) -> FusionModule:

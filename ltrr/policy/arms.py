@@ -50,17 +50,6 @@ class Losses(Protocol):
         """(Q, P) recall that each head loses; features (Q, F)."""
         ...
 
-    def variances(self, features: np.ndarray) -> np.ndarray:
-        """(Q, P) posterior variances, for explorers that need them."""
-        ...
-
-
-class Believed(NamedTuple):
-    """Of Q queries."""
-
-    losses: np.ndarray  # (Q, P)
-    variances: np.ndarray | None = None  # (Q, P), for explorers that need them
-
 
 class Exploring(NamedTuple):
     """How choices are drawn."""
@@ -108,26 +97,30 @@ class ListedArms:
         self._design = design(levels_of(self.table.depths, levels, num_levels), num_levels)  # (N, P)
 
     def check(self, how: Exploring) -> None:
-        """Any explorer serves."""
+        """ValueError for an explorer of what is uncertain: losses are not learned click by click."""
+        if how.explorer.unsure:
+            raise ValueError(
+                f"policy.explore: {type(how.explorer).__name__} needs deviations, which policies of arms do not give; "
+                "use Softmax, SquareCB or EpsilonGreedy"
+            )
 
     def values(self, losses: np.ndarray) -> np.ndarray:
         """(Q, N) expected recall of each choice, less that of all arms; losses (Q, P)."""
         return -losses @ self._design.T
 
-    def probabilities(self, believed: Believed, price: float, how: Exploring) -> np.ndarray:
-        """(Q, N) of each choice of the table, at a price."""
-        unsure = None if believed.variances is None else np.sqrt(believed.variances @ self._design.T**2)
-        worth = self.values(believed.losses) - price * self.table.costs
-        probabilities, shadow = how.explorer.probabilities(worth, unsure), how.shadow * self._whole
+    def probabilities(self, losses: np.ndarray, price: float, how: Exploring) -> np.ndarray:
+        """(Q, N) of each choice of the table, at a price; losses (Q, P)."""
+        worth = self.values(losses) - price * self.table.costs
+        probabilities, shadow = how.explorer.probabilities(worth), how.shadow * self._whole
         probabilities *= 1 - shadow
         probabilities[:, -1] += shadow
         return probabilities
 
     def draw(
-        self, believed: Believed, price: float, how: Exploring, rng: np.random.Generator
+        self, losses: np.ndarray, price: float, how: Exploring, rng: np.random.Generator
     ) -> tuple[Decision, np.ndarray]:
-        """A decision for each query, and (Q,) its cost."""
-        drawn, decision = self.table.draw(self.probabilities(believed, price, how), rng)
+        """A decision for each query, and (Q,) its cost; losses (Q, P)."""
+        drawn, decision = self.table.draw(self.probabilities(losses, price, how), rng)
         return decision, self.table.costs[drawn]
 
     def price(self, losses: np.ndarray, budget: float) -> float:
@@ -172,11 +165,11 @@ class UnlistedArms:
         return np.stack([greedy(lambda p, lost=lost: gain(p, lost), self._costs, price, deepest) for lost in losses])
 
     def draw(
-        self, believed: Believed, price: float, how: Exploring, rng: np.random.Generator
+        self, losses: np.ndarray, price: float, how: Exploring, rng: np.random.Generator
     ) -> tuple[Decision, np.ndarray]:
-        """A decision for each query, and (Q,) its cost."""
+        """A decision for each query, and (Q,) its cost; losses (Q, P)."""
         any_share = self.check(how).epsilon
-        best, sizes = self._best(believed.losses, price), np.array([len(own) for own in self._depths])
+        best, sizes = self._best(losses, price), np.array([len(own) for own in self._depths])
         whole, num = sizes - 1, len(best)
         shares = np.array([(1 - how.shadow) * (1 - any_share), (1 - how.shadow) * any_share, how.shadow])
         kind = rng.choice(3, num, p=shares)  # the best, any, all arms
@@ -236,11 +229,10 @@ class ArmPolicy:
 
     def decide(self, features: np.ndarray) -> Decision:
         """features (Q, F)."""
-        unsure = self._how.explorer.unsure
-        believed = Believed(self._learner.losses(features), self._learner.variances(features) if unsure else None)
+        losses = self._learner.losses(features)
         with self._lock:
             price = self.price.value
-            decision, costs = self._feasible.draw(believed, price, self._how, self._rng)
+            decision, costs = self._feasible.draw(losses, price, self._how, self._rng)
             self.price.spend(costs)
         return decision._replace(prices={self.price.name: price})
 

@@ -84,9 +84,10 @@ class DepthPolicy:
         """
         seen = pool_features(pool, self._num)
         known = Known(np.concatenate([features, seen.query], axis=1), seen.candidates)
+        believed = self.believed(known)
         with self._lock:
             price = self.price.value
-            _, cuts = self._table.draw(self.probabilities(known, price), self._rng)
+            _, cuts = self._table.draw(self.probabilities(believed, price), self._rng)
             self.price.spend(cuts.cut)
         marginals = decision.marginals.copy()
         marginals[:, -1] = cuts.propensity
@@ -94,7 +95,10 @@ class DepthPolicy:
         prices = {**(decision.prices or {}), self.price.name: price}
         return whole, Decision(decision.depths, cuts.cut, decision.propensity * cuts.propensity, marginals, prices)
 
-    def probabilities(self, known: Known, price: float) -> np.ndarray:
+    def believed(self, known: Known) -> tuple[np.ndarray, np.ndarray | None]:
+        """(Q, M) values of cuts, and their deviations where the explorer needs them."""
+        return self.learner.values(known), self.learner.deviations(known) if self._explorer.unsure else None
+
+    def probabilities(self, believed: tuple[np.ndarray, np.ndarray | None], price: float) -> np.ndarray:
         """(Q, M) of each cut, at a price."""
-        deviations = self.learner.deviations(known) if self._explorer.unsure else None
-        return self._explorer.probabilities(self.learner.values(known) - price * self._table.costs, deviations)
+        return self._explorer.probabilities(believed[0] - price * self._table.costs, believed[1])

@@ -7,31 +7,30 @@ Legend: Q queries, N decisions, S samples.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 
 
-class Explorer(Protocol):
+class Explorer(ABC):
     """Probabilities of decisions."""
 
-    exact: ClassVar[bool]  # whether they are computed, not estimated
-    unsure: ClassVar[bool]  # whether it needs deviations
+    exact: ClassVar[bool] = True  # whether they are computed, not estimated
+    unsure: ClassVar[bool] = False  # whether it needs deviations
 
+    @abstractmethod
     def probabilities(self, values: np.ndarray, deviations: np.ndarray | None = None) -> np.ndarray:
         """(Q, N), rows sum to 1; values (Q, N), higher is better, deviations likewise."""
-        ...
 
 
 @dataclass(frozen=True)
-class Softmax:
+class Softmax(Explorer):
     """P ∝ exp(value / temperature), mixed with a uniform floor (Boltzmann exploration)."""
 
     temperature: float = 0.02
     floor: float = 0.05  # of all queries, how many draw uniformly
-    exact: ClassVar[bool] = True
-    unsure: ClassVar[bool] = False
 
     def probabilities(self, values: np.ndarray, deviations: np.ndarray | None = None) -> np.ndarray:
         weights = values - values.max(axis=1, keepdims=True)
@@ -42,13 +41,11 @@ class Softmax:
 
 
 @dataclass(frozen=True)
-class SquareCB:
+class SquareCB(Explorer):
     """Inverse-gap weighting: P = 1 / (N + γ · gap to the best), the best has the rest (Foster & Rakhlin 2020)."""
 
     gamma: float = 1000.0
     floor: float = 0.0
-    exact: ClassVar[bool] = True
-    unsure: ClassVar[bool] = False
 
     def probabilities(self, values: np.ndarray, deviations: np.ndarray | None = None) -> np.ndarray:
         best = values.argmax(axis=1)
@@ -60,24 +57,21 @@ class SquareCB:
 
 
 @dataclass(frozen=True)
-class EpsilonGreedy:
+class EpsilonGreedy(Explorer):
     """The best, but for a share of queries that draw uniformly. 0 = greedy."""
 
     epsilon: float = 0.1
-    exact: ClassVar[bool] = True
-    unsure: ClassVar[bool] = False
 
     def probabilities(self, values: np.ndarray, deviations: np.ndarray | None = None) -> np.ndarray:
         return _floored(_greedy(values), self.epsilon)
 
 
 @dataclass(frozen=True)
-class UCB:
+class UCB(Explorer):
     """The largest value + width · deviation (Li et al. 2010), but for a uniform floor."""
 
     width: float = 1.0
     floor: float = 0.05
-    exact: ClassVar[bool] = True
     unsure: ClassVar[bool] = True
 
     def probabilities(self, values: np.ndarray, deviations: np.ndarray | None = None) -> np.ndarray:
@@ -85,7 +79,7 @@ class UCB:
 
 
 @dataclass
-class Thompson:
+class Thompson(Explorer):
     """How often each decision is best in draws from the posterior (Thompson 1933), by Monte-Carlo; a uniform floor.
 
     The draws of different decisions are independent, though their values share parameters: it explores more.

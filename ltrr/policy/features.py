@@ -154,6 +154,11 @@ def pool_names(arms: Sequence[str], num: int) -> tuple[tuple[Feature, ...], tupl
     return tuple(query), tuple(each)
 
 
+def arms_of(columns: Sequence[str]) -> tuple[str, ...]:
+    """The arms that columns of candidates are about."""
+    return tuple(name.removesuffix("_rank") for name in columns if name.endswith("_rank"))
+
+
 def pool_features(pool: Pool, num: int) -> Known:
     """What the fused union says: `pool` in fused order, its last column the fused order itself; M = num."""
     arms = len(pool.arms) - 1

@@ -48,8 +48,7 @@ class Support(NamedTuple):
 
     missing: float  # of the target's probability, on what the logger never does; at least, where `logger` is None
     weight: float  # mean weight, which is 1 where the logger goes wherever the target does and propensities are right
-    weight_low: float  # its 99.9 % interval
-    weight_high: float
+    width: float  # to each side of it, its 99.9 % interval
     deterministic: bool  # the logger never had a choice, and the target differs from it
     notes: tuple[str, ...]  # why it cannot; empty = it can
 
@@ -175,7 +174,7 @@ def _support(log: Logged, name: str, weights: np.ndarray) -> Support:
         notes.append(f"{missing:.1%} of the target's probability lies where the logger never goes")
     if abs(mean - 1) > width:
         notes.append(f"the mean weight is {mean:.3f}, not 1: support is missing, or propensities are wrong")
-    return Support(missing, mean, mean - width, mean + width, deterministic, tuple(notes))
+    return Support(missing, mean, width, deterministic, tuple(notes))
 
 
 def _terms(log: Logged, name: str, limit: float | None, shrink: float | None) -> tuple[np.ndarray, np.ndarray, tuple]:
