@@ -24,9 +24,9 @@ import numpy as np
 
 from ltrr.config import ConfigError, check_known, construct, find_class
 from ltrr.context import history_digest, open_context
-from ltrr.core import Arm, Policy, Pool, Query, Ranker
+from ltrr.core import Arm, Policy, Pool, Ranker
 from ltrr.data.beir import Corpus, Dataset, open_collection
-from ltrr.funnel import Drawn, Funnel, FusedOrder, no_features
+from ltrr.funnel import Funnel, FusedOrder, no_features
 from ltrr.fuse import ConvexFusion, NothingToFit, OnlyArms, ReciprocalRankFusion, union
 from ltrr.index.manifest import IndexMissing, IndexRefused
 from ltrr.learned import open_policy
@@ -286,10 +286,7 @@ class System:
         return [name for name in self.usable() if name in fused or self.depths.get(name)]
 
     def _policy(self, seed: int | None = None, **instead: Any) -> Policy:
-        """The config's learned policy, its price set on the queries of fusion; without a model a fixed decision.
-
-        seed: of draws. instead: of the config's options.
-        """
+        """The learned policy, its price set on the queries of fusion, or a fixed decision; instead: of options."""
         options = {**(self.settings.get("policy") or {}), **instead}
         if options.get("arms_model") and not options.get("model"):
             raise ConfigError("policy.arms_model: needs policy.model, which decides the cut of what the arms bring")
@@ -299,11 +296,8 @@ class System:
         fused = vars(order) if isinstance(order, ConvexFusion) else self.settings.get("fusion")
         parts: list[Any] = [self.identity(name) for name in self.drawn if self.arm(name)]
         parts += [fused, (self.settings.get("data") or {}).get("query_fields"), *history_digest(options)]
-        draw, args = self._drawn_by, (self.depths, self.cut, self.tuning)
-        return open_policy(options, self.drawn, *args, draw, parts, self.context, seed)
-
-    def _drawn_by(self, policy: Policy, queries: Sequence[Query]) -> Drawn:
-        return self._funnel(None, policy).draw(queries)
+        draw = (self.tuning, lambda policy, queries: self._funnel(None, policy).draw(queries))
+        return open_policy(options, self.drawn, self.depths, self.cut, *draw, parts, self.context, seed)
 
     @property
     def has_ranker(self) -> bool:
@@ -344,8 +338,7 @@ class System:
                 return construct("ranker", cls, arguments).tune(queries, pool, judged.qrels)
 
             priced = policy.price.name if isinstance(policy, DepthPolicy) else self.cut
-            drawn = [self.depths, priced, self.settings.get("fusion"), self.fusion_arms]
-            drawn += [self.identity(name) for name in sorted({*self.depths, *self.fusion_arms})]
+            drawn = [self.depths, priced, self.settings.get("fusion"), *map(self.identity, self.drawn)]
             depends = (self._basis(cls, spec), spec, getattr(arguments.get("scorer"), "id", None), drawn, judged.key)
             on = f"{len(queries)} queries of {judged.name}"
             arguments = arguments | self.tuning.fitted("ranker", depends, fit, on)
