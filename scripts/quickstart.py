@@ -56,26 +56,33 @@ _SMALL = {  # model -> what differs from its config: minutes on 2 cores
         "model.network.max_length": 64,
     },
 }
+_FEWER = 3
 _ALL = {"data.dev_queries": 100, "data.dev_documents": 500, "trainer.logger": "false", "trainer.max_epochs": -1}
 
 
 def train(data: str, fingerprint: str, root: Path) -> dict[str, Path]:
     """Four small fits under root; name -> export folder. A finished one of the same corpus is taken as it is."""
+    from ltrr.models.training import emulates_bfloat16  # torch takes seconds to import
+
     exports = {name: root / name / "export" for name in _SMALL}
+    if slow := emulates_bfloat16("auto"):
+        print(f"   this processor has no bfloat16: one in {_FEWER} of the steps, so that you do not wait for too long")
     for name, options in _SMALL.items():
         if (told := trained_on(exports[name])) and told["data"] == fingerprint:
             print(f"   {name}: trained already, {exports[name]}")
             continue
         shutil.rmtree(root / name, ignore_errors=True)  # of other data, or unfinished
+        steps = options["trainer.max_steps"] // (_FEWER if slow else 1)
         given = {
             "config": Path("configs") / f"{name}.yaml",
             "data.path": data,
             "trainer.default_root_dir": root,
             "id": name,
-            "trainer.val_check_interval": options["trainer.max_steps"],
+            "trainer.val_check_interval": steps,
             "trainer.check_val_every_n_epoch": "null",
             **_ALL,
             **options,
+            "trainer.max_steps": steps,
         }
         start = time.perf_counter()
         command = [sys.executable, str(_TRAIN), "fit", *(f"--{key}={value}" for key, value in given.items())]
