@@ -57,7 +57,8 @@ def open_context(names: Sequence[str], system: System) -> features.ContextFeatur
 
 def open_history(system: System, arms: Sequence[str], path: Path | None = None) -> History:
     """What a file knows of these arms (None: nothing); queries are alike where the config's dense arm says so."""
-    history = History(arms, normalised, _arm(system, "dense", "history").embed)
+    kinds = {name: getattr(find_class("arms", system.specs[name]["class"]), "source_kind", name) for name in arms}
+    history = History(kinds, normalised, _arm(system, "dense", "history").embed)
     if path:
         history.load(path)
     return history

@@ -53,3 +53,14 @@ def drawn(rng: Any, logger: np.ndarray, target: np.ndarray, rates: np.ndarray) -
     reward = (rng.random(num) < rates[each, action]).astype(float)
     truth = float((target[num:] * rates[num:]).sum(axis=1).mean())
     return ope.Logged(reward, logger[each, action], target[:num], action, logger=logger), truth
+
+
+def shuffled(logged: ope.Logged, rng: np.random.Generator) -> ope.Logged:
+    """The null: rewards dealt anew among the rounds that ran as drawn, so that no target gains over the logger.
+
+    Rewards and not contexts: with contexts shuffled a target keeps what it gains by actions that are good everywhere.
+    """
+    ran = logged.executed if logged.executed is not None else np.ones(len(logged.reward), bool)
+    keep, reward = np.flatnonzero(ran), logged.reward.copy()
+    reward[keep] = reward[rng.permutation(keep)]
+    return logged._replace(reward=reward)

@@ -35,7 +35,7 @@ import numpy as np
 import yaml
 from _common import main
 from _ope_plots import plot, plot_weights
-from _ope_worlds import OVERLAPS, contextual, slates
+from _ope_worlds import OVERLAPS, contextual, shuffled, slates
 from tqdm import tqdm
 
 from ltrr.config import construct, find_class
@@ -98,7 +98,7 @@ def simulated(flags: Any) -> tuple[dict, str, dict[str, np.ndarray]]:
                     continue
                 weights[overlap] = log.target[np.arange(size), log.action] / log.propensity
                 rng = np.random.default_rng(seed)
-                null = ope.shuffled(log, rng)
+                null = shuffled(log, rng)
                 blind = np.broadcast_to(log.target.mean(axis=0), log.target.shape)
                 mixed = log._replace(target=log.target[rng.permutation(size)])
                 for name in ("ips", "snips", "dr"):

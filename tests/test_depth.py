@@ -219,7 +219,7 @@ def test_evaluate_py_shows_what_a_policy_serves_without_a_ranker(learned, tmp_pa
     data, export, settings = learned
     (tmp_path / "f.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     flags = ("--config", tmp_path / "f.yaml", "--data", data, "--split", "test", "--out", tmp_path / "out")
-    script("scripts/evaluate.py", *flags, "--baseline", "all", "--policy.model", export, "--policy.budget", 3)
+    script("scripts/evaluate.py", *flags, "--policy.model", export, "--policy.budget", 3)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results["systems"]) == ["title", "all", "rrf", "convex", "ltrr"]
     system = System(settings | {"policy": {"model": str(export), "budget": 3.0}}, open_dataset(data))

@@ -22,7 +22,7 @@ def vectors(queries) -> np.ndarray:
 
 
 def history(**options) -> History:
-    return History(ARMS, str.lower, vectors, **options)
+    return History({arm: arm for arm in ARMS}, str.lower, vectors, **options)
 
 
 @pytest.fixture
@@ -142,4 +142,16 @@ def test_what_is_saved_goes_on(pages, tmp_path):
         one.update([part[0] for part in pages[:1]], *(part[:1] for part in pages[1:]))
     np.testing.assert_allclose(again.features(pages[0]), made.features(pages[0]))
     with pytest.raises(ValueError, match="history of the arms a, b, c, not a, b"):
-        History(ARMS[:2], str.lower, vectors).load(tmp_path / "history.npz")
+        History({arm: arm for arm in ARMS[:2]}, str.lower, vectors).load(tmp_path / "history.npz")
+
+
+def test_an_arm_that_never_ran_there_is_told_what_its_kind_brought() -> None:
+    history = History({"a": "lexical", "b": "dense", "c": "lexical"}, str.lower, vectors)
+    returned = np.zeros((1, SHOWN, 3), bool)
+    returned[0, :2, 0], returned[0, 2, 1] = True, True
+    rewards, ran = np.array([[1.0, 0.0, 0.0, 0.0, 0.0]]), np.array([[True, True, False]])
+    history.update([Query("1", "xo")], returned, rewards, ran)
+    own = history.features([Query("1", "xo")])[0, 1:7].reshape(2, 3)  # success, results
+    np.testing.assert_allclose(own[:, 2], own[:, 0])
+    assert own[0, 0] > own[0, 1]
+    assert np.isnan(history.features([Query("2", "yo")])[0, 1:7]).all()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from scipy.special import expit, softmax
 from scipy.stats import t as student
 
 from ltrr.policy import ope
 from ltrr.policy.actions import Table
-from ltrr.policy.ope import Logged, cross_fitted, estimate, gain, shuffled, support
+from ltrr.policy.ope import Logged, cross_fitted, estimate, gain, support
+
+sys.path.insert(0, str(ROOT / "scripts"))
+from _ope_worlds import shuffled
 
 ACTIONS, FEATURES = 6, 3
 WEIGHTED = ("ips", "snips", "clipped-ips", "dr", "clipped-dr", "shrunk-dr")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,16 +31,19 @@ class History:
 
     Success is the credit of a page: what a shown candidate brought is shared by the arms that returned it. Its mean is
     smoothed towards the arm's own over all queries (a Gamma prior). Evidence of other queries counts by their cosine.
+    Where an arm never ran it is told what arms of its kind of source brought there.
 
     Args:
-        arms: A names.
+        arms: name -> kind of source, A of them.
         key: text -> what makes two queries the same one.
         embed: queries -> (Q, D) unit vectors, zeros = unknown.
         most: the most remembered queries; beyond, those that came back least recently are forgotten.
     """
 
-    def __init__(self, arms: Sequence[str], key: Callable[[str], str], embed: Embed, *, most: int = 50_000) -> None:
+    def __init__(self, arms: Mapping[str, str], key: Callable[[str], str], embed: Embed, *, most: int = 50_000) -> None:
         self._arms, self._key, self._embed, self._most = tuple(arms), key, embed, most
+        kinds = np.array([*arms.values()])
+        self._alike = (kinds[:, None] == kinds).astype(float)  # (A, A)
         self._total = np.zeros((3, len(arms)))  # credit, results, pages on which the arm had run
         self._sums = np.zeros((most, 3, len(arms)))  # the same of each remembered query
         self._vectors = np.zeros((most, 0), np.float32)  # (M, D)
@@ -48,7 +51,7 @@ class History:
 
     @property
     def group(self) -> Group:
-        """Columns of the query itself, then of those like it; NaN = the arm never ran there."""
+        """Columns of the query itself, then of those like it; NaN = no arm of that kind ever ran there."""
         each = [(f"{arm}_{what}", unit) for what, unit in _OF_AN_ARM.items() for arm in self._arms]
         columns = [(f"{of}_{name}", unit) for of in ("own", "near") for name, unit in [("pages", "log count"), *each]]
         return Group(tuple(Feature(*column) for column in columns), self.features)
@@ -106,11 +109,14 @@ class History:
 
     def _rates(self, sums: np.ndarray) -> np.ndarray:
         """(Q, 1 + 2A) of (Q, 3, A)."""
-        credit, results, pages = sums.transpose(1, 0, 2)
-        prior = _STRENGTH * self._total[0] / np.maximum(self._total[2], 1e-9)
-        rates = [(credit + prior) / (pages + _STRENGTH), results / np.maximum(pages, 1e-9)]
-        known = [np.where(pages > 0, rate, np.nan) for rate in rates]
-        return np.concatenate([np.log1p(pages.max(axis=1, keepdims=True)), *known], axis=1)
+        rates = []
+        for over in (np.eye(len(self._arms)), self._alike):  # the arm itself, and all of its kind
+            (credit, results, pages), total = (sums @ over).transpose(1, 0, 2), self._total @ over
+            prior = _STRENGTH * total[0] / np.maximum(total[2], 1e-9)
+            told = [(credit + prior) / (pages + _STRENGTH), results / np.maximum(pages, 1e-9)]
+            rates.append(np.where(pages > 0, told, np.nan))  # (2, Q, A)
+        pages = np.log1p(sums[:, 2].max(axis=1, keepdims=True))
+        return np.concatenate([pages, *np.where(np.isnan(rates[0]), rates[1], rates[0])], axis=1)
 
     # -- where it is kept
 

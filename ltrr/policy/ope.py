@@ -116,17 +116,6 @@ def gain(
     return _estimate(log, terms - less, weights, (*notes, *(note for note in more if note not in notes)), left_out)
 
 
-def shuffled(logged: Logged, rng: np.random.Generator) -> Logged:
-    """The null: rewards dealt anew among the rounds, so that no target gains anything over the logger.
-
-    Rewards and not contexts: with contexts shuffled a target keeps what it gains by actions that are good everywhere.
-    """
-    keep = np.flatnonzero(_executed(logged))
-    reward = logged.reward.copy()
-    reward[keep] = reward[rng.permutation(keep)]
-    return logged._replace(reward=reward)
-
-
 def support(logged: Logged, name: str = "ips") -> Support:
     """Whether the log can tell about the target, for estimators of joint weights or, for pi, of parts."""
     log, _ = _checked(logged, name)
