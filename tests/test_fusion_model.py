@@ -123,7 +123,7 @@ def test_the_same_rounds_and_seed_give_the_same_order_and_exports_come_back(worl
     again = FusionModule.load(tmp_path)
     np.testing.assert_array_equal(again.order(world[0]), module.order(world[0]))
     assert (again.columns, again.hparams["hidden"], len(again.id)) == (NAMES, 8, 64)
-    (tmp_path / "fusion.json").write_text((tmp_path / "fusion.json").read_text().replace('sion": 1', 'sion": 9'))
+    (tmp_path / "fusion.json").write_text((tmp_path / "fusion.json").read_text().replace('sion": 2', 'sion": 9'))
     with pytest.raises(ValueError, match="version 9"):
         FusionModule.load(tmp_path)
 
