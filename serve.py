@@ -44,7 +44,7 @@ def recorder(system: System, url: str | None, policy: Policy | None = None) -> R
     folder = system.folder / "learned" / key_of("learned", url, made)
     rows = {entity: row for row, entity in enumerate(system.corpus.ids)}
     loop = Loop(store, learners, rows, folder)
-    return Recorder(loop, system.corpus.ids, name, {arm: " ".join(i) for arm, i in identities.items()})
+    return Recorder(loop, system.corpus.ids, name, {arm: " ".join(identities[arm]) for arm in system.drawn})
 
 
 def run() -> None:
