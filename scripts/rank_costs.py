@@ -22,7 +22,7 @@ from _simulation import ORDER, opened, order_of, searched
 from tqdm import tqdm
 
 from ltrr.config import ConfigError
-from ltrr.core import Candidates
+from ltrr.core import Candidates, Ranker
 from ltrr.evaluate.regret import fixed, mean_of
 from ltrr.funnel import FusedOrder, in_order
 from ltrr.metrics import evaluate, to_run, whole_file
@@ -39,8 +39,10 @@ _DEV = 200  # queries on which the weight is fitted
 class Scored:
     """Some queries of a split, their first candidates in fused order, and what the cross-encoder says of each."""
 
-    def __init__(self, system: System, ranker: CrossEncoderRanker, split: str, most: int, num: int, kept: Path) -> None:
-        whole, order = searched(system, [split]), order_of(system, searched(system, ["dev"]))
+    def __init__(
+        self, system: System, order: Ranker, ranker: CrossEncoderRanker, split: str, most: int, num: int, kept: Path
+    ) -> None:
+        whole = searched(system, [split])
         rows = np.arange(len(whole.queries))
         if most < len(rows):
             rows = np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
@@ -93,11 +95,12 @@ def run() -> None:
     _, system = opened(SimpleNamespace(config=flags.policy / "config.yaml", split=split), overrides, ["dev", split])
     scorer = load_cross_encoder(flags.ranker)
     ranker = CrossEncoderRanker(scorer, system.corpus, FusedOrder(), depth=num)
-    kept = flags.out / "scores" / key_of(scorer.id, vars(order_of(system, searched(system, ["dev"]))), num, ids)
-    dev = Scored(system, ranker, "dev", _DEV, num, kept)
+    order = order_of(system, searched(system, ["dev"]))
+    kept = flags.out / "scores" / key_of(scorer.id, vars(order), num, ids)
+    dev = Scored(system, order, ranker, "dev", _DEV, num, kept)
     dev_ids = [query.id for query in dev.queries]
     weight = fit_weight(dev.fused, dev.cross, dev_ids, system.corpus.ids, dev.qrels)
-    test = Scored(system, ranker, split, flags.queries, num, kept)
+    test = Scored(system, order, ranker, split, flags.queries, num, kept)
     if [query.id for query in test.queries] != [ids[row] for row in test.rows]:
         raise ConfigError(f"--policy {flags.policy}: its test queries are not those of the data set now; run it again")
     quality = test.quality(weight, system.corpus.ids)
