@@ -8,17 +8,16 @@ from datetime import timedelta
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "scripts"))
-from _common import arguments, main
-
+from ltrr.cli.arguments import arguments, main
 from ltrr.config import ConfigError
-from ltrr.core import Policy
-from ltrr.feedback.heads import OnlineHeads
 from ltrr.feedback.loop import Loop
 from ltrr.feedback.store import EventStore
-from ltrr.policy.depth import DepthPolicy
+from ltrr.files import content_key
+from ltrr.learners.online_heads import OnlineHeads
+from ltrr.policies.cut import CutPolicy
+from ltrr.protocols import Policy
 from ltrr.serving.app import Recorder, create_app
-from ltrr.system import System, open_systems
-from ltrr.tuning import key_of
+from ltrr.system.system import System, open_systems
 
 
 def recorder(system: System, url: str | None, policy: Policy | None = None) -> Recorder | None:
@@ -27,10 +26,10 @@ def recorder(system: System, url: str | None, policy: Policy | None = None) -> R
     policy: what decides; its prices follow what is spent from now on, from where they were when it was last asked.
     """
     learns = (system.settings.get("policy") or {}).get("learn", False)
-    if learns and (url is None or not isinstance(policy, DepthPolicy)):
+    if learns and (url is None or not isinstance(policy, CutPolicy)):
         raise ConfigError("policy.learn: needs policy.model, and serve.events, from which it learns")
     name, store = getattr(policy, "id", "fixed"), EventStore(url) if url else None
-    if isinstance(policy, DepthPolicy):
+    if isinstance(policy, CutPolicy):
         last = store.latest(name) if store else None
         policy.adapt(last.prices if last else None)
     if store is None:
@@ -39,9 +38,9 @@ def recorder(system: System, url: str | None, policy: Policy | None = None) -> R
     learners = {name: arm for name, arm in arms.items() if hasattr(arm, "take")}
     identities = {name: system.identity(name) for name in arms}
     made = {n: (system.specs[n], identities[n]) for n in learners}
-    if learns and isinstance(policy, DepthPolicy):
+    if learns and isinstance(policy, CutPolicy):
         learners["policy"], made["policy"] = OnlineHeads(policy.learner, store, name), name  # type: ignore[arg-type]
-    folder = system.folder / "learned" / key_of("learned", url, made)
+    folder = system.folder / "learned" / content_key("learned", url, made)
     rows = {entity: row for row, entity in enumerate(system.corpus.ids)}
     loop = Loop(store, learners, rows, folder)
     return Recorder(loop, system.corpus.ids, name, {arm: " ".join(identities[arm]) for arm in system.drawn})

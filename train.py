@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ltrr.cli import TrainingCLI
+from ltrr.cli.fit import TrainingCLI
 
 
 def main() -> None:

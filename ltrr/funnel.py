@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ltrr.core import AfterRetrieval, Arm, Candidates, Decision, Page, Policy, Pool, Query, Ranker
-from ltrr.fuse import take, union
+from ltrr.fusion import take, union
+from ltrr.protocols import AfterRetrieval, Arm, Policy, Ranker
+from ltrr.types import Candidates, Decision, Page, Pool, Query
 
 FUSED = "fused"  # the pool that is ranked says so of the fused order, as of an arm: its last column
 
@@ -23,7 +24,7 @@ def no_features(queries: Sequence[Query]) -> np.ndarray:
     return np.zeros((len(queries), 0), np.float32)
 
 
-class Drawn(NamedTuple):
+class Retrieved(NamedTuple):
     """What retrieval brought, before the ranker."""
 
     features: np.ndarray  # (Q, F)
@@ -68,7 +69,7 @@ class Funnel:
         drawn = self.draw(queries)
         return self._page(queries, drawn, self.rank(queries, drawn).first(k))
 
-    def draw(self, queries: Sequence[Query]) -> Drawn:
+    def draw(self, queries: Sequence[Query]) -> Retrieved:
         """The candidates that are ranked, in fused order."""
         # 1) What is known before retrieval.
         features = self._features(queries)  # (Q, F)
@@ -89,13 +90,13 @@ class Funnel:
 
         # 5) The cut.
         fused = fused.cut(decision.cut)
-        return Drawn(features, decision, in_order(pool, fused), fused)
+        return Retrieved(features, decision, in_order(pool, fused), fused)
 
-    def rank(self, queries: Sequence[Query], drawn: Drawn) -> Candidates:
+    def rank(self, queries: Sequence[Query], drawn: Retrieved) -> Candidates:
         """6) What was drawn in the ranker's order, (Q, K); its first candidates are the page."""
         return self._ranker.rank(queries, drawn.pool) if self._ranker else drawn.fused
 
-    def rank_stages(self, queries: Sequence[Query], drawn: Drawn) -> Sequence[Candidates | None]:
+    def rank_stages(self, queries: Sequence[Query], drawn: Retrieved) -> Sequence[Candidates | None]:
         """For evaluation, (Q, K) each: unranked; the ranker's own order, where it mixes the two; what is served."""
         if self._ranker is None:
             return None, None, drawn.fused
@@ -116,7 +117,7 @@ class Funnel:
             out.docs[on], out.scores[on] = found
         return out
 
-    def _page(self, queries: Sequence[Query], drawn: Drawn, shown: Candidates) -> Page:
+    def _page(self, queries: Sequence[Query], drawn: Retrieved, shown: Candidates) -> Page:
         impressions = [str(uuid.uuid4()) for _ in queries]
         ranks = take(drawn.pool, shown).ranks[:, :, :-1]  # arms alone
         return Page(impressions, queries, drawn.features, drawn.decision, shown, tuple(self.arms), ranks)

@@ -8,9 +8,7 @@ written file, follows that one order. Legend: Q queries, K candidates, M measure
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +16,8 @@ import ir_measures
 import numpy as np
 from ir_measures.providers import PytrecEvalProvider
 
-from ltrr.core import Candidates, Qrels, Run
+from ltrr.files import atomic_write
+from ltrr.types import Candidates, Qrels, Run
 
 MEASURES = ("nDCG@10", "R@10", "R@100", "RR@10")
 _PROVIDER = PytrecEvalProvider()
@@ -192,7 +191,7 @@ def write_run(run: Run, path: str | Path, tag: str) -> None:
     """
     _check_fields([tag], "tag")
     _check_fields(list(run), "query")
-    with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as out:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as out:
         for query, docs in run.items():
             _check_fields(list(docs), f"document of query {query!r},")
             compared = np.fromiter(docs.values(), np.float32, len(docs)).tolist()
@@ -206,18 +205,3 @@ def _check_fields(names: list[str], what: str) -> None:
     if " ".join(names).split() != names:
         culprit = next(name for name in names if name.split() != [name])
         raise ValueError(f"{what} {culprit!r} cannot stand in a TREC run: give it a name without white space")
-
-
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes that name on success and is removed on an error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, softmax
 
-from ltrr.policy import ope
+from ltrr.evaluation import estimate as ope
 
 _TRUTH = 200_000  # contexts over which a simulated policy's true value is taken
 OVERLAPS = {"high": 0.5, "middle": 0.0, "low": -0.4}  # how much of the target's preferences the logger has

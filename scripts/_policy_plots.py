@@ -10,8 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from _simulation import ORDER
 
-from ltrr.evaluate.regret import Chosen, oracle
-from ltrr.metrics import whole_file
+from ltrr.evaluation.regret import Chosen, oracle
+from ltrr.files import atomic_write
 
 CURVE = ("rounds", "cut", "policy", ORDER, "rrf", "oracle")  # columns, means over a window at its mean cut
 
@@ -57,6 +57,6 @@ def plot_regret(path: Path, curves: Mapping[int, np.ndarray]) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     plt.close(figure)

@@ -14,17 +14,17 @@ import numpy as np
 from tqdm import tqdm
 
 from ltrr.config import ConfigError, check_known, load_config
-from ltrr.core import Candidates, Pool, Qrels, Query, Ranker
 from ltrr.data.beir import open_dataset
-from ltrr.evaluate.regret import query_groups, recall_of
+from ltrr.evaluation.regret import query_groups, recall_of
 from ltrr.feedback.clicks import attraction_of
+from ltrr.files import atomic_write, content_key
 from ltrr.funnel import in_order
-from ltrr.fuse import ConvexFusion, reciprocal_ranks, take, union
-from ltrr.metrics import whole_file
-from ltrr.policy.baselines import best_slots, slot_order
-from ltrr.policy.features import Feature, Known, pool_features, pool_names
-from ltrr.system import System
-from ltrr.tuning import key_of
+from ltrr.fusion import ConvexFusion, reciprocal_ranks, take, union
+from ltrr.policies.features import Feature, RetrievalFeatures, pool_features, pool_names
+from ltrr.policies.fixed import best_slots, slot_order
+from ltrr.protocols import Ranker
+from ltrr.system.system import System
+from ltrr.types import Candidates, Pool, Qrels, Query
 
 ORDER = "convex"  # the fused order that is cut
 DEPTH, _SEARCHED = 100, 250  # candidates of each arm; queries searched at once
@@ -65,7 +65,7 @@ class Searched(NamedTuple):
 class Part(NamedTuple):
     """Queries as the policy knows them, and the truth."""
 
-    known: Known
+    known: RetrievalFeatures
     grades: np.ndarray  # (Q, M) in fused order
     recall: dict[str, np.ndarray]  # system -> (Q, M) recall of its first 1 to M
     highest: int  # grade of the data set
@@ -104,7 +104,7 @@ def searched(system: System, splits: Sequence[str]) -> Searched:
     arms = {name: system.arm(name) for name in names}
     asked = [[query.id, query.text, query.context] for query in queries]
     identity = [[system.identity(name) for name in names], list(names), asked, qrels, DEPTH]
-    path = system.folder / "policy" / f"{'-'.join(splits)}-{key_of(identity)}.npz"
+    path = system.folder / "policy" / f"{'-'.join(splits)}-{content_key(identity)}.npz"
     if not path.exists():
         pieces = []
         for start in tqdm(range(0, len(queries), _SEARCHED), f"search {', '.join(splits)}", unit="batch"):
@@ -116,12 +116,12 @@ def searched(system: System, splits: Sequence[str]) -> Searched:
             padded = [_widened(getattr(piece, name), width, fill) for piece in pieces]
             arrays[name] = np.concatenate(padded)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
     columns = [feature.name for feature in system.context.columns]
-    known = path.with_name(f"{path.stem}-{key_of(columns)}.npy")
+    known = path.with_name(f"{path.stem}-{content_key(columns)}.npy")
     if not known.exists():
-        with whole_file(known) as temporary, temporary.open("wb") as file:
+        with atomic_write(known) as temporary, temporary.open("wb") as file:
             np.save(file, system.context(queries), allow_pickle=False)
     features = np.load(known, allow_pickle=False)
     with np.load(path, allow_pickle=False) as file:
@@ -161,7 +161,9 @@ def part_of(whole: Searched, order: Ranker, num: int, context: Sequence[Feature]
         some = whole.some(np.arange(start, min(start + 1_000, len(whole.queries))))
         fused = order.rank(some.queries, some.pool)
         pieces.append(_part(some, in_order(some.pool, fused), fused, num, context))
-    known = Known(*(np.concatenate([getattr(p.known, name) for p in pieces]) for name in Known._fields))
+    known = RetrievalFeatures(
+        *(np.concatenate([getattr(p.known, name) for p in pieces]) for name in RetrievalFeatures._fields)
+    )
     recall = {name: np.concatenate([p.recall[name] for p in pieces]) for name in pieces[0].recall}
     return Part(
         known,
@@ -193,7 +195,7 @@ def _part(whole: Searched, pool: Pool, fused: Candidates, num: int, context: Seq
     of_pool, each = pool_names(pool.arms[:-1], num)
     names = tuple(f.name for f in (*context, *of_pool)), tuple(f.name for f in each)
     return Part(
-        Known(query, seen.candidates),
+        RetrievalFeatures(query, seen.candidates),
         shown,
         recall,
         whole.highest,
@@ -277,18 +279,18 @@ def _folds(groups: np.ndarray, num: int) -> np.ndarray:
 def same_world(folder: Path, arms: list, folds: Sequence[Mapping[str, Part]]) -> None:
     """ConfigError where a folder's outcomes were made with other builds of the arms, or other judgements."""
     named = [(name, part) for parts in folds for name, part in parts.items()]
-    truth = [[name, len(part.ids), key_of(part.ids), float(part.grades.sum())] for name, part in named]
-    key, mark = key_of(arms, truth), folder / "world.json"
+    truth = [[name, len(part.ids), content_key(part.ids), float(part.grades.sum())] for name, part in named]
+    key, mark = content_key(arms, truth), folder / "world.json"
     if mark.exists() and json.loads(mark.read_text()) != key and any(folder.glob("*.npz")):
         raise ConfigError(
             f"--out: {folder} has outcomes of other arms, indexes or judgements; remove it or name another"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(mark) as temporary:
+    with atomic_write(mark) as temporary:
         temporary.write_text(json.dumps(key))
 
 
 def shuffled(part: Part) -> Part:
     """With features of other queries."""
     order = np.random.default_rng(0).permutation(len(part.grades))
-    return part._replace(known=Known(part.known.query[order], part.known.candidates[order]))
+    return part._replace(known=RetrievalFeatures(part.known.query[order], part.known.candidates[order]))

@@ -15,17 +15,18 @@ import yaml
 from _simulation import DEPTH, ORDER, Part
 
 from ltrr.config import construct, find_class
-from ltrr.core import Rounds
-from ltrr.evaluate.regret import Chosen
+from ltrr.evaluation.regret import Chosen
 from ltrr.feedback.clicks import Cascade, ClickModel, PositionBased, attraction_of, simulate
-from ltrr.policy.actions import Price, Table, best, price_for
-from ltrr.policy.explore import Explorer
-from ltrr.policy.features import Known, arms_of
+from ltrr.policies.explorers import Explorer
+from ltrr.policies.features import RetrievalFeatures, arms_of
+from ltrr.policies.price import Price, best, price_for
+from ltrr.policies.table import Table
+from ltrr.types import Rounds
 
 _BATCH = 100  # queries that are asked before the next update
 PRICES = np.geomspace(0.02, 50, 60)  # around the price set on dev, for frontiers
 _FIRST = 500  # rounds before the first fit; refits follow when there are twice as many
-EXPLORE = "{class: ltrr.policy.explore.Softmax, temperature: 0.02, floor: 0.05}"
+EXPLORE = "{class: ltrr.policies.explorers.Softmax, temperature: 0.02, floor: 0.05}"
 _SATISFIED, _LEAVES = 0.7, 0.1  # a cascade's customer stops after a click, after none
 
 
@@ -68,7 +69,7 @@ class World:
         changes = before is not after
         known, grades = after.known, after.grades
         if changes:
-            known = Known(*(np.concatenate(both) for both in zip(before.known, known, strict=True)))
+            known = RetrievalFeatures(*(np.concatenate(both) for both in zip(before.known, known, strict=True)))
             grades = np.concatenate([before.grades, grades])
         table = Table.of({"all": [num]}, range(1, num + 1))
         attraction = attraction_of(grades, highest=after.highest, noise=self.noise)
@@ -85,7 +86,7 @@ class World:
         starts = [p * num_queries + at for p in range(most) for at in range(0, num_queries, _BATCH)]
         for start, stop in pairwise([*starts, len(order)]):
             rows = order[start:stop]
-            seen = Known(known.query[rows], known.candidates[rows])
+            seen = RetrievalFeatures(known.query[rows], known.candidates[rows])
             values = module.values(seen) if fitted else np.tile(usual, (len(rows), 1))
             worth = values - price.value * table.costs
             unsure = None
@@ -102,7 +103,7 @@ class World:
                 fitted, due = True, due * 2 if stop >= due else due
                 sample = rng.choice(num_queries, min(2_000, num_queries), replace=False)
                 sample += rows[0] // num_queries * num_queries  # as they are now
-                values = module.values(Known(known.query[sample], known.candidates[sample]))
+                values = module.values(RetrievalFeatures(known.query[sample], known.candidates[sample]))
                 price.value = price_for(values, table.costs, budget)
             elif fitted:
                 module.update(log._replace(row=rows, cut=cuts[start:stop], clicks=clicks[start:stop]))

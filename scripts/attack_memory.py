@@ -22,17 +22,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
-from _common import arguments, main
 from simulate_memory import World
 from tqdm import tqdm
 
-from ltrr.core import Context, Query
+from ltrr.cli.arguments import arguments, main
 from ltrr.feedback.clicks import PositionBased
 from ltrr.feedback.events import Action, impressions_of
-from ltrr.feedback.simulate import Simulation
+from ltrr.files import atomic_write
 from ltrr.funnel import Funnel
-from ltrr.metrics import whole_file
-from ltrr.system import open_systems
+from ltrr.simulation.feedback import Simulation
+from ltrr.system.system import open_systems
+from ltrr.types import Context, Query
 
 _PAGE, _BATCH = 10, 250
 ATTACKS = ("worst", "dismiss", "crowd", "push")
@@ -127,7 +127,7 @@ def run() -> None:
         lines.append(f"| {kind} | {' | '.join(cells)} |")
     flags.out.mkdir(parents=True, exist_ok=True)
     for name, text in (("results.json", json.dumps(results, indent=1)), ("table.md", "\n".join(lines))):
-        with whole_file(flags.out / name) as temporary:
+        with atomic_write(flags.out / name) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     print("\n".join(lines))
 

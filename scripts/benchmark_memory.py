@@ -21,16 +21,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
-from _common import main
 from tqdm import tqdm
 
 from ltrr.arms.memory import Memory
-from ltrr.core import Context, Query
+from ltrr.cli.arguments import main
 from ltrr.data.beir import Corpus, open_dataset
 from ltrr.feedback.events import Action, Impression
 from ltrr.feedback.loop import Loop
 from ltrr.feedback.store import EventStore
-from ltrr.metrics import whole_file
+from ltrr.files import atomic_write
+from ltrr.types import Context, Query
 
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 _QUERIES, _ENTITIES, _CUSTOMERS, _WORDS = 120_000, 20_000, 50_000, 8_000
@@ -118,7 +118,7 @@ def run() -> None:
         found = measure(flags.events, Path(folder))
     text = json.dumps({name: round(value, 3) for name, value in found.items()}, indent=1)
     flags.out.mkdir(parents=True, exist_ok=True)
-    with whole_file(flags.out / "results.json") as temporary:
+    with atomic_write(flags.out / "results.json") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     print(text)
 

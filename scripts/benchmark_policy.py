@@ -24,14 +24,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _common import main
 
-from ltrr.core import Rounds
-from ltrr.metrics import whole_file
-from ltrr.models.bandit import BanditModule
-from ltrr.policy.actions import Table
-from ltrr.policy.explore import Softmax
-from ltrr.policy.features import Known
+from ltrr.cli.arguments import main
+from ltrr.files import atomic_write
+from ltrr.learners.relevance import RelevanceLearner
+from ltrr.policies.explorers import Softmax
+from ltrr.policies.features import RetrievalFeatures
+from ltrr.policies.table import Table
+from ltrr.types import Rounds
 
 _NUM, _QUERY, _EACH, _BATCH, _QUERIES, _ROUNDS = 60, 121, 14, 256, 2_000, 10_000
 _LEVELS = {"title": (0, 5, 10, 30, 100), "all": (0, 5, 10, 30, 100), "people": (0, 10, 30, 100), "dense": (0, 10, 100)}
@@ -59,7 +59,7 @@ def made_up(rng: np.random.Generator) -> Rounds:
 
 def measure(device: str) -> dict[str, float]:
     rng = np.random.default_rng(0)
-    rounds, module = made_up(rng), BanditModule().to(device)
+    rounds, module = made_up(rng), RelevanceLearner().to(device)
     start = time.perf_counter()
     module.refit(rounds)
     epochs = module.hparams["epochs"]
@@ -69,13 +69,13 @@ def measure(device: str) -> dict[str, float]:
     cuts, worth = table.cuts - 1, 0.005 * table.costs
     found["decisions"] = len(table)
 
-    def values(known: Known) -> np.ndarray:
+    def values(known: RetrievalFeatures) -> np.ndarray:
         out = np.take(module.values(known), cuts, axis=1)
         out -= worth
         return out
 
     for size, name, times in ((1, "alone", 300), (_BATCH, "batch", 40)):
-        known = Known(rounds.query[:size], rounds.candidates[:size])
+        known = RetrievalFeatures(rounds.query[:size], rounds.candidates[:size])
         believed = values(known)
         probabilities = explorer.probabilities(believed)
         parts = {
@@ -127,7 +127,7 @@ def run() -> None:
         found["two_workers_batch_queries_per_s"] = sum(rates)
     text = json.dumps({n: round(v, 4) if isinstance(v, float) else v for n, v in found.items()}, indent=1)
     flags.out.mkdir(parents=True, exist_ok=True)
-    with whole_file(flags.out / "results.json") as temporary:
+    with atomic_write(flags.out / "results.json") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     print(text)
 

@@ -30,12 +30,11 @@ from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from _common import main
-
-from ltrr.core import Context
+from ltrr.cli.arguments import main
 from ltrr.feedback.events import Action, Allocation, Impression
 from ltrr.feedback.schema import ACTIONS, IMPRESSIONS, METADATA, open_database, row_of
 from ltrr.feedback.store import EventStore
+from ltrr.types import Context
 
 _ARMS = ("lexical", "structured", "dense", "sparse", "memory")
 _THREADS = 15  # that append; one more loads in bulk

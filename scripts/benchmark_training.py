@@ -41,8 +41,8 @@ def _pairs(data: str) -> Any:
 def _ours(data: str, device: str | None, dropout: float) -> float:
     import pytorch_lightning as pl
 
-    from ltrr.models.dense import DenseModule, dense_network
-    from ltrr.models.training import SeedSteps
+    from ltrr.encoders.bi_encoder import DenseModule, dense_network
+    from ltrr.encoders.training import SeedSteps
 
     class Clock(pl.Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
@@ -77,7 +77,7 @@ def _peer(data: str, device: str | None, dropout: float) -> float:
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
     from transformers import TrainerCallback
 
-    from ltrr.models.dense import dense_network
+    from ltrr.encoders.bi_encoder import dense_network
 
     class Clock(TrainerCallback):
         def on_step_end(self, args, state, control, **rest):

@@ -14,9 +14,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from _common import main
 from matplotlib.figure import Figure
 
+from ltrr.cli.arguments import main
 from ltrr.feedback import clicks as models
 
 TRUTHS: dict[str, models.ClickModel] = {

@@ -16,15 +16,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from _common import arguments, main
-
+from ltrr.cli.arguments import arguments, main
 from ltrr.config import ConfigError
 from ltrr.data.beir import open_dataset
-from ltrr.evaluate.beir import STAGES, evaluate_systems
-from ltrr.evaluate.nearest import NearestQueries
-from ltrr.evaluate.report import SystemResult, table, write_mean, write_report
-from ltrr.metrics import whole_file
-from ltrr.system import System, open_systems
+from ltrr.evaluation.experiment import STAGES, evaluate_systems
+from ltrr.evaluation.nearest import NearestQueries
+from ltrr.evaluation.report import SystemResult, table, write_mean, write_report
+from ltrr.files import atomic_write
+from ltrr.system.system import System, open_systems
 
 FUSIONS = ("rrf", "convex")
 LABELS = "train_labels"
@@ -71,7 +70,7 @@ def evaluate(system: System, split: str, out: Path, baseline: str | None, by: st
 
     arms = {name: system.arm(name) for name in system.usable()}
     if labelled:
-        from ltrr.models.backbone import load_encoder  # torch takes seconds to import
+        from ltrr.encoders.backbone import load_encoder  # torch takes seconds to import
 
         arms[LABELS] = NearestQueries(load_encoder(), system.corpus, [system.dataset.split(s) for s in labelled])
         trained[LABELS] = labelled
@@ -105,7 +104,7 @@ def evaluate(system: System, split: str, out: Path, baseline: str | None, by: st
     print(table(results, baseline))
     if by:
         groups = table_by(system.settings["data"]["path"], by, results)
-        with whole_file(out / f"by_{by}.md") as temporary:
+        with atomic_write(out / f"by_{by}.md") as temporary:
             temporary.write_text(groups, encoding="utf-8")
         print(f"nDCG@10 / R@100 by {by}\n{groups}")
     return report

@@ -29,16 +29,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from _common import main
 from tqdm import tqdm
 
-from ltrr.context import HISTORY, open_history
-from ltrr.core import Query
+from ltrr.cli.arguments import main
 from ltrr.feedback import clicks
 from ltrr.feedback.events import Action, Impression, Reward
 from ltrr.feedback.rounds import rounds_of, told
 from ltrr.feedback.store import EventStore
-from ltrr.system import open_systems
+from ltrr.system.features import HISTORY, open_history
+from ltrr.system.system import open_systems
+from ltrr.types import Query
 
 _LEAST = 0.01  # examination: a click where nobody is said to look would weigh without bound
 
@@ -74,10 +74,10 @@ def examination(store: EventStore, num_positions: int, path: Path) -> str:
 
 def rounds(store: EventStore, model: Path, wait: timedelta, path: Path, all_arms: bool) -> str:
     """Writes rounds; how many, and how many impressions were left out and why."""
-    from ltrr.data.rounds import write_rounds  # torch takes seconds to import
-    from ltrr.models.bandit import BanditModule
+    from ltrr.learners.relevance import RelevanceLearner
+    from ltrr.learners.rounds_data import write_rounds  # torch takes seconds to import
 
-    policy = BanditModule.load(model)
+    policy = RelevanceLearner.load(model)
     read = tqdm(store.rounds(until=datetime.now(UTC) - wait), "read", unit="batch")
     made, left = rounds_of(read, policy.columns, policy.num, all_arms)
     write_rounds(path, made)
@@ -90,13 +90,13 @@ def rounds(store: EventStore, model: Path, wait: timedelta, path: Path, all_arms
 
 def history(store: EventStore, config: Path, overrides: Sequence[str], model: Path, wait: timedelta, path: Path) -> str:
     """Writes what the config's arms brought, from nothing; how many impressions told it, and how many were left out."""
-    from ltrr.models.bandit import BanditModule
+    from ltrr.learners.relevance import RelevanceLearner
 
     sys.path.insert(0, os.getcwd())  # where a config's own classes are
     systems = open_systems(config, overrides)
     if len(systems) != 1:
         raise ValueError(f"--data holds {len(systems)} data sets; give the one that was served: FOLDER/NAME")
-    arms, policy = tuple(systems[0].drawn), BanditModule.load(model)
+    arms, policy = tuple(systems[0].drawn), RelevanceLearner.load(model)
     made, used, left = open_history(systems[0], arms), 0, Counter[str]()
     if not {column.name for column in made.group.columns} <= {*policy.columns[0]}:
         raise ValueError(

@@ -16,20 +16,20 @@ import json
 from argparse import ArgumentTypeError
 from typing import Any, Protocol
 
-from _common import arguments, main
 from tqdm import tqdm
 
+from ltrr.cli.arguments import arguments, main
 from ltrr.config import ConfigError
-from ltrr.core import Scorer
 from ltrr.data.beir import Corpus, document_text
 from ltrr.data.expansions import Expansion, ExpansionWriter
-from ltrr.metrics import whole_file
-from ltrr.system import open_systems
-from ltrr.tuning import trained_on
+from ltrr.files import atomic_write
+from ltrr.protocols import Scorer
+from ltrr.system.system import open_systems
+from ltrr.system.tuning import trained_on
 
 
 class Generator(Protocol):
-    """ltrr.models.generator.Generator, or a fake."""
+    """ltrr.encoders.generator.Generator, or a fake."""
 
     id: str
 
@@ -117,7 +117,7 @@ def run() -> None:
     if not flags.out:
         raise ConfigError("--out: where to write is not set; give --out DIR")
     systems = open_systems(flags.config, overrides)
-    from ltrr.models.generator import load_generator  # torch takes seconds to import: not for --help
+    from ltrr.encoders.generator import load_generator  # torch takes seconds to import: not for --help
 
     generator = load_generator(flags.model, max_length=flags.max_length, max_query_length=flags.max_query_length)
     sampling = {"top_k": flags.top_k, "top_p": flags.top_p, "temperature": flags.temperature, "seed": flags.seed}
@@ -131,7 +131,7 @@ def run() -> None:
 
         # 2) The filter.
         if flags.filter:
-            from ltrr.models.cross_encoder import load_cross_encoder
+            from ltrr.encoders.cross_encoder import load_cross_encoder
 
             judge(writer, texts, load_cross_encoder(flags.filter))
         writer.finish(flags.keep if flags.filter else None)
@@ -140,7 +140,7 @@ def run() -> None:
         notes = [note for model in (flags.model, flags.filter) if model and (note := trained_on(model))]
         notes = [each for note in notes for each in (note, *note.pop("origins", []))]
         if notes:
-            with whole_file(folder / "ltrr.json") as temporary:
+            with atomic_write(folder / "ltrr.json") as temporary:
                 temporary.write_text(json.dumps({**notes[0], "origins": notes[1:]}) + "\n", encoding="utf-8")
         print(f"{len(texts):,} documents in {folder}")
 

@@ -5,11 +5,10 @@ python scripts/explain.py "tayler love" [--config configs/quickstart.yaml] [--da
 
 from __future__ import annotations
 
-from _common import arguments, main
-
 from ltrr.arms.structured import Structured
-from ltrr.core import Query
-from ltrr.system import System, open_systems
+from ltrr.cli.arguments import arguments, main
+from ltrr.system.system import System, open_systems
+from ltrr.types import Query
 
 
 def interpretations(arm: Structured, text: str) -> str:

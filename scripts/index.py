@@ -7,9 +7,8 @@ Killed, it leaves the old indexes in use; run again, it goes on where encoding s
 
 from __future__ import annotations
 
-from _common import arguments, main
-
-from ltrr.system import open_systems
+from ltrr.cli.arguments import arguments, main
+from ltrr.system.system import open_systems
 
 
 def run() -> None:

@@ -30,17 +30,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from _common import arguments, main
 from tqdm import tqdm
 
+from ltrr.cli.arguments import arguments, main
 from ltrr.config import ConfigError, check_known
-from ltrr.core import Query, Run, Scorer
 from ltrr.data.beir import document_text
+from ltrr.files import atomic_write
 from ltrr.funnel import Funnel
-from ltrr.metrics import drop_self, to_run, whole_file, write_run
-from ltrr.policy.baselines import FixedPolicy
-from ltrr.system import System, open_systems
-from ltrr.tuning import some
+from ltrr.metrics import drop_self, to_run, write_run
+from ltrr.policies.fixed import FixedPolicy
+from ltrr.protocols import Scorer
+from ltrr.system.system import System, open_systems
+from ltrr.system.tuning import some
+from ltrr.types import Query, Run
 
 FUSIONS = ("rrf", "convex")
 DEEP = 1000  # ranks among which a positive's score is looked for
@@ -134,13 +136,13 @@ def mine(system: System, flags: argparse.Namespace, out: Path) -> dict[str, Any]
     write_run(chosen, out / ("candidates.trec" if flags.candidates else "negatives.trec"), flags.arm)
     if teacher:
         write_run(taught, out / "teacher.trec", "teacher")
-    with whole_file(out / "mining.json") as temporary:
+    with atomic_write(out / "mining.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
 
 
 def load_teacher(model: str) -> Scorer:
-    from ltrr.models.cross_encoder import load_cross_encoder  # torch takes seconds to import
+    from ltrr.encoders.cross_encoder import load_cross_encoder  # torch takes seconds to import
 
     return load_cross_encoder(model)
 

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from _common import arguments, main
-
+from ltrr.cli.arguments import arguments, main
 from ltrr.config import ConfigError
 from ltrr.data.expansions import read_expansions, write_observed
 from ltrr.feedback.loop import Loop
 from ltrr.feedback.store import EventStore
-from ltrr.system import open_systems
+from ltrr.system.system import open_systems
 
 
 def run() -> None:

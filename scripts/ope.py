@@ -33,19 +33,19 @@ from typing import Any
 
 import numpy as np
 import yaml
-from _common import main
 from _ope_plots import plot, plot_weights
 from _ope_worlds import OVERLAPS, contextual, shuffled, slates
 from tqdm import tqdm
 
+from ltrr.cli.arguments import main
 from ltrr.config import construct, find_class
+from ltrr.evaluation import estimate as ope
 from ltrr.feedback.events import Allocation, Reward
 from ltrr.feedback.rounds import known_of, told
 from ltrr.feedback.store import EventStore
-from ltrr.metrics import whole_file
-from ltrr.policy import ope
-from ltrr.policy.actions import price_for
-from ltrr.policy.features import Known, Standard
+from ltrr.files import atomic_write
+from ltrr.policies.features import RetrievalFeatures, Standard
+from ltrr.policies.price import price_for
 
 _COLUMNS = ("item_id", "position", "click", "propensity_score")
 
@@ -64,7 +64,7 @@ def run() -> None:
     parser.add_argument("--model", type=Path, help="export of a policy of cuts, in place of --target and --cut")
     parser.add_argument("--budget", type=float, help="its mean candidates")
     parser.add_argument(
-        "--explore", default="{class: ltrr.policy.explore.EpsilonGreedy, epsilon: 0.0}", help="its draws"
+        "--explore", default="{class: ltrr.policies.explorers.EpsilonGreedy, epsilon: 0.0}", help="its draws"
     )
     parser.add_argument("--policy", help="only rounds of this policy")
     flags = parser.parse_args()
@@ -73,10 +73,10 @@ def run() -> None:
     else:
         results, lines, weights = open_bandit(flags.open_bandit) if flags.open_bandit else from_events(flags)
     for name, text in {"results.json": json.dumps(results, indent=1), "table.md": lines}.items():
-        with whole_file(flags.out / name) as temporary:
+        with atomic_write(flags.out / name) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     for name, figure in {"weights.png": plot_weights(weights), "estimates.png": plot(results)}.items():
-        with whole_file(flags.out / name) as temporary:
+        with atomic_write(flags.out / name) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
     print(lines)
     print(f"written: {flags.out}/results.json, table.md, weights.png, estimates.png")
@@ -281,9 +281,9 @@ def wanted_depths(flags: Any) -> dict[str, int]:
 
 def learned_target(flags: Any, rounds: list, without: int) -> tuple[dict, str, dict[str, np.ndarray]]:
     """Cuts as a model would draw them, arms as they were drawn: the weight of a round is that of its cut alone."""
-    from ltrr.models.bandit import BanditModule  # torch takes seconds to import
+    from ltrr.learners.relevance import RelevanceLearner  # torch takes seconds to import
 
-    learner, left = BanditModule.load(flags.model), Counter[str]()
+    learner, left = RelevanceLearner.load(flags.model), Counter[str]()
     used, query, candidates = [], [], []
     for seen, worth in rounds:
         one = known_of(seen, learner.columns, learner.num)
@@ -295,7 +295,7 @@ def learned_target(flags: Any, rounds: list, without: int) -> tuple[dict, str, d
         candidates.append(one[1])
     if not used:
         raise ValueError(f"--model {flags.model}: no round is of its arms and features; left out: {told(left)}")
-    known = Known(np.stack(query), np.stack(candidates))
+    known = RetrievalFeatures(np.stack(query), np.stack(candidates))
     values = learner.values(known)
     spec = dict(yaml.safe_load(flags.explore) or {})
     explorer = construct("--explore", find_class("--explore", str(spec.pop("class", ""))), spec)

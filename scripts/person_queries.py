@@ -15,14 +15,14 @@ import unicodedata
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from _common import arguments, main
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
+from ltrr.cli.arguments import arguments, main
 from ltrr.config import ConfigError
 from ltrr.data.beir import Corpus, Split, field_values
-from ltrr.evaluate.report import bootstrap_interval, holm, paired_randomisation
-from ltrr.metrics import whole_file
-from ltrr.system import open_systems
+from ltrr.evaluation.report import bootstrap_interval, holm, paired_randomisation
+from ltrr.files import atomic_write
+from ltrr.system.system import open_systems
 
 
 def words(text: str) -> frozenset[str]:
@@ -82,7 +82,7 @@ def run() -> None:
         report["systems"][name] = {"mean": column.mean(), "low": low, "high": high, "p": p_values.get(name)}
         p = f"{p_values[name]:.4f}" if name in p_values else "—"
         print(f"| {name} | {column.mean():.4f} | {low:.3f}–{high:.3f} | {p} |")
-    with whole_file(flags.results / "person_queries.json") as temporary:
+    with atomic_write(flags.results / "person_queries.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import main
 from implicit.als import AlternatingLeastSquares
 from matplotlib.figure import Figure
 from scipy import sparse
@@ -33,12 +32,14 @@ from tqdm import tqdm
 
 from ltrr.arms.engagement import Engagement
 from ltrr.arms.personal import Personal
-from ltrr.core import Context, Query
+from ltrr.cli.arguments import main
 from ltrr.data.beir import Corpus, open_dataset
-from ltrr.evaluate.report import paired_randomisation
+from ltrr.encoders.backbone import load_encoder
+from ltrr.evaluation.report import paired_randomisation
 from ltrr.feedback.events import Action, Impression
-from ltrr.metrics import evaluate, whole_file
-from ltrr.models.backbone import load_encoder
+from ltrr.files import atomic_write
+from ltrr.metrics import evaluate
+from ltrr.types import Context, Query
 
 MEASURES = ("R@10", "R@100", "nDCG@10")
 ARM = [{"damping": damping, "ridge": ridge} for damping in (0.1, 0.2, 0.3) for ridge in (0.1, 0.2, 0.4)]
@@ -67,7 +68,7 @@ class Texts:
     def encode(self, texts: Sequence[str], *, is_query: bool = False) -> np.ndarray:
         if new := [text for text in dict.fromkeys(texts) if text not in self._known]:
             self._known |= dict(zip(new, self._model.encode(new), strict=True))
-            with whole_file(self._path) as temporary, temporary.open("wb") as file:
+            with atomic_write(self._path) as temporary, temporary.open("wb") as file:
                 np.savez(file, id=self.id, texts=[*self._known], vectors=[*self._known.values()])
         return np.stack([self._known[text] for text in texts])
 

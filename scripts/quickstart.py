@@ -19,14 +19,14 @@ import sys
 import time
 from pathlib import Path
 
-from _common import arguments, main
 from evaluate import evaluate
 
+from ltrr.cli.arguments import arguments, main
 from ltrr.data.beir import Corpus, open_collection
-from ltrr.data.catalogue import write_catalogue
-from ltrr.metrics import whole_file
-from ltrr.system import open_systems
-from ltrr.tuning import trained_on
+from ltrr.data.synthetic_music.catalogue import write_catalogue
+from ltrr.files import atomic_write
+from ltrr.system.system import open_systems
+from ltrr.system.tuning import trained_on
 
 _TRAIN = Path(__file__).parent.parent / "train.py"
 _SIMULATE = Path(__file__).parent / "simulate.py"
@@ -62,7 +62,7 @@ _ALL = {"data.dev_queries": 100, "data.dev_documents": 500, "trainer.logger": "f
 
 def train(data: str, fingerprint: str, root: Path) -> dict[str, Path]:
     """Four small fits under root; name -> export folder. A finished one of the same corpus is taken as it is."""
-    from ltrr.models.training import emulates_bfloat16  # torch takes seconds to import
+    from ltrr.encoders.training import emulates_bfloat16  # torch takes seconds to import
 
     exports = {name: root / name / "export" for name in _SMALL}
     if slow := emulates_bfloat16("auto"):
@@ -94,7 +94,7 @@ def train(data: str, fingerprint: str, root: Path) -> dict[str, Path]:
 
 def show_generated(model: Path, corpus: Corpus) -> None:
     """Queries that doc2query writes for the first documents."""
-    from ltrr.models.generator import load_generator
+    from ltrr.encoders.generator import load_generator
 
     documents = [corpus[row] for row in range(min(3, len(corpus)))]
     generator = load_generator(str(model))
@@ -160,7 +160,7 @@ def run() -> None:
     peak = max(resource.getrusage(who).ru_maxrss for who in processes) / 2**20
     cost = {"seconds": round(time.perf_counter() - start, 1), "peak_gib": round(peak, 2)}
     if flags.fresh:
-        with whole_file(flags.out / "cost.json") as temporary:
+        with atomic_write(flags.out / "cost.json") as temporary:
             temporary.write_text(json.dumps(cost) + "\n", encoding="utf-8")
     print(f"{cost['seconds']:.0f} s, peak memory {cost['peak_gib']:.1f} GiB. Written: {flags.out}/")
     policy = "" if flags.data else f" and {flags.out}/policy/regret.png"

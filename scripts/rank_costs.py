@@ -17,19 +17,20 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from _common import arguments, main
 from _simulation import ORDER, opened, order_of, searched
 from tqdm import tqdm
 
+from ltrr.cli.arguments import arguments, main
 from ltrr.config import ConfigError
-from ltrr.core import Candidates, Ranker
-from ltrr.evaluate.regret import fixed, mean_of
+from ltrr.encoders.cross_encoder import load_cross_encoder
+from ltrr.evaluation.regret import fixed, mean_of
+from ltrr.files import atomic_write, content_key
 from ltrr.funnel import FusedOrder, in_order
-from ltrr.metrics import evaluate, to_run, whole_file
-from ltrr.models.cross_encoder import load_cross_encoder
-from ltrr.ranking.ranker import MEASURE, CrossEncoderRanker, fit_weight, interpolate
-from ltrr.system import System
-from ltrr.tuning import key_of
+from ltrr.metrics import evaluate, to_run
+from ltrr.protocols import Ranker
+from ltrr.rankers.cross_encoder import MEASURE, CrossEncoderRanker, fit_weight, interpolate
+from ltrr.system.system import System
+from ltrr.types import Candidates
 
 _SCORED = 20  # queries between two looks at the clock
 _CUTS = (1, 2, 3, 5, 10, 20, 30, 40)  # the same for all, in the table
@@ -58,7 +59,7 @@ class Scored:
                 own = slice(start, start + _SCORED)
                 pieces.append(ranker.score(self.queries[own], Candidates(*(part[own] for part in self.fused))))
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as temporary, temporary.open("wb") as file:
+            with atomic_write(path) as temporary, temporary.open("wb") as file:
                 np.save(file, np.concatenate(pieces), allow_pickle=False)
         self.cross = np.load(path, allow_pickle=False)
 
@@ -96,7 +97,7 @@ def run() -> None:
     scorer = load_cross_encoder(flags.ranker)
     ranker = CrossEncoderRanker(scorer, system.corpus, FusedOrder(), depth=num)
     order = order_of(system, searched(system, ["dev"]))
-    kept = flags.out / "scores" / key_of(scorer.id, vars(order), num, ids)
+    kept = flags.out / "scores" / content_key(scorer.id, vars(order), num, ids)
     dev = Scored(system, order, ranker, "dev", _DEV, num, kept)
     dev_ids = [query.id for query in dev.queries]
     weight = fit_weight(dev.fused, dev.cross, dev_ids, system.corpus.ids, dev.qrels)
@@ -125,7 +126,7 @@ def run() -> None:
     lines = report(results)
     flags.out.mkdir(parents=True, exist_ok=True)
     for name, text in {"results.json": json.dumps(results, indent=1), "table.md": lines}.items():
-        with whole_file(flags.out / name) as temporary:
+        with atomic_write(flags.out / name) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     plot(flags.out / "quality.png", quality, curves)
     print(lines)
@@ -168,7 +169,7 @@ def plot(path: Path, quality: np.ndarray, curves: dict[str, np.ndarray]) -> None
     panel.grid(color="0.9")
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     plt.close(figure)
 

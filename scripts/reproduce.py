@@ -18,9 +18,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from _common import main
-
-from ltrr.metrics import whole_file
+from ltrr.cli.arguments import main
+from ltrr.files import atomic_write
 
 _RUNS = Path("runs")
 
@@ -60,17 +59,17 @@ _ANYBODY = "--data {data}/msrd-movies --data.query_fields '[]'"  # nobody is nam
 _RECUR = f"{_ANYBODY} --data.qrels qrels-random --fusion.added '{{memory: 3}}'"  # the weight was chosen on its dev
 _CATALOGUE = "--data runs/quickstart/catalogue"
 _STEPS = "--trainer.max_epochs -1 --trainer.check_val_every_n_epoch null"
-_LINEAR, _UCB = "ltrr.policy.peers.LinUCB", "{class: ltrr.policy.explore.UCB, width: 0.1}"
+_LINEAR, _UCB = "ltrr.learners.linucb.LinUCB", "{class: ltrr.policies.explorers.UCB, width: 0.1}"
 _PEERS = {  # beside policy-msrd: another learner, another explorer, or both
     "linucb": (_LINEAR, "{}", _UCB),
     "linucb-gains": (_LINEAR, "{noise: 0.1, levels: 2, l2: 1000}", _UCB),
     "linucb-cut": (_LINEAR, "{per: cut, l2: 10000}", _UCB),
-    "lints": (_LINEAR, "{}", "{class: ltrr.policy.explore.Thompson, samples: 32}"),
-    "router": ("ltrr.policy.peers.SupervisedRouter", "{}", "{class: ltrr.policy.explore.EpsilonGreedy}"),
-    "vowpal": ("_vowpal.Vowpal", "{}", "{class: ltrr.policy.explore.SquareCB}"),
-    "squarecb": (None, None, "{class: ltrr.policy.explore.SquareCB, floor: 0.05}"),
-    "greedy": (None, None, "{class: ltrr.policy.explore.EpsilonGreedy}"),
-    "thompson": (None, None, "{class: ltrr.policy.explore.Thompson, samples: 32}"),
+    "lints": (_LINEAR, "{}", "{class: ltrr.policies.explorers.Thompson, samples: 32}"),
+    "router": ("ltrr.learners.router.SupervisedRouter", "{}", "{class: ltrr.policies.explorers.EpsilonGreedy}"),
+    "vowpal": ("_vowpal.Vowpal", "{}", "{class: ltrr.policies.explorers.SquareCB}"),
+    "squarecb": (None, None, "{class: ltrr.policies.explorers.SquareCB, floor: 0.05}"),
+    "greedy": (None, None, "{class: ltrr.policies.explorers.EpsilonGreedy}"),
+    "thompson": (None, None, "{class: ltrr.policies.explorers.Thompson, samples: 32}"),
 }
 
 
@@ -282,7 +281,7 @@ def run() -> None:
             raise ValueError(f"{step.name} ended with status {finished.returncode}; the same command goes on there")
         seconds = round(earlier + time.perf_counter() - start, 1)
         cost = {"seconds": seconds, "resumed": begun and not kept, "commit": commit()}
-        with whole_file(spent) as temporary:
+        with atomic_write(spent) as temporary:
             temporary.write_text(json.dumps(cost) + "\n", encoding="utf-8")
 
 

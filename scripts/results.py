@@ -11,11 +11,11 @@ import argparse
 import json
 from pathlib import Path
 
-from _common import main
 from _goals import GOALS, HEADLINES, met
 from reproduce import STEPS, needed
 
-from ltrr.metrics import whole_file
+from ltrr.cli.arguments import main
+from ltrr.files import atomic_write
 
 _README = Path(__file__).parent.parent / "README.md"
 _PARTS = [  # title, folder; trained models come after what they are compared with
@@ -247,7 +247,7 @@ def run() -> None:
     for title, own in made.items():
         if own := own or kept.get(title, []):
             lines += ["", f"## {title}", "", *own]
-    with whole_file(flags.out) as temporary:
+    with atomic_write(flags.out) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     before, rest = _README.read_text(encoding="utf-8").split("<!-- results -->")
     told = f"{num_met} of {len(GOALS)} goals are met; these are not, or not measured yet:"
@@ -255,7 +255,7 @@ def run() -> None:
         "\n".join([f"{before}<!-- results -->", *chosen, "", told, "", *missed, "<!-- /results -->"])
         + rest.split("<!-- /results -->")[1]
     )
-    with whole_file(_README) as temporary:
+    with atomic_write(_README) as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"written: {flags.out}, {_README}")
 

@@ -2,7 +2,7 @@
 
 python scripts/simulate.py --config configs/policy.yaml --data FOLDER --out DIR [--seeds 10] [--budgets 5 10 20]
     [--passes 1] [--eta 1] [--noise 0.1] [--cascade] [--shuffle] [--no-perfect] [--log] [--folds 5] [--learn dev]
-    [--change joins:ARM|leaves:ARM] [--explore '{class: ltrr.policy.explore.UCB}'] [--dotted.overrides …]
+    [--change joins:ARM|leaves:ARM] [--explore '{class: ltrr.policies.explorers.UCB}'] [--dotted.overrides …]
 
 Of the config `model`, `data` and the trainer's logger are read. Customers ask each train query once a pass, in random
 order; the policy draws a cut of the fused union, the page shows what it lets through, clicks teach it. Then it is
@@ -17,7 +17,7 @@ DIR/seeds, so that a killed run goes on.
 --shuffle: every query is told another's features, so that there is nothing to gain.
 --folds: all judged queries in so many folds of whole groups: one is tested, the next sets the price, the others teach.
 --learn: another split than train, where arms were trained on train; --price likewise for dev. The same: split by group.
---weights: a further learner reorders the candidates from the same rounds (ltrr.models.fusion) and cuts them at K.
+--weights: a further learner reorders the candidates from the same rounds (FusionWeightsLearner) and cuts them at K.
 --change: after the first pass an arm joins, or falls silent; rows tell what one more pass teaches.
 """
 
@@ -29,19 +29,18 @@ from typing import Any
 
 import numpy as np
 import yaml
-from _common import arguments, main
 from _policy_plots import CURVE, plot_frontier, plot_regret
 from _simulation import ORDER, Part, opened, same_world, shuffled, worlds
 from _world import EXPLORE, frozen, world_key, world_of
 from tqdm import tqdm
 
+from ltrr.cli.arguments import arguments, main
 from ltrr.config import ConfigError, construct, find_class
-from ltrr.core import Rounds
-from ltrr.data.rounds import write_rounds
-from ltrr.evaluate.regret import Chosen, at_mean, cost_saved, fixed, gap_closed, mean_of, oracle
-from ltrr.metrics import whole_file
-from ltrr.models.fusion import FusionModule
-from ltrr.tuning import key_of
+from ltrr.evaluation.regret import Chosen, at_mean, cost_saved, fixed, gap_closed, mean_of, oracle
+from ltrr.files import atomic_write, content_key
+from ltrr.learners.fusion_weights import FusionWeightsLearner
+from ltrr.learners.rounds_data import write_rounds
+from ltrr.types import Rounds
 
 _REVISION = 2  # of what makes a seed's outcome, kept ones of others are not used
 _WINDOWS = 40  # of the rounds, for curves
@@ -55,7 +54,9 @@ def outcome(
     data = world_key(settings)
     world = flags.eta, flags.noise, flags.explore, flags.cascade, flags.shuffle
     split = flags.learn, flags.price, flags.split, flags.folds, flags.change
-    key = key_of(_REVISION, settings["model"], data, sorted(flags.passes), world, split, *["weights"] * flags.weights)
+    key = content_key(
+        _REVISION, settings["model"], data, sorted(flags.passes), world, split, *["weights"] * flags.weights
+    )
     path = flags.out / "seeds" / f"{key}-{budget:g}-{fold}-{seed}{'-perfect' if perfect else ''}.npz"
     logged = flags.out / f"rounds-{budget:g}.npz" if flags.log and not (seed or fold or perfect) else None
     mark = logged.with_suffix(".key") if logged else path  # whose rounds are logged there
@@ -79,7 +80,7 @@ def outcome(
                 write_rounds(logged, log)
                 mark.write_text(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
     with np.load(path, allow_pickle=False) as file:
         done = {p: Chosen(file[f"{p}/cuts"].astype(float), file[f"{p}/recall"]) for p in flags.passes}
@@ -88,7 +89,7 @@ def outcome(
 
 def reordered(log: Rounds, test: Part, seed: int) -> np.ndarray:
     """(Q, M) recall by cut where the weights of the arms are learned from these rounds, query by query."""
-    module = FusionModule()
+    module = FusionWeightsLearner()
     module.refit(log, seed)
     each = np.diff(test.recall[ORDER], axis=1, prepend=0)
     return np.cumsum(np.take_along_axis(each, module.order(test.known), 1), axis=1)
@@ -119,7 +120,7 @@ def run() -> None:
             parser.add_argument("--passes", type=int, nargs="+", default=[1], help="over the train queries"),
             parser.add_argument("--eta", type=float, default=1.0, help="position k is looked at with k^-eta"),
             parser.add_argument("--noise", type=float, default=0.1, help="clicks on what is seen and not relevant"),
-            parser.add_argument("--explore", default=EXPLORE, help="YAML of a class of ltrr.policy.explore"),
+            parser.add_argument("--explore", default=EXPLORE, help="YAML of a class of ltrr.policies.explorers"),
             parser.add_argument("--split", default="test", help="the queries that are cut, in place of test"),
             parser.add_argument("--learn", default="train", help="the queries that teach, in place of train"),
             parser.add_argument("--price", default="dev", help="the queries that set the price, in place of dev"),
@@ -190,7 +191,7 @@ def run() -> None:
     flags.out.mkdir(parents=True, exist_ok=True)
     if not (flags.folds or flags.change) and flags.learn == "train":
         told = {f"K={budget}": np.stack([c.cuts for c in fronts[budget]]).astype(np.int16) for budget in fronts}
-        with whole_file(flags.out / "cuts.npz") as temporary, temporary.open("wb") as file:
+        with atomic_write(flags.out / "cuts.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, split=flags.split, num=recall[ORDER].shape[1], ids=np.array(folds[0]["test"].ids), **told)
     written = {
         "results.json": json.dumps(results, indent=1),
@@ -198,7 +199,7 @@ def run() -> None:
         "config.yaml": yaml.safe_dump(settings, sort_keys=False),
     }
     for name, text in written.items():
-        with whole_file(flags.out / name) as temporary:
+        with atomic_write(flags.out / name) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     plot_frontier(flags.out / "frontier.png", recall[ORDER], fronts)
     plot_regret(flags.out / "regret.png", curves)

@@ -21,19 +21,19 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import yaml
-from _common import arguments, main
 from _simulation import DEPTH, opened, order_of, same_world, searched, worlds
 from _world import EXPLORE, world_key, world_of
 from tqdm import tqdm
 
+from ltrr.cli.arguments import arguments, main
 from ltrr.config import ConfigError, construct, find_class
-from ltrr.evaluate.regret import Interval, mean_of
-from ltrr.metrics import whole_file
-from ltrr.models.bandit import BanditModule
-from ltrr.policy.actions import Table, best, price_for
-from ltrr.policy.arms import Costs, ListedArms, feasible_arms
-from ltrr.policy.baselines import outcomes
-from ltrr.tuning import key_of
+from ltrr.evaluation.regret import Interval, mean_of
+from ltrr.files import atomic_write, content_key
+from ltrr.learners.relevance import RelevanceLearner
+from ltrr.policies.arms import Costs, ListedArms, feasible_arms
+from ltrr.policies.fixed import outcomes
+from ltrr.policies.price import best, price_for
+from ltrr.policies.table import Table
 
 _REVISION = 3  # of what makes a seed's outcome
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  # of all arms' cost
@@ -63,7 +63,7 @@ def run() -> None:
             parser.add_argument("--drawn_cost", type=float, default=0.0, help="of each candidate that an arm draws"),
             parser.add_argument("--eta", type=float, default=1.0, help="position k is looked at with k^-eta"),
             parser.add_argument("--noise", type=float, default=0.1, help="clicks on what is seen and not relevant"),
-            parser.add_argument("--explore", default=EXPLORE, help="YAML of a class of ltrr.policy.explore"),
+            parser.add_argument("--explore", default=EXPLORE, help="YAML of a class of ltrr.policies.explorers"),
             parser.add_argument("--split", default="test", help="the queries that are searched, in place of test"),
         ),
     )
@@ -118,7 +118,7 @@ def run() -> None:
     lines = report(results)
     flags.out.mkdir(parents=True, exist_ok=True)
     for name, text in {"results.json": json.dumps(results, indent=1), "table.md": lines}.items():
-        with whole_file(flags.out / name) as temporary:
+        with atomic_write(flags.out / name) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     plot(flags.out / "frontier.png", curves)
     print(lines)
@@ -128,18 +128,18 @@ def run() -> None:
 def learned(flags: Any, settings: Mapping, parts: Mapping, known: Mapping, budget: int, seed: int) -> dict:
     """What one seed's heads expect to be lost for dev and test queries, (Q, P); read where it was made before."""
     data = world_key(settings)
-    key = key_of(_REVISION, settings["model"], data, flags.eta, flags.noise, flags.explore, flags.split)
+    key = content_key(_REVISION, settings["model"], data, flags.eta, flags.noise, flags.explore, flags.split)
     path = flags.out / "seeds" / f"{key}-{budget}-{seed}.npz"
     if not path.exists():
         spec = settings["model"]
         module = construct("model", find_class("model", spec["class_path"]), dict(spec.get("init_args") or {}))
         module.hparams["cut"] = budget
-        teacher, rng = BanditModule(), np.random.default_rng([seed, budget, False])
+        teacher, rng = RelevanceLearner(), np.random.default_rng([seed, budget, False])
         world = world_of(flags, parts["train"].grades.shape[1], False)
         for _, log in world.learn(parts, teacher, budget, rng, seed):
             module.refit(log, seed, teacher)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **{name: module.losses(own).astype(np.float32) for name, own in known.items()})
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
@@ -292,7 +292,7 @@ def plot(path: Any, curves: Mapping[int, Mapping[str, np.ndarray]]) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     panels[0, 0].set_ylabel("recall")
     panels[0, 0].legend(frameon=False)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     plt.close(figure)
 

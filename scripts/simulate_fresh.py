@@ -22,21 +22,23 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from _common import arguments, main
 from scipy import stats
 from simulate_memory import World
 from tqdm import tqdm
 
 from ltrr.arms.fresh import Fresh, Slotted
 from ltrr.arms.memory import Memory
+from ltrr.cli.arguments import arguments, main
 from ltrr.config import ConfigError, construct
-from ltrr.core import Arm, Candidates, Page, Qrels, Query, Run
 from ltrr.feedback.clicks import PositionBased
-from ltrr.feedback.simulate import Batch, Simulation
+from ltrr.files import atomic_write
 from ltrr.funnel import Funnel
-from ltrr.metrics import drop_self, evaluate, to_run, whole_file
-from ltrr.policy.baselines import FixedPolicy
-from ltrr.system import open_systems
+from ltrr.metrics import drop_self, evaluate, to_run
+from ltrr.policies.fixed import FixedPolicy
+from ltrr.protocols import Arm
+from ltrr.simulation.feedback import Batch, Simulation
+from ltrr.system.system import open_systems
+from ltrr.types import Candidates, Page, Qrels, Query, Run
 
 DURING = {  # measure -> what it says
     "new_slots": "places shown that have new entities, share",
@@ -231,7 +233,7 @@ def plot(path: Path, systems: dict[str, dict[str, dict[str, float]]]) -> None:
         panel.set_title(MEASURES[measure], fontsize=9)
         panel.grid(color="0.9")
         panel.spines[["top", "right"]].set_visible(False)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     plt.close(figure)
 
@@ -294,9 +296,9 @@ def run() -> None:
         "systems": systems,
         "differences": differences,
     }
-    with whole_file(flags.out / "results.json") as temporary:
+    with atomic_write(flags.out / "results.json") as temporary:
         temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    with whole_file(flags.out / "table.md") as temporary:
+    with atomic_write(flags.out / "table.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     plot(flags.out / "fresh.png", systems)
     print("\n".join(lines))

@@ -23,22 +23,24 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from _common import arguments, main
 from tqdm import tqdm
 
+from ltrr.cli.arguments import arguments, main
 from ltrr.config import ConfigError
-from ltrr.core import Arm, Encoder, Page
 from ltrr.data.beir import Split, open_dataset
 from ltrr.data.expansions import write_observed
-from ltrr.evaluate.nearest import NearestQueries
-from ltrr.evaluate.report import paired_randomisation
+from ltrr.evaluation.nearest import NearestQueries
+from ltrr.evaluation.report import paired_randomisation
 from ltrr.feedback.clicks import PositionBased
 from ltrr.feedback.events import normalised
-from ltrr.feedback.simulate import Remembered, Simulation
+from ltrr.files import atomic_write
 from ltrr.funnel import Funnel
-from ltrr.metrics import drop_self, evaluate, to_run, whole_file
-from ltrr.policy.baselines import FixedPolicy
-from ltrr.system import System, open_systems
+from ltrr.metrics import drop_self, evaluate, to_run
+from ltrr.policies.fixed import FixedPolicy
+from ltrr.protocols import Arm, Encoder
+from ltrr.simulation.feedback import Remembered, Simulation
+from ltrr.system.system import System, open_systems
+from ltrr.types import Page
 
 WITHOUT, LABELS = "without", "train_labels"
 MEASURES = ("nDCG@10", "R@10")
@@ -87,7 +89,7 @@ class World:
 
     def labels(self) -> Arm:
         """What is no search at all: the positives of the ten nearest train queries."""
-        from ltrr.models.backbone import load_encoder  # torch takes seconds to import
+        from ltrr.encoders.backbone import load_encoder  # torch takes seconds to import
 
         return NearestQueries(load_encoder(), self.system.corpus, [Split(self.train, self.train_qrels)])
 
@@ -152,7 +154,7 @@ def plot(path: Path, curves: dict[str, dict[str, tuple[float, float, float]]], m
     panel.grid(color="0.9")
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False, ncols=2)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     plt.close(figure)
 
@@ -203,7 +205,7 @@ def run() -> None:
         seeds.append(fixed | found)
     if flags.observed and memory is not None:
         write_observed(flags.observed, system.corpus, memory.observed())
-        with whole_file(flags.observed / "ltrr.json") as temporary:  # customers asked train queries
+        with atomic_write(flags.observed / "ltrr.json") as temporary:  # customers asked train queries
             temporary.write_text(json.dumps({"data": system.corpus.fingerprint, "splits": ["train"]}) + "\n")
     ids = [query.id for query in world.tried]
     groups = {"all": np.ones(len(ids), bool)}
@@ -253,9 +255,9 @@ def run() -> None:
     lines += ["", f"p: paired randomisation against `{WITHOUT}`, of a query's mean over seeds, not adjusted."]
     lines += ["used: share of queries asked before, in these words, twice by their own customer or by three customers."]
     flags.out.mkdir(parents=True, exist_ok=True)
-    with whole_file(flags.out / "results.json") as temporary:
+    with atomic_write(flags.out / "results.json") as temporary:
         temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    with whole_file(flags.out / "table.md") as temporary:
+    with atomic_write(flags.out / "table.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     curves = {
         name: {

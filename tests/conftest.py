@@ -10,19 +10,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads cost more than they bring
 
 from ltrr.data.beir import Document, write_dataset
+from tests.helpers import WORDS
 
-ROOT = Path(__file__).parent.parent
 ARTISTS = ("Taylor Vale", "Nora Quinn", "The Paper Boats", "Ilse Brandt", "Marco Ruiz", "Old Harbour")
 GENRES = ("pop", "country", "jazz", "metal")
-WORDS = ("love", "river", "night", "paper", "winter", "crazy", "golden", "home", "street", "summer")
-
-
-def shared(name: str) -> Path:
-    """A folder of the shared data; skips where it is absent."""
-    folder = Path(os.environ.get("LTRR_DATA", ROOT / "../shared/data")) / name
-    if not folder.exists():
-        pytest.skip(f"shared data {name} is absent (LTRR_DATA)")
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
-from test_funnel import RandomArm
 
-from ltrr.core import Candidates, Context, Pool, Query, Rounds
 from ltrr.feedback.events import KINDS, Action, Impression, impressions_of
 from ltrr.funnel import Funnel
-from ltrr.fuse import ReciprocalRankFusion
-from ltrr.models.bandit import BanditModule
-from ltrr.policy.actions import Price
-from ltrr.policy.baselines import FixedPolicy
-from ltrr.policy.depth import DepthPolicy
-from ltrr.policy.explore import Softmax
-from ltrr.policy.features import QUERY, Known, pool_features, pool_names, query_features
+from ltrr.fusion import ReciprocalRankFusion
+from ltrr.learners.relevance import RelevanceLearner
+from ltrr.policies.cut import CutPolicy
+from ltrr.policies.explorers import Softmax
+from ltrr.policies.features import QUERY, RetrievalFeatures, pool_features, pool_names, query_features
+from ltrr.policies.fixed import FixedPolicy
+from ltrr.policies.price import Price
+from ltrr.types import Candidates, Context, Pool, Query, Rounds
+from tests.test_funnel import RandomArm
 
 NUM, PAGE = 8, 5
 ARMS = {name: RandomArm(seed) for seed, name in enumerate("ab")}
@@ -45,24 +45,24 @@ def fused() -> np.ndarray:
     return order.draw(QUERIES).pool.docs
 
 
-def model(seed: int = 0) -> BanditModule:
+def model(seed: int = 0) -> RelevanceLearner:
     """That knows a little; the same seed, the same model."""
     rng = np.random.default_rng(seed)
     pool = Funnel(ARMS, FixedPolicy(list(ARMS), DEPTHS, 40), ReciprocalRankFusion()).draw(QUERIES).pool
     seen = pool_features(pool, NUM)
-    known = Known(np.concatenate([query_features(QUERIES), seen.query], axis=1), seen.candidates)
+    known = RetrievalFeatures(np.concatenate([query_features(QUERIES), seen.query], axis=1), seen.candidates)
     query, each = pool_names(list(ARMS), NUM)
     names = tuple(f.name for f in (*QUERY, *query)), tuple(f.name for f in each)
     clicks = rng.random((len(QUERIES), NUM)) < 0.3
-    out = BanditModule(hidden=6, epochs=1, prior_precision=5.0)
+    out = RelevanceLearner(hidden=6, epochs=1, prior_precision=5.0)
     out.refit(Rounds(np.arange(len(QUERIES)), *known, np.full(len(QUERIES), NUM), clicks, names), seed)
     return out
 
 
-def events(made: BanditModule, policy: str = "depth x", seed: int = 0) -> tuple[list[Impression], list[Action]]:
+def events(made: RelevanceLearner, policy: str = "depth x", seed: int = 0) -> tuple[list[Impression], list[Action]]:
     """A page of each query, a minute apart; clicks and dismissals within minutes."""
     rng = np.random.default_rng(seed)
-    drawing = DepthPolicy(
+    drawing = CutPolicy(
         FixedPolicy(list(ARMS), DEPTHS, NUM),
         made,
         num=NUM,

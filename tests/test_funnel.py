@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from ltrr.core import Candidates, Decision, Page, Policy, Pool, Query, Ranker
 from ltrr.funnel import FUSED, Funnel, FusedOrder, no_features
-from ltrr.fuse import ConvexFusion, ReciprocalRankFusion
-from ltrr.policy.baselines import FixedPolicy
+from ltrr.fusion import ConvexFusion, ReciprocalRankFusion
+from ltrr.policies.fixed import FixedPolicy
+from ltrr.protocols import Policy, Ranker
+from ltrr.types import Candidates, Decision, Page, Pool, Query
 
 NUM_DOCS = 50
 QUERIES = [Query(f"q{i}", f"text {i}") for i in range(12)]

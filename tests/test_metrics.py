@@ -10,8 +10,9 @@ import ir_measures
 import numpy as np
 import pytest
 
-from ltrr.core import Candidates, Qrels, Run, top_k
-from ltrr.metrics import MEASURES, PerQuery, drop_self, evaluate, read_run, to_run, whole_file, write_run
+from ltrr.files import atomic_write
+from ltrr.metrics import MEASURES, PerQuery, drop_self, evaluate, read_run, to_run, write_run
+from ltrr.types import Candidates, Qrels, Run, top_k
 
 ALL = (*MEASURES, "Judged@10")
 
@@ -178,7 +179,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("old")
 
     def half_written() -> None:
-        with whole_file(tmp_path / "x") as temporary:
+        with atomic_write(tmp_path / "x") as temporary:
             temporary.write_text("ne")
             raise RuntimeError("killed")
 

@@ -14,10 +14,11 @@ from typing import Any, Self
 import numpy as np
 
 from ltrr.arms.shards import encode_shards
-from ltrr.core import Candidates, Encoder, Query
 from ltrr.data.beir import Corpus, document_text
 from ltrr.index import manifest
 from ltrr.index.faiss import FaissIndex, Kind, Spec
+from ltrr.protocols import Encoder
+from ltrr.types import Candidates, Query
 
 
 class Dense:

@@ -14,10 +14,10 @@ import numpy as np
 from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
 
-from ltrr.arms.fields import log_prior, number_column, prior_fields
-from ltrr.core import top_k
 from ltrr.data.beir import Corpus, field_values
 from ltrr.data.lines import error_at, read_lines, shown
+from ltrr.query_understanding.fields import log_prior, number_column, prior_fields
+from ltrr.types import top_k
 
 _AGREE = 3  # customers of a locale who must have engaged with a document before it is popular there
 _KEPT = 1_000  # documents of each locale

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ltrr.arms.fields import documents_of, number_column, year_like, years
 from ltrr.arms.structured import _selective_names, _weighted_tags
-from ltrr.arms.tagging import Tagger
-from ltrr.arms.understanding import Vocabulary
-from ltrr.core import Candidates, Page, Query
 from ltrr.data.beir import Corpus, field_values
 from ltrr.index import manifest
+from ltrr.query_understanding.fields import documents_of, number_column, year_like, years
+from ltrr.query_understanding.tagging import Tagger
+from ltrr.query_understanding.vocabulary import Vocabulary
+from ltrr.types import Candidates, Page, Query
 
 
 class Fresh:

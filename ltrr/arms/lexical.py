@@ -15,14 +15,22 @@ from typing import Any, Self
 
 import numpy as np
 
-from ltrr.arms.fields import documents_of, expanded, field_texts, log_prior, number_column, prior_fields, year_like
-from ltrr.core import Candidates, Qrels, Query
 from ltrr.data.beir import Corpus
 from ltrr.data.expansions import Expansions, expansion_id, read_expansions
-from ltrr.fuse import NothingToFit, fit_listwise
+from ltrr.fusion import NothingToFit, fit_listwise
 from ltrr.index import manifest
 from ltrr.index.qdrant import Batch, SparseEngine
 from ltrr.index.text import ANALYSERS, TextCoder, TextField, describe, merge
+from ltrr.query_understanding.fields import (
+    documents_of,
+    expanded,
+    field_texts,
+    log_prior,
+    number_column,
+    prior_fields,
+    year_like,
+)
+from ltrr.types import Candidates, Qrels, Query
 
 _BM25 = ((1.2, 0.75), (0.9, 0.4))  # (k1, b) tried: Robertson's and Anserini's defaults
 _STRENGTHS = (0.0, 0.1, 0.25, 0.5, 1.0)

@@ -20,14 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from ltrr.core import Candidates, Encoder, Query
 from ltrr.data.beir import Corpus
 from ltrr.data.expansions import expansion_id, read_expansions
-from ltrr.feedback.columns import Column
 from ltrr.feedback.events import Action, Impression, Reward, normalised
-from ltrr.feedback.evidence import Did, Ledger, Seen
-from ltrr.feedback.sums import Sums
-from ltrr.metrics import whole_file
+from ltrr.feedback.evidence.columns import Column
+from ltrr.feedback.evidence.ledger import Ledger
+from ltrr.feedback.evidence.sums import Sums
+from ltrr.files import atomic_write
+from ltrr.protocols import Encoder
+from ltrr.types import ActionRow, Candidates, ImpressionRow, Query
 
 _BATCH = 64  # queries compared with remembered ones at once
 _CERTAIN = 1 - 1e-6  # the most that a score counts beside others
@@ -143,7 +144,7 @@ class Memory:
             self._changes += 1
             self._book.add(events)
 
-    def take(self, seen: Sequence[Seen], did: Sequence[Did]) -> None:
+    def take(self, seen: Sequence[ImpressionRow], did: Sequence[ActionRow]) -> None:
         """As `observe`, from the light rows of an event store."""
         with self._lock:
             self._changes += 1
@@ -252,7 +253,7 @@ class Memory:
         """All that was learned, in one file without objects; whole or not at all."""
         with self._lock:
             arrays, open_events = self._state(0.0)
-        with whole_file(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             arrays["open_events"] = np.frombuffer(open_events.encode(), np.uint8)
             np.savez(file, **arrays)  # type: ignore[arg-type]
 

@@ -22,12 +22,13 @@ from scipy import sparse
 
 from ltrr.arms.engagement import Engagement, co_engagement, popular_of
 from ltrr.arms.shards import encode_shards
-from ltrr.core import Candidates, Encoder, Query, top_k
 from ltrr.data.beir import Corpus
 from ltrr.feedback.events import Action, Impression, Reward, digest_of
-from ltrr.feedback.evidence import Did, Seen, light, microseconds, worth
+from ltrr.feedback.evidence.ledger import light, microseconds, worth
+from ltrr.files import atomic_write
 from ltrr.index import manifest
-from ltrr.metrics import whole_file
+from ltrr.protocols import Encoder
+from ltrr.types import ActionRow, Candidates, ImpressionRow, Query, top_k
 
 _BATCH = 128  # queries scored at once
 _LAST, _SESSION = 5, 0.5  # entities of a session that count, and their weight beside the customer's 1
@@ -152,7 +153,7 @@ class Personal:
         """Learns from events, in any order; those that it has had change nothing."""
         self.take(*light(events, self._rows))
 
-    def take(self, seen: Sequence[Seen], did: Sequence[Did]) -> None:
+    def take(self, seen: Sequence[ImpressionRow], did: Sequence[ActionRow]) -> None:
         """As `observe`, from the light rows of an event store."""
         with self._lock:
             for s in seen:
@@ -191,7 +192,7 @@ class Personal:
         """What came since the build, in one file without objects; whole or not at all."""
         with self._lock:
             state = [[*self._seen.values()], [d for of in self._did.values() for d in of.values()], [*self._erased]]
-        with whole_file(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez(file, state=np.frombuffer(json.dumps(state).encode(), np.uint8))
 
     def load(self, path: Path) -> None:
@@ -199,11 +200,11 @@ class Personal:
         with np.load(path, allow_pickle=False) as file:
             seen, did, erased = json.loads(file["state"].tobytes())
         with self._lock:
-            self._restart([Seen(*fields) for fields in seen], [Did(*fields) for fields in did], erased)
+            self._restart([ImpressionRow(*fields) for fields in seen], [ActionRow(*fields) for fields in did], erased)
 
-    def _restart(self, seen: Iterable[Seen], did: Iterable[Did], erased: Iterable[str]) -> None:
-        self._seen: dict[str, Seen] = {}
-        self._did: dict[str, dict[str, Did]] = {}  # impression -> action -> did
+    def _restart(self, seen: Iterable[ImpressionRow], did: Iterable[ActionRow], erased: Iterable[str]) -> None:
+        self._seen: dict[str, ImpressionRow] = {}
+        self._did: dict[str, dict[str, ActionRow]] = {}  # impression -> action -> did
         self._earned: dict[str, list[tuple[float, str, int, float]]] = {}  # impression -> day, itself, row, reward
         self._of: dict[tuple[str, str | None], set[str]] = {}  # (customer, session; None = all) -> impressions
         self._erased = set(erased)  # digest_of names

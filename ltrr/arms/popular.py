@@ -12,10 +12,10 @@ from typing import Self
 
 import numpy as np
 
-from ltrr.arms.fields import log_prior, number_column, prior_fields
-from ltrr.core import Candidates, Query
 from ltrr.data.beir import Corpus, field_values
 from ltrr.index import manifest
+from ltrr.query_understanding.fields import log_prior, number_column, prior_fields
+from ltrr.types import Candidates, Query
 
 
 class Popular:

@@ -14,10 +14,11 @@ from typing import Any, Self
 import numpy as np
 
 from ltrr.arms.shards import encode_shards
-from ltrr.core import Candidates, Query, Sparse, SparseEncoder
 from ltrr.data.beir import Corpus
 from ltrr.index import manifest
 from ltrr.index.qdrant import Batch, SparseEngine
+from ltrr.protocols import SparseEncoder
+from ltrr.types import Candidates, Query, Sparse
 
 
 class Splade:

@@ -19,7 +19,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from ltrr.arms.fields import (
+from ltrr.data.beir import Corpus, Document, field_values
+from ltrr.fusion import weighted_sum
+from ltrr.index import manifest
+from ltrr.index.qdrant import Batch, SparseEngine, Where
+from ltrr.index.text import TextCoder, TextField, describe, merge
+from ltrr.metrics import evaluate, to_run
+from ltrr.query_understanding.fields import (
     documents_of,
     field_texts,
     log_prior,
@@ -29,15 +35,9 @@ from ltrr.arms.fields import (
     year_like,
     years,
 )
-from ltrr.arms.tagging import Tagger
-from ltrr.arms.understanding import Interpretation, Reading, Vocabulary, normalise
-from ltrr.core import Candidates, Qrels, Query, Sparse
-from ltrr.data.beir import Corpus, Document, field_values
-from ltrr.fuse import weighted_sum
-from ltrr.index import manifest
-from ltrr.index.qdrant import Batch, SparseEngine, Where
-from ltrr.index.text import TextCoder, TextField, describe, merge
-from ltrr.metrics import evaluate, to_run
+from ltrr.query_understanding.tagging import Tagger
+from ltrr.query_understanding.vocabulary import Interpretation, Reading, Vocabulary, normalise
+from ltrr.types import Candidates, Qrels, Query, Sparse
 
 _DEPTH = 200  # candidates of an interpretation, at least
 _RELATED = 0.3  # what the document most related to the named one gains, as a share of the best score

@@ -19,9 +19,9 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from ltrr.core import Context, Qrels, Query
 from ltrr.data.corpus import Corpus, Document, FieldKind, document_text, field_number, field_values, is_empty
 from ltrr.data.lines import DataError, encode_json, error_at, read_lines, read_records, shown, warn_counted
+from ltrr.types import Context, Qrels, Query
 
 __all__ = [
     "Corpus",

@@ -24,7 +24,7 @@ import numpy as np
 
 from ltrr.data.corpus import Corpus
 from ltrr.data.lines import DataError, encode_json
-from ltrr.metrics import whole_file
+from ltrr.files import atomic_write
 
 FORMAT = 1
 _MADE = "Make it: python scripts/expand.py --model runs/doc2query-1/export --data DATA --out DIR"
@@ -78,7 +78,7 @@ class ExpansionWriter:
 
     def write(self, rows: range, expansions: Sequence[Sequence[Expansion]]) -> None:
         """Puts a shard in its place, at once."""
-        with whole_file(_path(self._folder, rows.start)) as temporary, temporary.open("wb") as file:
+        with atomic_write(_path(self._folder, rows.start)) as temporary, temporary.open("wb") as file:
             for row, several in zip(rows, expansions, strict=True):
                 line: dict[str, Any] = {
                     "_id": self._ids[row],
@@ -112,7 +112,7 @@ class ExpansionWriter:
         return [_path(self._folder, rows.start) for rows in self._shards()]
 
     def _save(self) -> None:
-        with whole_file(self._folder / "manifest.json") as temporary:
+        with atomic_write(self._folder / "manifest.json") as temporary:
             temporary.write_text(json.dumps(self._manifest, indent=1) + "\n", encoding="utf-8")
 
 

@@ -17,7 +17,6 @@ import numpy as np
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from ltrr.core import DevSet, Example, Qrels, Query
 from ltrr.data.batches import Batches
 from ltrr.data.beir import Dataset as Judgements
 from ltrr.data.beir import document_text, open_dataset
@@ -26,6 +25,7 @@ from ltrr.data.devset import in_a_tenth, plain, sampled
 from ltrr.data.expansions import read_expansions
 from ltrr.data.lines import DataError
 from ltrr.metrics import read_run
+from ltrr.types import DevSet, Example, Qrels, Query
 
 
 class Source(NamedTuple):

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 import numpy as np
 
-from ltrr.core import Context, Page
+from ltrr.types import Context, Page
 
 Kind = Literal["click", "like", "favourite", "play", "dismiss"]
 _SKEW = timedelta(minutes=5)  # by which a client's clock may be behind

@@ -24,14 +24,14 @@ from typing import Protocol, Self
 import numpy as np
 
 from ltrr.feedback.events import Action, Impression, digest_of
-from ltrr.feedback.evidence import Did, Seen
 from ltrr.feedback.store import EventStore
+from ltrr.types import ActionRow, ImpressionRow
 
 
 class Learner(Protocol):
     """What learns from events, in whatever order they come; the same event twice changes nothing."""
 
-    def take(self, seen: Sequence[Seen], did: Sequence[Did]) -> None: ...
+    def take(self, seen: Sequence[ImpressionRow], did: Sequence[ActionRow]) -> None: ...
 
     def customers(self) -> Iterable[str]:
         """Names of whom it knows."""
@@ -199,7 +199,7 @@ class Loop:
         self._at = self._saved = shown, acted
         self._erased = int(told["erasures"])
 
-    def _give(self, seen: list[Seen], did: list[Did]) -> None:
+    def _give(self, seen: list[ImpressionRow], did: list[ActionRow]) -> None:
         for name, learner in self._learners.items():
             try:
                 learner.take(seen, did)
@@ -207,13 +207,13 @@ class Loop:
                 first = next(iter([*seen, *did])).id
                 warnings.warn(f"{name} could not learn from {first!r} and what came with it: {error!r}", stacklevel=3)
 
-    def _seen(self, row: object) -> Seen:
+    def _seen(self, row: object) -> ImpressionRow:
         _, name, customer, session, time, query, _, shown = row  # type: ignore[misc]
-        return Seen(name, session or name, customer or "", time, query, [self._rows.get(e, -1) for e in shown])
+        return ImpressionRow(name, session or name, customer or "", time, query, [self._rows.get(e, -1) for e in shown])
 
-    def _did(self, row: object) -> Did:
+    def _did(self, row: object) -> ActionRow:
         _, name, impression, entity, kind, time, seconds = row  # type: ignore[misc]
-        return Did(name, impression, self._rows.get(entity, -1), kind, time, seconds)
+        return ActionRow(name, impression, self._rows.get(entity, -1), kind, time, seconds)
 
 
 def _seqs(snapshot: Path) -> tuple[int, int]:

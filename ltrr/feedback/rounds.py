@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ltrr.core import Rounds
 from ltrr.feedback.events import Action, Impression, Reward
+from ltrr.types import Rounds
 
 _LESS = "with an arm off or less deep"
 Names = tuple[tuple[str, ...], tuple[str, ...]]  # of the F and of the C columns

@@ -21,8 +21,8 @@ from alembic.script import ScriptDirectory
 from pydantic_core import to_json
 from sqlalchemy import event, exc
 
-from ltrr.core import Context
 from ltrr.feedback.events import KINDS, Action, Allocation, Impression
+from ltrr.types import Context
 
 
 def _keys(table: str) -> list[Any]:

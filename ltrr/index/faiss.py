@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, get_args
 import faiss
 import numpy as np
 
-from ltrr.core import Candidates, top_k
+from ltrr.types import Candidates, top_k
 
 Kind = Literal["flat", "ivf", "hnsw", "pq"]
 

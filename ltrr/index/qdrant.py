@@ -31,8 +31,8 @@ from qdrant_edge import (
     UpdateOperation,
 )
 
-from ltrr.core import Candidates, Sparse
 from ltrr.index.manifest import IndexRefused, copy_folder, private_copy
+from ltrr.types import Candidates, Sparse
 
 _VECTOR, _TAGS = "sparse", "tags"
 

@@ -17,7 +17,7 @@ import numpy as np
 import scipy.sparse as sp
 from qdrant_edge import Bm25, Bm25Config, DisabledStemmer, StopwordsSet
 
-from ltrr.core import Sparse
+from ltrr.types import Sparse
 
 _HUGE = 1e9  # with k1 this large and b = 0 the engine's tf part is the term's count
 ANALYSERS = {

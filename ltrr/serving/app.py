@@ -16,10 +16,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
-from ltrr.core import Context, Page, Query
 from ltrr.feedback.events import Action, Kind, digest_of, impressions_of
 from ltrr.feedback.loop import Loop
 from ltrr.funnel import Funnel
+from ltrr.types import Context, Page, Query
 
 _AHEAD = timedelta(minutes=5)  # of clients' clocks
 _NO_NUL = r"^[^\x00]*$"  # which no database keeps

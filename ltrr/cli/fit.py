@@ -1,0 +1,301 @@
+"""`train.py fit --config … --data.path …`: LightningCLI with a folder of its own for each run.
+
+Knows where a run's files go; knows nothing about models. A run is `<trainer.default_root_dir>/<id>/` with
+
+    config.yaml    what was run, defaults filled in
+    ckpt/          best.ckpt by val_nDCG@10 (or what a module names); last.ckpt every `save_every` steps, at the end
+    export/        a folder that sentence-transformers or transformers opens
+
+A start that fails before the first step leaves no folder; `validate` writes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import pydoc
+import re
+import shutil
+import sys
+from argparse import ArgumentError
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse.typing import PositiveInt
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import Logger
+
+from ltrr.data.pairs import Pairs
+from ltrr.encoders.training import Export, SeedSteps, Throughput, emulates_bfloat16
+from ltrr.learners.arm_loss import ArmLossLearner
+from ltrr.learners.fusion_weights import FusionWeightsLearner
+from ltrr.learners.relevance import RelevanceLearner
+from ltrr.learners.rounds_data import LoggedRounds
+from ltrr.learners.rounds_module import RoundsModule
+
+_MONITOR = "val_nDCG@10"  # of modules that name nothing else
+_ENVIRONMENT = "LTRR_RUN_ID"  # tells the id to the processes that Lightning starts for further devices
+_POLICIES = RelevanceLearner, FusionWeightsLearner, ArmLossLearner  # they learn from logged rounds
+_WRAPPED = ("Does not validate", "Problem with given class_path")  # what jsonargparse puts around a reason
+_NOISE = re.compile(r"Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|" + "|".join(_WRAPPED))
+_KEY = re.compile(r'Parser key "([^"]+)":')
+
+
+class _RunFolder(Callback):
+    """Writes config.yaml when training begins, and last.ckpt between two steps and at the end."""
+
+    def __init__(self, folder: Path, parser: LightningArgumentParser, config: Any, stop: EarlyStopping) -> None:
+        self._folder, self._parser, self._config, self._stop = folder, parser, config, stop
+        self.begun = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begun, self._saved = True, trainer.global_step
+        self._stop.patience = int(self._config.patience)  # a resumed run has read the checkpoint's
+        best: Any = trainer.checkpoint_callback
+        if Path(best.best_model_path).parent != (self._folder / "ckpt").resolve():
+            best.best_model_path = ""  # of the run that this one starts from
+        if trainer.is_global_zero:
+            file = str(self._folder / "config.yaml")
+            self._parser.save(self._config, file, skip_none=False, overwrite=True, multifile=False)
+            if isinstance(trainer.logger, Logger):
+                trainer.logger.log_hyperparams(self._config.as_dict())
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Here a validation that followed the last step is over, so that a resumed run need not do it again."""
+        if trainer.global_step % self._config.save_every == 0 and trainer.global_step > self._saved:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        self._saved = trainer.global_step
+        trainer.save_checkpoint(self._folder / "ckpt" / "last.ckpt", weights_only=False)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Counters as they stand between two steps: Lightning's own make a resumed run an epoch too short or long."""
+        counters = checkpoint["loops"]["fit_loop"]
+        epochs, batches = counters["epoch_progress"], counters["epoch_loop.batch_progress"]
+        whole = batches["current"]["completed"] == trainer.num_training_batches
+        batches["is_last_batch"] = whole
+        for scope in ("current", "total"):
+            batches[scope] |= dict.fromkeys(("ready", "started", "processed"), batches[scope]["completed"])
+            ready = epochs[scope]["ready"]
+            epochs[scope] |= {"processed": ready - (not whole), "completed": ready - 1}
+
+
+class TrainingCLI(LightningCLI):
+    """Runs `fit` or `validate` of any module under ltrr.models; ValueError for a user's mistakes.
+
+    What it learns from are `Pairs`, or `LoggedRounds` where the module learns from a policy's.
+    """
+
+    def __init__(self, args: Any = None) -> None:
+        inherited = os.environ.get(_ENVIRONMENT)
+        self._made: Path | None = None  # the folder, where this process made it
+        self._run: _RunFolder | None = None
+        try:
+            super().__init__(
+                LightningModule,
+                LoggedRounds if _is_policy(sys.argv[1:] if args is None else args) else Pairs,
+                subclass_mode_model=True,
+                save_config_callback=None,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                trainer_defaults={"default_root_dir": "runs", "use_distributed_sampler": False},
+                parser_kwargs={"exit_on_error": False},
+                args=args,
+            )
+        except MisconfigurationException as error:
+            cpu = "--trainer.accelerator cpu --trainer.devices 1 --trainer.num_nodes 1 --trainer.strategy auto"
+            raise ValueError(f"trainer: {error}\nWhere there is no GPU: {cpu}") from error
+        finally:
+            if self._made and not (self._run and self._run.begun):
+                if wandb := sys.modules.get("wandb"):
+                    wandb.finish(1)  # it would write the folder again at exit
+                shutil.rmtree(self._made, ignore_errors=True)
+            if inherited is None:
+                os.environ.pop(_ENVIRONMENT, None)
+
+    # -- arguments
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Without test, for test queries are scripts/evaluate.py's; without weights_only, which is always true here."""
+        given = {"model", "datamodule", "weights_only"}
+        return {"fit": given | {"train_dataloaders", "val_dataloaders"}, "validate": given | {"dataloaders"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--id", type=str | None, default=None, help="name of the run's folder; default MODEL-N")
+        parser.add_argument("--save_every", type=PositiveInt, default=100, help="steps between two writes of last.ckpt")
+        parser.add_argument(
+            "--patience", type=PositiveInt, default=3, help="validations without a better one; then stop"
+        )
+        parser.link_arguments("seed_everything", "data.seed", _as_seed)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise ValueError(readable(str(error), self._subcommand_parsers["fit"]._option_string_actions)) from None
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning's opens the file before it is checked, for options that ours do not hold."""
+
+    # -- the run's folder and where it starts
+
+    def before_instantiate_classes(self) -> None:
+        """Gives the run its folder, before a logger opens files."""
+        config, fit = self.config[str(self.subcommand)], self.subcommand == "fit"
+        if config.trainer.precision == "bf16-mixed" and emulates_bfloat16(str(config.trainer.accelerator)):
+            print("trainer.precision: 32-true, as this processor has no bfloat16")
+            config.trainer.precision = "32-true"
+        root, given = Path(config.trainer.default_root_dir), config.ckpt_path
+        file = Path(given) if given not in (None, "last", "best") else None
+        within = file.parent.parent if file and file.parent.name == "ckpt" else None  # the run that wrote the file
+        if file and not file.is_file():
+            raise ValueError(f"--ckpt_path: no file {file}; to start from an export give --model.network.model FOLDER")
+        if file and fit and not (within or config.id):
+            raise ValueError(
+                f"--ckpt_path: {file} is in no run's ckpt folder; name the run that starts there: --id NAME"
+            )
+        if config.id:
+            self.folder = root / config.id
+        elif file or not (fit or given):  # validate takes any file, or none
+            self.folder = within or root
+        else:
+            self.folder = root / run_id(root, config.model.class_path.rpartition(".")[2], again=given is not None)
+        self._start = file or (self.folder / "ckpt" / f"{given}.ckpt" if given else None)
+        if self._start and not self._start.is_file():
+            raise ValueError(
+                f"--ckpt_path: no {self._start}; without --ckpt_path, --id {self.folder.name} starts afresh"
+            )
+        if not fit:
+            config.trainer.logger = False
+            return
+        again = self._start and self._start.resolve().parent == (self.folder / "ckpt").resolve()
+        if not again and (self.folder / "export").exists():
+            raise ValueError(f"--id: {self.folder} holds a finished run; give another id, or --ckpt_path last to go on")
+        try:
+            self.folder.mkdir(parents=True)
+            self._made = self.folder
+        except FileExistsError:  # an earlier start's, or another process's of this one
+            if not (config.id or given or _ENVIRONMENT in os.environ):
+                raise  # another start has just taken the number
+        os.environ[_ENVIRONMENT] = self.folder.name
+        loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
+        for logger in loggers:
+            if hasattr(logger, "init_args"):
+                logger.init_args.save_dir = str(self.folder)
+
+    def instantiate_classes(self) -> None:
+        """Module, data and trainer; what their constructors raise comes out as it is."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            reason: BaseException = error
+            while str(reason).startswith(_WRAPPED) and reason.__cause__:
+                reason = reason.__cause__
+            raise reason from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with the habits of every run."""
+        config, ckpt = self.config[str(self.subcommand)], self.folder / "ckpt"
+        monitor = getattr(self.model, "monitor", _MONITOR)
+        stop = EarlyStopping(monitor, mode="max", patience=int(config.patience), check_on_train_epoch_end=False)
+        self._run = _RunFolder(self.folder, self._parser(self.subcommand), config, stop)
+        callbacks = [
+            self._run,
+            SeedSteps(),
+            Throughput(),
+            ModelCheckpoint(ckpt, "best", monitor=monitor, mode="max", enable_version_counter=False),
+            stop,
+        ]
+        given = self._get(self.config_init, "trainer")["callbacks"] or []
+        return super().instantiate_trainer(default_root_dir=str(self.folder), callbacks=[*given, *callbacks], **kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        """Makes what has the shape of the data; compares the checkpoint with the module, before anything is written."""
+        if isinstance(self.model, RoundsModule):
+            self.datamodule.setup()
+            self.model.prepare(self.datamodule.rounds, self.datamodule.seed)
+        if self._start:
+            check_checkpoint(self._start, self.model)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        given = super()._prepare_subcommand_kwargs(subcommand)
+        return given | {"ckpt_path": self._start, "weights_only": True}
+
+    def after_fit(self) -> None:
+        """The export, also where a run was killed between its last step and this."""
+        Export(self.folder / "export").on_train_end(self.trainer, self.model)
+
+
+def _is_policy(args: Sequence[str]) -> bool:
+    """Whether arguments, or a config among them, name a module that learns from logged rounds."""
+    given = [part for arg in args for part in str(arg).split("=", 1)]
+    files = [Path(part) for part in given if part.endswith((".yaml", ".yml")) and Path(part).is_file()]
+    names = [f"{module.__module__}.{module.__qualname__}" for module in _POLICIES]
+    texts = [*given, *(file.read_text(encoding="utf-8") for file in files)]
+    return any(name in text for name in names for text in texts)
+
+
+def _as_seed(seed: bool | int | None) -> int:
+    return int(seed or 0)
+
+
+def run_id(root: Path, module: str, again: bool) -> str:
+    """`dense-3` for the third run of a DenseModule under root; the latest there is where one is taken up `again`."""
+    if name := os.environ.get(_ENVIRONMENT):
+        return name
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("--id: torchrun starts every process by itself, so give the run a name: --id NAME")
+    stem = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", module.removesuffix("Module")).lower()
+    numbers = {p: int(m[1]) for p in root.glob(f"{stem}-*") if (m := re.fullmatch(rf"{stem}-(\d+)", p.name))}
+    if not again:
+        return f"{stem}-{max(numbers.values(), default=0) + 1}"
+    begun = [number for path, number in numbers.items() if (path / "config.yaml").exists()]
+    if not begun:
+        raise ValueError(f"--ckpt_path: there is no run {root}/{stem}-N to go on with; give its --id")
+    return f"{stem}-{max(begun)}"
+
+
+def check_checkpoint(path: Path, module: LightningModule) -> None:
+    """ValueError unless the file is a checkpoint of a module with the same weights."""
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    except Exception as error:  # torch has one of its own for each way in which a file is none of its files
+        raise ValueError(f"--ckpt_path: {path} is no checkpoint of a training run, or was cut off") from error
+    own = module.state_dict()
+    wrong = [name for name in {**own, **stored} if name not in own or name not in stored]
+    wrong += [name for name, weight in own.items() if name in stored and weight.shape != stored[name].shape]
+    if wrong:
+        raise ValueError(
+            f"--ckpt_path: {path} is of another model: {len(wrong)} weights are not in both, or have another shape "
+            f"({', '.join(wrong[:3])}, …). Give the config that it was trained with"
+        )
+
+
+def readable(message: str, options: Iterable[str]) -> str:
+    """What jsonargparse says of a mistake, without all types that it tried, and with a name that may be meant.
+
+    options: `--names` of the command.
+    """
+    where = ".".join(_KEY.findall(message))
+    lines = [line.strip().removeprefix("- ") for line in _KEY.sub("", message).splitlines()]
+    reasons = "; ".join(dict.fromkeys(line for line in lines if line and not _NOISE.match(line)))
+    names = [name.removeprefix("--") for name in options]
+    if classes := re.findall(r"Problem with given class_path '([\w.]+)'", message):
+        names = list(signature(found).parameters) if (found := pydoc.locate(classes[-1])) else []  # type: ignore[arg-type]
+    wrong = re.search(r"[Oo]ption '([\w.]+)'|unrecognized arguments: --([\w.]+)", reasons)
+    if wrong and (near := get_close_matches(wrong[1] or wrong[2], names, 1)):
+        reasons += f"; did you mean {near[0]}?"
+    elif wrong and classes:
+        reasons += f"; {classes[-1]} takes {', '.join(names)}"
+    return f"{where}: {reasons}" if where else f"{reasons}\n`train.py fit --help` lists all options"

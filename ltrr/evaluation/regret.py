@@ -1,0 +1,202 @@
+"""What a policy of cuts gains: recall at an equal mean number of candidates, between a fixed cut and hindsight.
+
+Knows recall by cut, chosen cuts and groups of queries; knows nothing about how cuts are chosen. Per-query choices are
+made first and resampled afterwards: intervals are over groups of test queries and seeds together, of ratios of means.
+Legend: Q queries, M cuts (1 to M candidates), S seeds, G prices, B bootstrap draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from ltrr.types import Qrels, Query
+
+_DRAWS = 2_000
+
+
+class Interval(NamedTuple):
+    """A mean and the ends of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Chosen(NamedTuple):
+    """What a policy did with the queries of a split, once for each price; the first price is the one set on dev."""
+
+    cuts: np.ndarray  # (Q, G) candidates
+    recall: np.ndarray  # (Q, G)
+
+
+def recall_of(gains: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """(Q, M) recall of the first 1 to M; gains (Q, M) in the order that is cut, total (Q,) of all that is relevant."""
+    return np.cumsum(gains, axis=1) / np.where(total > 0, total, 1)[:, None]
+
+
+def fixed(recall: np.ndarray, mean: float) -> np.ndarray:
+    """(Q,) recall where all queries have the same cut; between two whole numbers a share of them has one more."""
+    low = int(np.clip(np.floor(mean), 1, recall.shape[1]))
+    share = np.clip(mean - low, 0.0, 1.0)
+    return (1 - share) * recall[:, low - 1] + share * recall[:, min(low, recall.shape[1] - 1)]
+
+
+def oracle(recall: np.ndarray, mean: float) -> np.ndarray:
+    """(Q,) recall where cuts are chosen in hindsight at a mean: the concave hull of what all choices can reach."""
+    query, more, gain = _hull(recall)
+    before = np.cumsum(more) - more
+    part = np.clip(((mean - 1) * len(recall) - before) / more, 0.0, 1.0)  # of each step that can be paid
+    return recall[:, 0] + np.bincount(query, part * gain, len(recall))
+
+
+def _hull(recall: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Query, candidates more and recall more of each step along the queries' concave hulls, the steepest first."""
+    steps = []
+    for q, row in enumerate(recall):
+        at, value = 1, row[0]
+        while at < len(row):
+            slopes = (row[at:] - value) / np.arange(1, len(row) - at + 1)
+            best = int(np.flatnonzero(slopes == slopes.max())[-1])
+            if slopes[best] <= 0:
+                break
+            steps.append((q, best + 1, row[at + best] - value))
+            at, value = at + best + 1, row[at + best]
+    query, more, gain = np.array(steps, float).reshape(-1, 3).T
+    order = np.argsort(-gain / more, kind="stable")
+    return query[order].astype(int), more[order], gain[order]
+
+
+def at_mean(chosen: Chosen, mean: float) -> Chosen:
+    """The policy at the price at which these queries' mean cut is `mean`: a share of them at the next price up.
+
+    No judgement is looked at, but the queries are: their price could not be known before.
+    """
+    means = chosen.cuts.mean(axis=0)
+    above, below = np.flatnonzero(means >= mean), np.flatnonzero(means <= mean)
+    if not len(above) or not len(below):
+        raise ValueError(
+            f"mean: no two prices have mean cuts around {mean:g}, only {means.min():.3g} to {means.max():.3g}"
+        )
+    high, low = above[means[above].argmin()], below[means[below].argmax()]
+    share = 0.0 if means[high] == means[low] else (mean - means[low]) / (means[high] - means[low])
+    cuts, recall = ((1 - share) * part[:, low] + share * part[:, high] for part in chosen)
+    return Chosen(cuts[:, None], recall[:, None])
+
+
+def gap_closed(recall: np.ndarray, base: np.ndarray, seeds: Sequence[Chosen], groups: np.ndarray) -> Interval:
+    """(policy − fixed) / (oracle − fixed), at each seed's own mean cut; 0 where nothing is left to gain.
+
+    All three are taken anew in every draw: its queries have a mean cut of their own.
+
+    recall: (Q, M) of the order that the policy cuts, in which hindsight chooses. base: (Q, M) of the fixed system.
+    """
+    weights, picks = _resampled(groups, len(seeds))
+    weights = np.concatenate([np.ones((1, len(groups))), weights])  # the sample itself is the first draw
+    size = weights.sum(axis=1)
+    cuts, found = (
+        np.stack([weights @ part[:, 0] / size for part in parts])
+        for parts in ([c.cuts for c in seeds], [c.recall for c in seeds])
+    )  # (S, 1 + B)
+    same = _curves(base, weights, cuts)
+    gained, possible = found - same, _hindsight(recall, weights, cuts) - same
+    whole = _ratio(gained[:, :1].sum(axis=0), possible[:, :1].sum(axis=0))
+    top, bottom = (np.take_along_axis(part[:, 1:], picks, 0).sum(axis=0) for part in (gained, possible))
+    return _interval(float(whole[0]), _ratio(top, bottom))
+
+
+def _curves(recall: np.ndarray, weights: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """(S, B) mean recall of queries with these weights (B, Q) at fixed cuts (S, B)."""
+    means = weights @ recall / weights.sum(axis=1, keepdims=True)
+    at = np.arange(1, recall.shape[1] + 1)
+    return np.stack([np.interp(cut, at, mean) for cut, mean in zip(cuts.T, means, strict=True)], axis=1)
+
+
+def _hindsight(recall: np.ndarray, weights: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """(S, B) likewise, of cuts chosen in hindsight at those means."""
+    query, more, gain = _hull(recall)
+    out = np.empty(cuts.shape)
+    for b, own in enumerate(weights):
+        times, size = own[query], own.sum()
+        cost = np.concatenate([[1.0], 1 + np.cumsum(times * more) / size])
+        value = np.concatenate([[0.0], np.cumsum(times * gain) / size]) + own @ recall[:, 0] / size
+        out[:, b] = np.interp(cuts[:, b], cost, value)
+    return out
+
+
+def cost_saved(base: np.ndarray, seeds: Sequence[Chosen], groups: np.ndarray, cut: int) -> Interval:
+    """1 − mean candidates that the policy needs for a fixed cut's recall / that cut; 0 where it never gets there."""
+    weights, picks = _resampled(groups, len(seeds))
+    size = weights.sum(axis=1)
+
+    def saved(cuts: np.ndarray, reached: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """(B,) from mean curves (B, G)."""
+        out = np.zeros(len(wanted))
+        for b in range(len(wanted)):
+            order = np.argsort(cuts[b])
+            best = np.maximum.accumulate(reached[b, order])
+            if best[-1] >= wanted[b]:
+                out[b] = 1 - np.interp(wanted[b], best, cuts[b, order]) / cut
+        return out
+
+    wanted = base[:, cut - 1]
+    draws = np.stack(
+        [
+            saved(weights @ c.cuts / size[:, None], weights @ c.recall / size[:, None], weights @ wanted / size)
+            for c in seeds
+        ]
+    )
+    means = [saved(c.cuts.mean(axis=0)[None], c.recall.mean(axis=0)[None], wanted.mean()[None])[0] for c in seeds]
+    return _interval(float(np.mean(means)), np.take_along_axis(draws, picks, 0).mean(axis=0))
+
+
+def mean_of(values: np.ndarray, groups: np.ndarray) -> Interval:
+    """Of (S, Q) values, over groups of queries and seeds together."""
+    weights, picks = _resampled(groups, len(values))
+    draws = np.take_along_axis(values @ weights.T / weights.sum(axis=1), picks, 0).mean(axis=0)
+    return _interval(float(values.mean()), draws)
+
+
+def query_groups(queries: Sequence[Query], qrels: Qrels, alike: float = 0.6) -> np.ndarray:
+    """(Q,) number of each query's group: the same positives, or a shared one and near-duplicate text, stay together.
+
+    alike: Jaccard similarity of character trigrams from which texts are near-duplicates.
+    """
+    positives = [frozenset(doc for doc, grade in qrels[q.id].items() if grade > 0) for q in queries]
+    grams = [{text[i : i + 3] for i in range(max(len(text) - 2, 1))} for text in (q.text.lower() for q in queries)]
+    having: dict[str, list[int]] = {}
+    for q, docs in enumerate(positives):
+        for doc in docs:
+            having.setdefault(doc, []).append(q)
+    pairs = {(q, other) for q in range(len(queries)) for doc in positives[q] for other in having[doc] if other > q}
+    linked = [
+        (q, other)
+        for q, other in pairs
+        if positives[q] == positives[other] or len(grams[q] & grams[other]) >= alike * len(grams[q] | grams[other])
+    ]
+    left, right = np.array(linked, int).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(left)), (left, right)), (len(queries), len(queries)))
+    return connected_components(graph, directed=False)[1]
+
+
+def _resampled(groups: np.ndarray, num_seeds: int) -> tuple[np.ndarray, np.ndarray]:
+    """(B, Q) how often each query is drawn, with its whole group; (S, B) seeds drawn."""
+    rng = np.random.default_rng(0)
+    num = int(groups.max()) + 1
+    times = rng.multinomial(num, np.full(num, 1 / num), _DRAWS)  # (B, groups)
+    return times[:, groups].astype(np.float64), rng.integers(num_seeds, size=(num_seeds, _DRAWS))
+
+
+def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """top / bottom, 0 where that is 0 or rounding."""
+    some = bottom > 1e-9
+    return np.where(some, top / np.where(some, bottom, 1.0), 0.0)
+
+
+def _interval(mean: float, draws: np.ndarray) -> Interval:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Interval(mean, float(low), float(high))

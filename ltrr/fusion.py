@@ -1,0 +1,208 @@
+"""The union of what the arms returned, and static ways to order it: reciprocal ranks and convex combination.
+
+Knows candidates, ranks and scores; knows nothing about queries' texts, documents or how the arms work. Both rankers
+are baselines of whatever is learned later. Legend: Q queries, K candidates of the union, A arms, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+from scipy.optimize import minimize
+
+from ltrr.protocols import Ranker
+from ltrr.types import Candidates, Pool, Query, top_k
+
+Norm = Literal["minmax", "zscore"]
+MISSING = 1e-4  # how far below the window's lowest value a candidate lies that an arm did not return
+WINDOW = 100  # ranks over which an arm's scores are scaled, so that drawing deeper does not change the scale
+
+
+def union(arms: Mapping[str, Candidates]) -> Pool:
+    """Every document that any arm returned, once, with each arm's rank and score (rows ascending, pads last, K ≥ 1)."""
+    names, drawn = tuple(arms), list(arms.values())
+    docs = np.concatenate([c.docs for c in drawn], axis=1)  # (Q, W)
+    scores = np.concatenate([c.scores for c in drawn], axis=1)
+    widths = [c.docs.shape[1] for c in drawn]
+    rank, source = np.concatenate([np.arange(w) for w in widths]), np.repeat(np.arange(len(drawn)), widths)  # (W,)
+    # 1) Sort row << 32 | column within each query, so that equal rows are neighbours; the pad is the largest row.
+    keys = docs.astype(np.uint32).astype(np.uint64) << np.uint64(32) | np.arange(docs.shape[1], dtype=np.uint64)
+    keys.sort(axis=1)
+    column, row = (keys & np.uint64(0xFFFFFFFF)).astype(np.int32), (keys >> np.uint64(32)).astype(np.uint32)
+    # 2) Number the different rows of each query.
+    real, first = row < np.uint32(0xFFFFFFFF), np.ones(row.shape, bool)
+    first[:, 1:] = row[:, 1:] != row[:, :-1]
+    slot = np.cumsum(first, axis=1, dtype=np.int32) - 1  # (Q, W)
+    shape = (len(docs), int((first & real).sum(axis=1).max(initial=1)))  # K ≥ 1: scaling needs a column
+    # 3) Put each arm's rank and score where its row is.
+    query, at = np.nonzero(real)
+    place, column = slot[query, at], column[query, at]
+    pool = Pool(
+        names,
+        np.full(shape, -1, np.int32),
+        np.full((*shape, len(names)), np.nan, np.float32),
+        np.full((*shape, len(names)), np.nan, np.float32),
+    )
+    pool.docs[query, place] = row[query, at]
+    pool.ranks[query, place, source[column]] = rank[column]
+    pool.scores[query, place, source[column]] = scores[query, column]
+    return pool
+
+
+def take(pool: Pool, chosen: Candidates) -> Pool:
+    """The pool restricted to the chosen candidates, in their order; a pad stays a pad."""
+    order = np.argsort(pool.docs.astype(np.uint32), axis=1)  # pads last
+    ordered = np.take_along_axis(pool.docs.astype(np.uint32), order, 1)
+    place = np.stack([np.searchsorted(o, d) for o, d in zip(ordered, chosen.docs.astype(np.uint32), strict=True)])
+    place = np.take_along_axis(order, np.minimum(place, max(pool.docs.shape[1] - 1, 0)), 1)  # (Q, k)
+    pad = (chosen.docs < 0)[:, :, None]
+    ranks = np.where(pad, np.nan, np.take_along_axis(pool.ranks, place[:, :, None], 1))
+    scores = np.where(pad, np.nan, np.take_along_axis(pool.scores, place[:, :, None], 1))
+    return Pool(pool.arms, chosen.docs, ranks, scores)
+
+
+def reciprocal_ranks(pool: Pool, k: float = 60.0) -> np.ndarray:
+    """Σ_a 1 / (k + rank_a), ranks from 1 (Cormack et al. 2009): (Q, K)."""
+    return np.nansum(1.0 / (k + 1.0 + pool.ranks), axis=2)
+
+
+def scale(pool: Pool, norm: Norm) -> np.ndarray:
+    """Scores of each arm made comparable over its first WINDOW ranks, (Q, K, A), never NaN.
+
+    minmax: best 1, last of the window 0; zscore: (s − mean) / deviation over the window (Bruch et al. 2023 compare
+    them); a window of equal scores is 1. Deeper candidates follow below the window's lowest in their order, all
+    within MISSING, and a candidate that the arm did not return lies MISSING below it: however deep an arm is drawn,
+    values of the window and of what is missing stay the same. An arm that returned nothing is 0 everywhere.
+    """
+    returned, inside = ~np.isnan(pool.scores), pool.ranks < WINDOW  # (Q, K, A)
+    silent = ~returned.any(axis=1, keepdims=True)  # (Q, 1, A)
+    low = np.where(inside, pool.scores, np.inf).min(axis=1, keepdims=True)
+    high = np.where(inside, pool.scores, -np.inf).max(axis=1, keepdims=True)
+    flat = silent | (high - low <= 1e-6 * np.maximum(np.abs(high), np.abs(low)))
+    if norm == "minmax":
+        centre, width = low, high - low
+    else:
+        count = np.maximum(inside.sum(axis=1, keepdims=True), 1)
+        centre = np.where(inside, pool.scores, 0.0).sum(axis=1, keepdims=True) / count
+        squares = np.where(inside, (pool.scores - np.where(silent, 0.0, centre)) ** 2, 0.0)
+        width = np.sqrt(squares.sum(axis=1, keepdims=True) / count)
+    centre, low, width = (np.where(flat, fill, x) for x, fill in ((centre, 0.0), (low, 0.0), (width, 1.0)))
+    floor = np.where(flat, 0.0, (low - centre) / width)
+    scaled = np.where(flat, 1.0, (pool.scores - centre) / width)
+    below = np.maximum(floor - np.where(flat, -pool.ranks, scaled), 0.0)  # how far a deeper candidate lies below
+    deeper = floor - MISSING * below / (1.0 + below)
+    return np.where(silent, 0.0, np.where(inside, scaled, np.where(returned, deeper, floor - MISSING)))
+
+
+def weighted_sum(found: Candidates, owner: np.ndarray, weights: np.ndarray, num_queries: int, k: int) -> Candidates:
+    """Lists (I, k) -> (Q, k): a document's score is the weighted sum over the lists of its query."""
+    line, column = np.nonzero((found.docs >= 0) & (weights > 0)[:, None])
+    keys = owner[line].astype(np.int64) << 32 | found.docs[line, column]
+    unique, inverse = np.unique(keys, return_inverse=True)
+    scores = np.bincount(inverse, weights[line] * found.scores[line, column], len(unique))
+    cuts = np.searchsorted(unique >> 32, np.arange(num_queries + 1))
+    docs = (unique & 0xFFFFFFFF).astype(np.int32)
+    pieces = [slice(a, b) for a, b in pairwise(cuts)]
+    return Candidates.from_lists([docs[p] for p in pieces], [scores[p].astype(np.float32) for p in pieces], k)
+
+
+class NothingToFit(ValueError):
+    """No query has a relevant candidate."""
+
+
+def fit_listwise(
+    features: np.ndarray, grades: np.ndarray, mask: np.ndarray, l2: float = 1e-3
+) -> tuple[np.ndarray, float]:
+    """Non-negative weights of a linear score by the listwise softmax cross-entropy (ListNet, Cao et al. 2007).
+
+    Args:
+        features: (Q, K, F), any finite scale.
+        grades: (Q, K) ≥ 0, the target distribution is grades / Σ grades; queries with none are ignored.
+        mask: (Q, K) true where there is a candidate.
+        l2: penalty on the weights.
+
+    Returns:
+        weights (F,) and the mean loss in nats.
+    """
+    useful = (grades * mask).sum(axis=1) > 0
+    features, grades, mask = features[useful], (grades * mask)[useful], mask[useful]
+    if not len(features):
+        raise NothingToFit("no query has a relevant candidate: weights cannot be fitted; give them in the config")
+    target = grades / grades.sum(axis=1, keepdims=True)
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = np.where(mask, features @ weights, -np.inf)
+        logits = logits - logits.max(axis=1, keepdims=True)
+        partition = np.exp(logits).sum(axis=1, keepdims=True)
+        error = np.exp(logits) / partition - target  # (Q, K)
+        value = -(target * np.where(mask, logits - np.log(partition), 0.0)).sum() / len(features)
+        gradient = np.einsum("qk,qkf->f", error, features) / len(features)
+        return value + l2 * weights @ weights, gradient + 2 * l2 * weights
+
+    start = np.full(features.shape[2], 0.5)
+    best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(start))
+    return best.x, float(best.fun)
+
+
+class ReciprocalRankFusion:
+    """A Ranker: the pool by Σ 1 / (k + rank)."""
+
+    def __init__(self, k: float = 60.0):
+        self.k = k
+
+    def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
+        """(Q, K) all of the pool."""
+        return _order(pool, reciprocal_ranks(pool, self.k))
+
+
+class OnlyArms:
+    """A Ranker that looks at some arms only; what none of them returned comes last."""
+
+    def __init__(self, arms: Sequence[str], ranker: Ranker):
+        self._arms, self._ranker = tuple(arms), ranker
+
+    def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
+        """(Q, K) all of the pool."""
+        keep = [pool.arms.index(arm) for arm in self._arms]
+        only = Pool(self._arms, pool.docs, pool.ranks[:, :, keep], pool.scores[:, :, keep])
+        return self._ranker.rank(queries, only)
+
+
+class ConvexFusion:
+    """A Ranker: the pool by a weighted sum of scaled scores; weights by arm, absent = 0.
+
+    added: arms whose scores are probabilities, with their weights: they are added as they are, so that an arm which
+        returns one doubtful candidate does not call it its best.
+    """
+
+    def __init__(self, weights: Mapping[str, float], norm: Norm = "minmax", added: Mapping[str, float] | None = None):
+        self.weights, self.added = dict(weights), dict(added or {})
+        self.norm: Norm = norm
+
+    @classmethod
+    def fit(cls, pool: Pool, grades: np.ndarray, arms: Sequence[str]) -> tuple[ConvexFusion, float]:
+        """Weights (they sum to 1) and scale by the lower listwise loss; grades (Q, K) of the pool's candidates."""
+        fits: list[tuple[float, ConvexFusion]] = []
+        keep = [pool.arms.index(arm) for arm in arms]
+        norms: tuple[Norm, ...] = ("minmax", "zscore")
+        for norm in norms:
+            weights, loss = fit_listwise(scale(pool, norm)[:, :, keep], grades, pool.docs >= 0)
+            total = max(float(weights.sum()), 1e-9)
+            fits.append((loss, cls({a: float(w) / total for a, w in zip(arms, weights, strict=True)}, norm)))
+        loss, best = min(fits, key=lambda fit: fit[0])
+        return best, loss
+
+    def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
+        """(Q, K) all of the pool."""
+        weights = np.array([self.weights.get(arm, 0.0) for arm in pool.arms])
+        scores = scale(pool, self.norm) @ weights
+        for arm, weight in self.added.items():
+            scores += weight * np.nan_to_num(pool.scores[:, :, pool.arms.index(arm)])
+        return _order(pool, scores)
+
+
+def _order(pool: Pool, scores: np.ndarray) -> Candidates:
+    return top_k(pool.docs, np.where(pool.docs >= 0, scores, -np.inf).astype(np.float32), pool.docs.shape[1])

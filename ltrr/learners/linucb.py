@@ -1,0 +1,131 @@
+"""LinUCB and LinTS over whole cuts or single candidates, to compare `RelevanceLearner` with.
+
+They learn from the same rounds and features. Knows rounds and examination; does not know prices, explorers or arms.
+Legend: Q queries, R rounds, F features of the query, C of a candidate, M candidates looked at = cuts, H ridge
+regressions, L levels; D = F + 1 with the constant, F + C + 1 for candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from ltrr.learners.shared import above_0, checked, examined, levels
+from ltrr.policies.features import RetrievalFeatures, Standard
+from ltrr.types import Rounds
+
+_BATCH = 1024  # rounds or queries whose (D,) rows are in memory at once
+
+
+class LinUCB:
+    """Ridge regressions of what is clicked, debiased; their deviations tell an explorer where little is known.
+
+    With the explorer `UCB` it is LinUCB (Li et al. 2010), with `Thompson` LinTS (Agrawal & Goyal 2013), drawn from each
+    cut's deviation. `per`:
+    cut: one regression a cut, of Σ over j ≤ cut of click_j / examination_j on the query's features (disjoint).
+    candidate: one a level of depth, of click_j / examination_j on the query's and the candidate's features, weighing
+    examination_j; predictions and deviations are added up to the cut (CombLinUCB: Wen, Kveton & Ashkan 2015).
+    examination_j is that of the place on the page where candidate j stood.
+
+    Args:
+        examination: probability that position k is looked at; null = 1 / k.
+        per: what has a reward of its own.
+        l2: of the ridge, above 0; the constant's is 1, as a mean reward is no small number. Best on MSRD's dev queries:
+            30,000 per candidate, 10,000 per cut.
+        alpha: deviation of a reward of weight 1.
+        semi: per cut, a page of K candidates teaches each cut up to K; false = only the cut that was drawn.
+        levels: per candidate, bins of depth at most; the deeper the wider.
+        noise: per candidate, P(click | looked at) of what is not relevant: values are expected recall, as the bandit's,
+            which learns this number; null = they are expected clicks.
+    """
+
+    def __init__(
+        self,
+        examination: Sequence[float] | None = None,
+        per: Literal["cut", "candidate"] = "candidate",
+        l2: float = 30_000.0,
+        alpha: float = 1.0,
+        semi: bool = True,
+        levels: int = 12,
+        noise: float | None = None,
+    ) -> None:
+        if per not in ("cut", "candidate"):
+            raise ValueError(f"model.per: {per!r} is none of cut, candidate")
+        self._examination = checked(examination)
+        if noise is not None and (per == "cut" or not 0 <= noise < 1):
+            raise ValueError(f"model.noise: {noise} is not from 0 up to 1, or is given per cut")
+        self._l2, self._alpha = above_0("l2", l2), above_0("alpha", alpha)
+        self._each, self._semi, self._levels, self._noise = per == "candidate", semi, levels, noise
+
+    def refit(self, rounds: Rounds, seed: int = 0) -> None:
+        """From all rounds, whose queries say how features are standardised; nothing is drawn."""
+        seen, num = np.unique(rounds.row), rounds.clicks.shape[1]
+        self._standard = Standard.of(rounds.query[seen]), Standard.of(rounds.candidates[seen])
+        self._head = np.searchsorted(levels(num, self._levels), np.arange(1, num + 1)) if self._each else np.arange(num)
+        size = rounds.query.shape[1] + 1 + self._each * rounds.candidates.shape[2]
+        precision = np.diag([self._l2] * (size - 1) + [1.0])
+        self._precision = np.tile(precision, (self._head[-1] + 1, 1, 1))  # (H, D, D)
+        self._moment = np.zeros(self._precision.shape[:2])  # (H, D) sums of weight · reward · x
+        self.update(rounds)
+
+    def update(self, rounds: Rounds) -> None:
+        """From further rounds; any batches in any order give the same posterior."""
+        cuts, num = np.arange(1, len(self._head) + 1), len(self._head)
+        for start in range(0, len(rounds.row), _BATCH):
+            some = rounds.some(slice(start, start + _BATCH))
+            inputs = self._inputs(RetrievalFeatures(rounds.query[some.row], rounds.candidates[some.row]))
+            examination, taught = examined(self._examination, num)[some.places], some.places >= 0  # (R, M)
+            rewards, weights = some.clicks / examination, examination
+            if not self._each:
+                rewards, weights = np.cumsum(rewards, axis=1), np.ones_like(rewards)
+                taught = np.logical_and.accumulate(taught, axis=1)
+                taught &= self._semi | (cuts == some.cut[:, None])
+            for head in np.unique(self._head[taught.any(axis=0)]):
+                mine = taught & (self._head == head)
+                x = inputs[mine]
+                weighted = x * weights[mine][:, None]
+                self._precision[head] += x.T @ weighted
+                self._moment[head] += rewards[mine] @ weighted
+        self._means = np.linalg.solve(self._precision, self._moment[:, :, None])[:, :, 0]  # (H, D)
+
+    def values(self, known: RetrievalFeatures) -> np.ndarray:
+        """(Q, M) expected debiased clicks on the first 1 to M candidates, or recall."""
+        found = self._expected(known)
+        if self._noise is not None:
+            found = found / (1 + found.sum(axis=1, keepdims=True) - found)
+        return np.cumsum(found, axis=1) if self._each else found
+
+    def deviations(self, known: RetrievalFeatures) -> np.ndarray:
+        """(Q, M) alpha · sqrt(x' A⁻¹ x); of candidates, these added up."""
+        inverses = np.linalg.inv(self._precision)[self._head]  # (M, D, D)
+        spread = self._alpha * np.sqrt(
+            self._over(known, lambda x: np.einsum("qmd,mde,qme->qm", x, inverses, x, optimize=True))
+        )
+        if self._noise is not None:
+            spread /= (1 - self._noise) * (1 + self._expected(known).sum(axis=1, keepdims=True))
+        return np.cumsum(spread, axis=1) if self._each else spread
+
+    def _expected(self, known: RetrievalFeatures) -> np.ndarray:
+        """(Q, M) rewards of each cut or candidate, or its relevance."""
+        found = self._over(known, lambda x: np.einsum("qmd,md->qm", x, self._means[self._head]))
+        return found if self._noise is None else np.clip((found - self._noise) / (1 - self._noise), 1e-6, 1)
+
+    def _over(self, known: RetrievalFeatures, computed: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """(Q, M) of the inputs (Q, M, D), some queries at a time."""
+        parts = [slice(start, start + _BATCH) for start in range(0, max(len(known.query), 1), _BATCH)]
+        return np.concatenate(
+            [computed(self._inputs(RetrievalFeatures(known.query[p], known.candidates[p]))) for p in parts]
+        )
+
+    def _inputs(self, known: RetrievalFeatures) -> np.ndarray:
+        """(Q, M, D) standardised features of the query, then of the candidate, and the constant."""
+        of_query, of_candidate = self._standard
+        query, shape = of_query(known.query)[:, None], (len(known.query), len(self._head))
+        constant = np.ones((len(query), 1, 1))
+        if not self._each:
+            whole = np.concatenate([query, constant], axis=2, dtype=np.float64)
+            return np.broadcast_to(whole, (*shape, whole.shape[2]))
+        parts = query, of_candidate(known.candidates), constant
+        return np.concatenate([np.broadcast_to(p, (*shape, p.shape[2])) for p in parts], axis=2, dtype=np.float64)

@@ -1,0 +1,85 @@
+"""Vowpal Wabbit as a learner of cuts, to compare with: `simulate.py --model.class_path _vowpal.Vowpal`.
+
+Needs the extra `bench`. Knows rounds and examination; knows nothing about prices or explorers.
+Legend: Q queries, R rounds, F features, M candidates looked at = cuts, L levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from vowpalwabbit import Workspace
+
+from ltrr.learners.shared import between, checked, examined, levels
+from ltrr.policies.features import RetrievalFeatures, Standard
+from ltrr.types import Rounds
+
+
+class Vowpal:
+    """Costs that `--cb_explore_adf --squarecb` regresses: actions are L cuts, features those of the query and of the
+    candidate at the cut, and their products with the cut.
+
+    Cost = −(debiased clicks in the cut), so that a price can be taken off afterwards. It runs as `--cb_adf --cb_type
+    mtr`, the same regression, because SquareCB's own output is probabilities; the explorer `SquareCB` computes them
+    from values (a test compares). Importance is 1: whose propensity a round had, it does not say.
+
+    Args:
+        examination: probability that position k is looked at; null = 1 / k.
+        rate: learning rate.
+        levels: cuts that are actions, at most.
+        semi: a page teaches each level within it; false = only the deepest of these.
+        candidates: whether it reads candidates; false = only the query's features.
+    """
+
+    def __init__(
+        self,
+        examination: Sequence[float] | None = None,
+        rate: float = 1.0,
+        levels: int = 12,
+        semi: bool = True,
+        candidates: bool = True,
+    ) -> None:
+        self._examination = checked(examination)
+        self._options = f"--cb_adf --cb_type mtr -q xa -q ca --quiet -l {rate}"
+        self._levels, self._semi, self._candidates = levels, semi, candidates
+
+    def refit(self, rounds: Rounds, seed: int = 0) -> None:
+        """Anew from all rounds, in their order."""
+        seen = np.unique(rounds.row)
+        self._standard = Standard.of(rounds.query[seen]), Standard.of(rounds.candidates[seen])
+        self._edges = levels(rounds.clicks.shape[1], self._levels)
+        self._between = between(self._edges, rounds.clicks.shape[1])
+        self._workspace = Workspace(f"{self._options} --random_seed {seed}")
+        self.update(rounds)
+
+    def update(self, rounds: Rounds) -> None:
+        """One step a round and level that it teaches, in their order."""
+        examination = examined(self._examination, rounds.clicks.shape[1])[rounds.places]
+        costs = -np.cumsum(rounds.clicks / examination, axis=1)
+        deepest = np.logical_and.accumulate(rounds.places >= 0, axis=1).sum(axis=1)
+        actions = np.searchsorted(self._edges, deepest, side="right") - 1
+        told = costs[:, self._edges - 1]
+        for row, last, cost in zip(rounds.row, actions, told, strict=True):
+            query, *plain = self._lines(rounds.query[row], rounds.candidates[row])
+            for action in range(0 if self._semi else max(last, 0), last + 1):
+                lines = plain.copy()
+                lines[action] = f"0:{cost[action]:.6g}:1 {lines[action]}"
+                self._workspace.learn([query, *lines])
+
+    def values(self, known: RetrievalFeatures) -> np.ndarray:
+        """(Q, M) less expected cost of the first 1 to M candidates, linear between levels."""
+        costs = [self._workspace.predict(self._lines(*one)) for one in zip(*known, strict=True)]
+        return -np.array(costs) @ self._between
+
+    def _lines(self, query: np.ndarray, candidates: np.ndarray) -> list[str]:
+        """What is shared, and a line for each cut; query (F,), candidates (M, C)."""
+        actions = [f"|a {a}" for a in range(len(self._edges))]
+        if self._candidates:
+            own = self._standard[1](candidates[self._edges - 1])
+            actions = [f"{line} |c {_features(row)}" for line, row in zip(actions, own, strict=True)]
+        return [f"shared |x {_features(self._standard[0](query))}", *actions]
+
+
+def _features(row: np.ndarray) -> str:
+    return " ".join(f"{i}:{v:.5g}" for i, v in enumerate(row.tolist()) if v)

@@ -1,0 +1,230 @@
+"""What a policy looks at, declared once: names, units, and how each is computed.
+
+Knows queries and pools; knows nothing about decisions, learners or where arms search. Before retrieval only the query
+and its context are known, in groups of columns whose sources (a parser, statistics, an encoder) are injected; after it
+the fused union is, whose arms have run and are paid for. Unknown values are NaN until `Standard` puts its mean there.
+Legend: Q queries, K candidates of the union, M of them looked at, A arms, F features, G of a group, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import numpy as np
+
+from ltrr.types import Pool, Query
+
+LIMIT = 5.0  # deviations from the mean, beyond which a standardised value is cut
+_PLACES = (1, 2, 3, 5, 10, 20, 50)  # ranks of an arm's list that say how its scores fall
+_PREFIXES = (1, 3, 10, 30)  # of the fused order, in which arms' agreement is counted
+_EMBEDDED = 16  # columns of a query's embedding
+
+
+class Feature(NamedTuple):
+    """One column."""
+
+    name: str
+    unit: str
+
+
+class RetrievalFeatures(NamedTuple):
+    """What is known of Q queries after retrieval."""
+
+    query: np.ndarray  # (Q, F) float32, NaN = unknown
+    candidates: np.ndarray  # (Q, M, C) float32, 0 beyond the union's end
+
+
+class Group(NamedTuple):
+    """Columns of a query and its context that come from one source."""
+
+    columns: tuple[Feature, ...]  # G
+    values: Callable[[Sequence[Query]], np.ndarray]  # queries -> (Q, G), NaN = unknown
+
+
+class ContextFeatures:
+    """What is known before retrieval: groups of columns, one after the other."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self._groups = groups
+        self.columns = tuple(feature for group in groups for feature in group.columns)  # F
+
+    def __call__(self, queries: Sequence[Query]) -> np.ndarray:
+        """(Q, F) float32."""
+        parts = [np.reshape(group.values(queries), (len(queries), len(group.columns))) for group in self._groups]
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def _group(columns: Sequence[tuple[str, str]], value: Callable[[Query], Sequence[float]]) -> Group:
+    """Names and units, and what is computed query by query."""
+    names = tuple(Feature(*column) for column in columns)
+    return Group(names, lambda queries: np.array([value(query) for query in queries], np.float64))
+
+
+TEXT = _group(
+    [("words", "count"), ("characters", "count"), ("digits", "count")],
+    lambda query: (len(query.text.split()), len(query.text), sum(c.isdigit() for c in query.text)),
+)
+TIME = _group(
+    [
+        ("hour_sin", "of the day, circle"),
+        ("hour_cos", "of the day, circle"),
+        ("weekday", "0 Monday to 6"),
+        ("weekend", "0 or 1"),
+        ("season_sin", "of the year, circle"),
+        ("season_cos", "of the year, circle"),
+    ],
+    lambda query: _time(query.context.time),
+)
+query_features = ContextFeatures((TEXT, TIME))  # where a config names no groups
+QUERY = query_features.columns
+
+
+def locale_features(locales: Sequence[str]) -> Group:
+    """Which of these locales the customer has; 0 in all = another one."""
+    columns, unknown = [(f"locale_{name}", "0 or 1") for name in locales], [np.nan] * len(locales)
+    return _group(columns, lambda q: [q.context.locale == name for name in locales] if q.context.locale else unknown)
+
+
+def idf_features(idf: Callable[[str], np.ndarray]) -> Group:
+    """How rare a query's words are. idf: text -> (T,) of its words in nats, NaN = no document has that word."""
+
+    def values(query: Query) -> tuple[float, ...]:
+        found = idf(query.text)
+        known = found[~np.isnan(found)]
+        most, mean = (known.max(), known.mean()) if len(known) else (np.nan, np.nan)
+        return most, mean, 1 - len(known) / len(found) if len(found) else np.nan
+
+    return _group([("idf_max", "nats"), ("idf_mean", "nats"), ("unknown", "share of words")], values)
+
+
+def understanding_features(
+    parse: Callable[[str], Sequence[tuple[float, Collection[str]]]], slots: Sequence[str]
+) -> Group:
+    """What a query may mean. parse: text -> likelihood of each interpretation and the slots it fills, none = words."""
+    columns = [
+        ("meanings", "count"),
+        ("likeliest", "likelihood"),
+        ("ambiguity", "entropy, nats"),
+        ("plain", "likelihood"),
+    ]
+
+    def values(query: Query) -> list[float]:
+        p, filled = zip(*parse(query.text), strict=True)
+        named = [sum(x for x, names in zip(p, filled, strict=True) if slot in names) for slot in slots]
+        plain = sum(x for x, names in zip(p, filled, strict=True) if not names)
+        return [len(p), max(p), -float(np.log(p) @ p), plain, *named]
+
+    return _group(columns + [(f"names_{slot}", "likelihood") for slot in slots], values)
+
+
+def embedding_features(embed: Callable[[Sequence[Query]], np.ndarray]) -> Group:
+    """(Q, D) embeddings, zeros = unknown, projected at random, the same each time (Johnson & Lindenstrauss 1984)."""
+
+    def values(queries: Sequence[Query]) -> np.ndarray:
+        vectors = embed(queries)
+        axes = np.random.default_rng(0).standard_normal((vectors.shape[1], _EMBEDDED)) / np.sqrt(_EMBEDDED)
+        return np.where(vectors.any(axis=1, keepdims=True), vectors @ axes, np.nan)
+
+    return Group(tuple(Feature(f"embedding_{i + 1}", "random projection") for i in range(_EMBEDDED)), values)
+
+
+def customer_features(shares: Callable[[str], Sequence[float]], kinds: Sequence[str]) -> Group:
+    """What a customer engaged with. shares: name -> the log of how much, and each kind's share; NaN = unknown."""
+    columns = [("customer_engaged", "log weight"), *((f"customer_{kind}", "share of weight") for kind in kinds)]
+    return _group(columns, lambda query: shares(query.context.customer or ""))
+
+
+def pool_names(arms: Sequence[str], num: int) -> tuple[tuple[Feature, ...], tuple[Feature, ...]]:
+    """Columns of `pool_features`: of the query, and of each candidate."""
+    query = [Feature(f"fused_{rank + 1}", "fused score") for rank in range(num)]
+    for arm in arms:
+        query += [Feature(f"{arm}_score_{place}", "the arm's own") for place in _PLACES]
+        query += [Feature(f"{arm}_gap", "score of its first less its second"), Feature(f"{arm}_found", "candidates")]
+        query += [Feature(f"{arm}_in_{prefix}", "share of the first fused") for prefix in _PREFIXES]
+    each = [Feature("real", "0 or 1"), Feature("rank", "log"), Feature("fused", "fused score")]
+    each += [
+        Feature("below_first", "fused score"),
+        Feature("above_next", "fused score"),
+        Feature("agree", "share of arms"),
+    ]
+    each += [Feature(f"{arm}_share", "of the arm's best score") for arm in arms]
+    each += [Feature(f"{arm}_rank", "reciprocal") for arm in arms]
+    return tuple(query), tuple(each)
+
+
+def arms_of(columns: Sequence[str]) -> tuple[str, ...]:
+    """The arms that columns of candidates are about."""
+    return tuple(name.removesuffix("_rank") for name in columns if name.endswith("_rank"))
+
+
+def pool_features(pool: Pool, num: int) -> RetrievalFeatures:
+    """What the fused union says: `pool` in fused order, its last column the fused order itself; M = num."""
+    arms = len(pool.arms) - 1
+    real = pool.docs >= 0
+    scores, ranks = pool.scores[:, :, :arms], pool.ranks[:, :, :arms]
+    fused = np.where(real, pool.scores[:, :, arms], 0.0)
+    returned = ~np.isnan(ranks)  # (Q, K, A)
+    at = _by_rank(scores, ranks, max(_PLACES))  # (Q, A, places) an arm's scores by its own ranks
+    best = at[:, :, 0]
+    parts = [_first(fused, num)]
+    for a in range(arms):
+        parts += [at[:, a][:, [place - 1 for place in _PLACES]], (at[:, a, 0] - at[:, a, 1])[:, None]]
+        parts += [returned[:, :, a].sum(axis=1)[:, None]]
+        parts += [_first(returned[:, :, a], prefix).mean(axis=1)[:, None] for prefix in _PREFIXES]
+    query = np.concatenate(parts, axis=1).astype(np.float32)
+    share = np.where(returned, scores / np.where(best > 0, best, 1.0)[:, None], 0.0)
+    reciprocal = np.where(returned, 1.0 / (1.0 + ranks), 0.0)
+    following = np.concatenate([fused[:, 1:], np.zeros((len(fused), 1))], axis=1)
+    position = np.broadcast_to(np.log1p(np.arange(fused.shape[1])), fused.shape)
+    columns = [real, position, fused, fused - fused[:, :1], fused - following, returned.mean(axis=2)]
+    each = np.concatenate([np.stack(columns, axis=2), share, reciprocal], axis=2) * real[:, :, None]
+    return RetrievalFeatures(query, _first(each, num).astype(np.float32))
+
+
+class Standard:
+    """Columns brought to mean 0 and deviation 1, at most LIMIT deviations away; unknown ones to 0.
+
+    Args:
+        mean: (F,). deviation: (F,) above 0.
+    """
+
+    def __init__(self, mean: np.ndarray, deviation: np.ndarray) -> None:
+        self.mean, self.deviation = np.asarray(mean), np.asarray(deviation)
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Standard:
+        """Fitted on (..., F) logged values; a column that never varies, or is never known, becomes 0."""
+        flat = values.reshape(-1, values.shape[-1]).astype(np.float64)
+        known = ~np.isnan(flat)
+        count = np.maximum(known.sum(axis=0), 1)
+        mean = np.where(known, flat, 0.0).sum(axis=0) / count
+        spread = np.sqrt((np.where(known, flat - mean, 0.0) ** 2).sum(axis=0) / count)
+        return cls(mean, np.where(spread > 1e-6 * (1 + np.abs(mean)), spread, np.inf))
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """(..., F) float32."""
+        scaled = (values - self.mean) / self.deviation
+        return np.clip(np.nan_to_num(scaled), -LIMIT, LIMIT).astype(np.float32)
+
+
+def _time(time: datetime | None) -> tuple[float, ...]:
+    if time is None:
+        return (np.nan,) * 6
+    day, year = 2 * np.pi * (time.hour + time.minute / 60) / 24, 2 * np.pi * time.timetuple().tm_yday / 366
+    return np.sin(day), np.cos(day), time.weekday(), time.weekday() >= 5, np.sin(year), np.cos(year)
+
+
+def _first(values: np.ndarray, num: int) -> np.ndarray:
+    """The first `num` along axis 1, zeros where there are fewer."""
+    missing = max(num - values.shape[1], 0)
+    return np.pad(values[:, :num], [(0, 0), (0, missing), *[(0, 0)] * (values.ndim - 2)])
+
+
+def _by_rank(scores: np.ndarray, ranks: np.ndarray, deepest: int) -> np.ndarray:
+    """(Q, A, deepest) scores of each arm by its own ranks, 0 where it has none."""
+    out = np.zeros((len(scores), scores.shape[2], deepest), np.float32)
+    query, place, arm = np.nonzero(ranks < deepest)  # NaN is not
+    out[query, arm, ranks[query, place, arm].astype(int)] = scores[query, place, arm]
+    return out

@@ -1,0 +1,5 @@
+"""From a config to opened arms, tuned weights, a policy and a funnel."""
+
+from ltrr.system.system import System, open_systems
+
+__all__ = ["System", "open_systems"]

@@ -1,0 +1,131 @@
+"""A service whose policy learns: search, feedback, other heads; a restart keeps them, an erasure takes them back."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from fastapi.testclient import TestClient
+
+from ltrr.config import ConfigError
+from ltrr.feedback.events import Impression
+from ltrr.feedback.store import EventStore
+from ltrr.funnel import Funnel
+from ltrr.learners.relevance import RelevanceLearner
+from ltrr.policies.features import QUERY, RetrievalFeatures, pool_features, pool_names, query_features
+from ltrr.policies.fixed import FixedPolicy
+from ltrr.serving.app import create_app
+from ltrr.system.system import open_systems
+from ltrr.types import Rounds
+from tests.helpers import ROOT
+
+sys.path.insert(0, str(ROOT))
+from serve import recorder
+
+NUM = 6
+
+
+@pytest.fixture(scope="module")
+def config(music, tmp_path_factory) -> Path:
+    """Of a service with a policy that has learned from a few random clicks."""
+    folder = tmp_path_factory.mktemp("policy")
+    lexical = "ltrr.arms.lexical.Lexical"
+    arms = {"title": {"class": lexical, "tune": False, "fields": {"title": {"sources": ["title"]}}}}
+    arms["all"] = {"class": lexical, "tune": False}
+    settings = {"data": {"path": str(music)}, "cache": str(folder / "cache"), "arms": arms}
+    settings |= {"serve": {"events": f"sqlite:///{folder}/events.db"}}
+    (folder / "c.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    (system,) = open_systems(folder / "c.yaml", [])
+    queries = [query for split in system.dataset.splits for query in system.dataset.split(split).queries]
+    opened = {name: system.arm(name) for name in arms}
+    fixed = FixedPolicy(list(arms), dict.fromkeys(arms, 50), 100)
+    seen = pool_features(Funnel(opened, fixed, system.order()).draw(queries).pool, NUM)
+    query, each = pool_names(list(arms), NUM)
+    names = tuple(f.name for f in (*QUERY, *query)), tuple(f.name for f in each)
+    known = RetrievalFeatures(np.concatenate([query_features(queries), seen.query], axis=1), seen.candidates)
+    clicks = np.random.default_rng(0).random((len(queries), NUM)) < 0.2
+    module = RelevanceLearner(hidden=4, epochs=1, prior_precision=3.0)
+    module.refit(Rounds(np.arange(len(queries)), *known, np.full(len(queries), NUM), clicks, names))
+    module.export(folder)
+    floor = {"class": "ltrr.policies.explorers.Softmax", "temperature": 0.02, "floor": 1.0}
+    settings["policy"] = {"model": str(folder), "budget": 4.0, "explore": floor, "learn": True}
+    (folder / "c.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    return folder / "c.yaml"
+
+
+def start(config: Path, *flags: str):
+    """A client, what keeps events, the policy's heads as they are now."""
+    (system,) = open_systems(config, list(flags))
+    corpus, funnel = system.corpus, system.funnel()
+    kept = recorder(system, system.settings["serve"]["events"], funnel.policy)
+    app = create_app(
+        funnel, "tiny", len(corpus), lambda row: (corpus.ids[row], corpus[row].title), max_k=20, recorder=kept
+    )
+    return TestClient(app), kept, lambda: funnel.policy.learner.heads.means.copy()
+
+
+def test_search_then_feedback_then_other_heads_also_after_a_restart(config):
+    client, kept, heads = start(config)
+    first = heads()
+    for n in range(12):
+        asked = {"query": "tayler love", "k": 3, "context": {"customer": f"c{n % 2}"}}
+        shown = client.post("/search", json=asked).json()
+        action = {"id": "a", "impression": shown["impression"], "entity": shown["results"][0]["id"], "kind": "click"}
+        assert client.post("/feedback", json={"actions": [action]}).status_code == 200
+    assert np.array_equal(heads(), first)  # pages wait
+    later = Impression("later", datetime.now(UTC) + timedelta(hours=1), "love", ())
+    kept.loop.record([later])
+    learned = heads()
+    assert np.abs(learned - first).max() > 0.01
+    assert np.allclose(start(config)[2](), learned, atol=1e-5)  # a kill: all from the store
+    kept.loop.close()
+    client, _, heads = start(config)
+    assert np.array_equal(heads(), learned)
+    for customer in ("c0", "c1"):
+        assert client.delete(f"/customers/{customer}").json() == {"impressions": 6, "actions": 6}
+    assert np.allclose(heads(), first, atol=1e-6)
+    assert client.post("/search", json={"query": "love", "k": 3}).status_code == 200
+
+
+def test_a_restart_goes_on_at_the_price_where_it_stopped(config, tmp_path):
+    """But for another budget, whose price is another one."""
+    flags = ("--policy.learn", "false", "--serve.events", f"sqlite:///{tmp_path}/e.db")
+    client, kept, _ = start(config, *flags)
+    for n in range(30):
+        client.post("/search", json={"query": f"love {n % 3}", "k": 2})
+    kept.loop.close()
+    with EventStore(flags[3]) as store:
+        last = [seen for batch in store.impressions() for _, seen in batch][-1]
+    (name,) = last.prices
+    systems = [open_systems(config, [*flags, "--policy.budget", budget])[0].funnel().policy for budget in ("4", "5")]
+    first = [system.price.value for system in systems]
+    assert last.prices[name] != first[0]
+    for system in systems:
+        system.adapt(last.prices)
+    assert [system.price.value for system in systems] == [last.prices[name], first[1]]
+    (system,) = open_systems(config, list(flags))
+    policy = system.funnel().policy
+    recorder(system, flags[3], policy).loop.close()
+    assert policy.price.follows
+    assert policy.price.value == last.prices[name]
+    assert policy.price.name == name
+    policy.price.spend(np.full(10, 6.0))  # half more than the budget: it has long been found, so it moves little
+    assert 0 < policy.price.value - last.prices[name] < 0.2 * first[0]
+
+
+def test_without_the_switch_nothing_is_learned(config):
+    client, kept, heads = start(config, "--policy.learn", "false")
+    first = heads()
+    client.post("/search", json={"query": "tayler love", "k": 3})
+    kept.loop.record([Impression("much later", datetime.now(UTC) + timedelta(hours=9), "love", ())])
+    assert np.array_equal(heads(), first)
+
+
+@pytest.mark.parametrize("flags", [("--serve.events", "null"), ("--policy.model", "null")])
+def test_what_it_needs_is_named(config, flags):
+    with pytest.raises(ConfigError, match=r"policy\.learn: needs"):
+        start(config, *flags)
