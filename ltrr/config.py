@@ -1,6 +1,6 @@
-"""YAML and dotted overrides -> a checked dict; a class path and arguments -> an object.
+"""YAML and dotted overrides -> checked settings; a class path and arguments -> an object.
 
-Knows names and signatures; knows nothing about what is built. One YAML holds one experiment: nothing is inherited.
+Knows keys, types and signatures; does not know what is built. One YAML holds one experiment: nothing is inherited.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, Self, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-INJECTED = ("encoder", "sparse_encoder", "scorer", "corpus", "order")  # arguments from the system, not from a config
+# Constructor arguments that the system gives, where a config does not.
+INJECTED = ("encoder", "sparse_encoder", "scorer", "corpus", "order", "learner", "features", "before", "explore")
 
 
 class ConfigError(ValueError):
@@ -50,14 +51,19 @@ def load_config(path: Path, overrides: Sequence[str], known: Mapping[str, set[st
             place[parts[-1]] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ConfigError(f"{key}: {value!r} is not YAML") from None
-    for top, below in config.items():
-        check_known(f"config {path}", top, known)
-        if (names := known[top]) is not None:
-            if not isinstance(below, dict | None):
-                raise ConfigError(f"config {path}: {top} is {below!r}, must be a mapping of {', '.join(sorted(names))}")
-            for name in below or ():
-                check_known(f"config {path}: {top}", name, names)
+    check_keys(config, known, f"config {path}")
     return config
+
+
+def check_keys(config: Mapping[str, Any], known: Mapping[str, set[str] | None], where: str) -> None:
+    """ConfigError for an unknown key of a config or of one of its sections."""
+    for top, below in config.items():
+        check_known(where, top, known)
+        if (names := known[top]) is not None:
+            if not isinstance(below, Mapping | None):
+                raise ConfigError(f"{where}: {top} is {below!r}, must be a mapping of {', '.join(sorted(names))}")
+            for name in below or ():
+                check_known(f"{where}: {top}", name, names)
 
 
 def check_known(where: str, name: str, known: Sequence[str] | Mapping | set[str]) -> None:
@@ -105,52 +111,85 @@ def construct(where: str, cls: type, arguments: Mapping[str, Any]) -> Any:
         raise ConfigError(f"{where}: {error}") from None
 
 
-SCHEMA: dict[str, Any] = {  # what a config may hold; an arm's keys are its constructor's arguments
-    "data.path": str | None,
-    "data.fields": dict[str, str] | None,
-    "data.query_fields": list[str],
-    "data.qrels": str,
-    "cache": str,
-    "arms": dict[str, dict[str, Any] | None],  # null = there is no such arm
-    "tune.splits": list[str],
-    "fusion.method": Literal["rrf", "convex"],
-    "fusion.arms": list[str] | None,
-    "fusion.weights": dict[str, float] | None,
-    "fusion.norm": Literal["minmax", "zscore"] | None,
-    "fusion.k": float,
-    "fusion.added": dict[str, float] | None,
-    "policy.depths": dict[str, int] | None,
-    "policy.cut": int,
-    "policy.arms_model": str | None,
-    "policy.arms_costs": dict[str, float] | None,
-    "policy.arms_drawn_cost": float | None,
-    "policy.arms_cap": float | None,
-    "policy.arms_budget": float | None,
-    "policy.model": str | None,
-    "policy.budget": float | None,
-    "policy.explore": dict[str, Any] | None,  # as an arm
-    "policy.features": list[str] | None,
-    "policy.learn": bool,
-    "ranker": dict[str, Any] | None,  # as an arm
-    "serve.host": str,
-    "serve.port": int,
-    "serve.max_k": int,
-    "serve.events": str | None,
-    "serve.keep_days": float | None,
-    "serve.snapshot_s": float,
-}
+# -- what a config of the funnel may hold
+
+
+class _Section(BaseModel):
+    """Keys and types of one section; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSection(_Section):
+    """The data set."""
+
+    path: str | None = None  # BEIR folder, zip or hub name
+    fields: dict[str, Literal["text", "keyword", "number", "date"]] | None = (
+        None  # metadata field -> kind; null = inferred
+    )
+    query_fields: list[str] = []  # query metadata that may become context
+    qrels: str = "qrels"  # folder of the judgements
+
+
+class TuneSection(_Section):
+    """Queries on which the config's free parameters are fitted."""
+
+    splits: list[str] | None = ["train", "dev"]
+
+
+class FusionSection(_Section):
+    """The fused order."""
+
+    method: Literal["rrf", "convex"] = "convex"
+    arms: list[str] | None = None  # null = all that read the query
+    weights: dict[str, float] | None = None  # null = fitted
+    norm: Literal["minmax", "zscore"] | None = None
+    k: float = 60.0  # of rrf
+    added: dict[str, float] | None = None  # arms whose scores are probabilities: added with these weights
+
+
+class ServeSection(_Section):
+    """The service."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_k: int = 100  # candidates of a page, at most
+    events: str | None = None  # URL of the event store; null = nothing is kept
+    keep_days: float | None = None  # after which events are removed; null = never
+    snapshot_s: float = 600.0  # seconds between snapshots of what was learned
+
+
+class Settings(_Section):
+    """A config of the funnel: arms, policy and ranker are classes and their constructors' arguments."""
+
+    data: DataSection = DataSection()
+    cache: str = "runs/cache"
+    arms: dict[str, dict[str, Any] | None] = {}  # null = there is no such arm
+    tune: TuneSection = TuneSection()
+    fusion: FusionSection = FusionSection()
+    policy: dict[str, Any] = {}
+    ranker: dict[str, Any] | None = None
+    serve: ServeSection = ServeSection()
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], where: str = "settings") -> Self:
+        """Checked settings; ConfigError names an unknown key with the nearest known one, or a value of a wrong type."""
+        check_keys(settings, KEYS, where)
+        given = {key: value for key, value in settings.items() if value is not None}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            loc = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(f"{where}: {loc}: {first['msg']}, got {str(first['input'])[:200]!r}") from None
+
+
 KEYS: dict[str, set[str] | None] = {  # section -> its keys, None = anything
-    key.split(".")[0]: {k.split(".")[1] for k in SCHEMA if k.startswith(f"{key.split('.')[0]}.")} or None
-    for key in SCHEMA
+    name: set(field.default.__class__.model_fields) if isinstance(field.default, _Section) else None
+    for name, field in Settings.model_fields.items()
 }
 
 
-def read_settings(config: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def read_settings(config: Path, overrides: Sequence[str]) -> Settings:
     """A config with overrides; ConfigError names the key that is unknown or of a wrong type."""
-    settings = load_config(config, overrides, KEYS)
-    for key, hint in SCHEMA.items():
-        section, _, name = key.partition(".")
-        place = settings if not name else settings.get(section) or {}
-        if (name or section) in place:
-            place[name or section] = check_value(f"config {config}: {key}", place[name or section], hint)
-    return settings
+    return Settings.of(load_config(config, overrides, KEYS), f"config {config}")

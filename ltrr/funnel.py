@@ -1,40 +1,36 @@
 """The whole flow, top to bottom: query -> features -> decision -> arms -> union -> cut -> ranker -> page.
 
-Knows the order of the steps and nothing about how any of them works: arms, policy, fused order, ranker and features are
-injected. Legend: Q queries, K candidates, A arms, F context features.
+Knows the order of the steps; does not know how any of them works: arms, policy, fused order and ranker are injected.
+Legend: Q queries, K candidates, A arms, F context features.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from ltrr.fusion import take, union
-from ltrr.protocols import AfterRetrieval, Arm, Policy, Ranker
+from ltrr.protocols import AfterRetrieval, Arm, Featured, Mixing, Policy, Ranker, offers
 from ltrr.types import Candidates, Decision, Page, Pool, Query
 
-FUSED = "fused"  # the pool that is ranked says so of the fused order, as of an arm: its last column
-
-
-def no_features(queries: Sequence[Query]) -> np.ndarray:
-    """(Q, 0), for policies that look at nothing."""
-    return np.zeros((len(queries), 0), np.float32)
+FUSED = "fused"  # the name of a pool's last column, which holds the fused order beside the arms
 
 
 class Retrieved(NamedTuple):
     """What retrieval brought, before the ranker."""
 
-    features: np.ndarray  # (Q, F)
+    features: np.ndarray  # (Q, F) all that the policy looked at
     decision: Decision
-    pool: Pool  # the cut of the union in fused order; arms and FUSED
+    union: Pool  # all candidates of the arms that ran, in no order
+    pool: Pool  # the cut of the union in fused order; the arms and FUSED
     fused: Candidates  # (Q, K) the same candidates with their fused scores
 
 
 class FusedOrder:
-    """A Ranker of what was drawn: the order it has. Fusing a cut pool again would scale its scores differently."""
+    """A Ranker that keeps the fused order of a pool. Fusing a cut pool again would scale its scores differently."""
 
     def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
         """(Q, K) all of the pool."""
@@ -49,78 +45,76 @@ class Funnel:
         policy: decides each arm's depth and how many candidates are ranked.
         order: orders the union, of which the decision's `cut` best go on.
         ranker: orders those for the page; None = they stay in fused order.
-        features: queries -> (Q, F) for the policy.
     """
 
-    def __init__(
-        self,
-        arms: Mapping[str, Arm],
-        policy: Policy,
-        order: Ranker,
-        ranker: Ranker | None = None,
-        features: Callable[[Sequence[Query]], np.ndarray] = no_features,
-    ):
+    def __init__(self, arms: Mapping[str, Arm], policy: Policy, order: Ranker, ranker: Ranker | None = None):
         self.arms = dict(arms)
         self.policy = policy
-        self._order, self._ranker, self._features = order, ranker, features
+        self._order, self._ranker = order, ranker
+        self._featured, self._after = offers(policy, Featured), offers(policy, AfterRetrieval)
 
     def search(self, queries: Sequence[Query], k: int) -> Page:
         """The page of each query, k candidates deep. `queries` must not be empty."""
-        drawn = self.draw(queries)
-        return self._page(queries, drawn, self.rank(queries, drawn).first(k))
+        retrieved = self.draw(queries)
+        return self._page(queries, retrieved, self.rank(queries, retrieved).first(k), k)
 
     def draw(self, queries: Sequence[Query]) -> Retrieved:
         """The candidates that are ranked, in fused order."""
-        # 1) What is known before retrieval.
-        features = self._features(queries)  # (Q, F)
+        # 1) What the policy looks at before retrieval.
+        featured = self._featured
+        features = featured.features(queries) if featured else np.zeros((len(queries), 0), np.float32)  # (Q, F)
 
         # 2) Which arms run, how deep, and how many candidates are ranked.
-        decision = self.policy.decide(features)
+        decision = self.policy.decide(queries, features)
 
         # 3) Ask the arms that are on, only for the queries for which they are.
-        found = {
-            name: self._ask(arm, queries, decision.depths[:, a]) for a, (name, arm) in enumerate(self.arms.items())
-        }
+        answers = {name: _ask(arm, queries, decision.depths[:, a]) for a, (name, arm) in enumerate(self.arms.items())}
 
-        # 4) Their union in fused order. A policy that looks at it may decide the cut anew.
-        pool = union(found)
+        # 4) Their union in fused order.
+        pool = union(answers)
         fused = self._order.rank(queries, pool)
-        if isinstance(self.policy, AfterRetrieval):
-            features, decision = self.policy.revise(features, in_order(pool, fused), decision)
 
-        # 5) The cut.
+        # 5) A policy that looks at it may decide the cut anew, and order the candidates itself.
+        if self._after:
+            features, decision, own = self._after.revise(queries, features, in_order(pool, fused), decision)
+            fused = fused if own is None else own
+
+        # 6) The cut.
         fused = fused.cut(decision.cut)
-        return Retrieved(features, decision, in_order(pool, fused), fused)
+        return Retrieved(features, decision, pool, in_order(pool, fused), fused)
 
-    def rank(self, queries: Sequence[Query], drawn: Retrieved) -> Candidates:
-        """6) What was drawn in the ranker's order, (Q, K); its first candidates are the page."""
-        return self._ranker.rank(queries, drawn.pool) if self._ranker else drawn.fused
+    def rank(self, queries: Sequence[Query], retrieved: Retrieved) -> Candidates:
+        """7) Retrieved candidates in the ranker's order, (Q, K); its first candidates are the page."""
+        return self._ranker.rank(queries, retrieved.pool) if self._ranker else retrieved.fused
 
-    def rank_stages(self, queries: Sequence[Query], drawn: Retrieved) -> Sequence[Candidates | None]:
-        """For evaluation, (Q, K) each: unranked; the ranker's own order, where it mixes the two; what is served."""
+    def rank_stages(self, queries: Sequence[Query], retrieved: Retrieved) -> Sequence[Candidates | None]:
+        """For evaluation, (Q, K) each: unranked; by the ranker's own scores, where it mixes the two; as served."""
         if self._ranker is None:
-            return None, None, drawn.fused
-        mixed = getattr(self._ranker, "rank_and_alone", None)
-        if mixed is None:
-            return drawn.fused, None, self.rank(queries, drawn)
-        whole, alone = mixed(queries, drawn.pool)
-        return drawn.fused, alone, whole
+            return None, None, retrieved.fused
+        mixing = offers(self._ranker, Mixing)
+        if mixing is None:
+            return retrieved.fused, None, self.rank(queries, retrieved)
+        whole, alone = mixing.rank_and_alone(queries, retrieved.pool)
+        return retrieved.fused, alone, whole
 
-    @staticmethod
-    def _ask(arm: Arm, queries: Sequence[Query], depths: np.ndarray) -> Candidates:
-        """One arm's candidates, (Q, deepest); rows of queries for which it is off are padding."""
-        deepest = int(depths.max())
-        on = np.flatnonzero(depths)
-        out = Candidates.empty(len(queries), deepest)
-        if len(on):
-            found = arm.search([queries[i] for i in on.tolist()], deepest).cut(depths[on])
-            out.docs[on], out.scores[on] = found
-        return out
-
-    def _page(self, queries: Sequence[Query], drawn: Retrieved, shown: Candidates) -> Page:
+    def _page(self, queries: Sequence[Query], retrieved: Retrieved, shown: Candidates, k: int) -> Page:
+        """8) The page, with the explored candidate, where there is one, at its reserved place."""
+        shown, decision = reserve(shown, retrieved.decision, k)
         impressions = [str(uuid.uuid4()) for _ in queries]
-        ranks = take(drawn.pool, shown).ranks[:, :, :-1]  # arms alone
-        return Page(impressions, queries, drawn.features, drawn.decision, shown, tuple(self.arms), ranks)
+        ranks = take(retrieved.union, shown).ranks
+        return Page(impressions, queries, retrieved.features, decision, shown, tuple(self.arms), ranks)
+
+
+def _ask(arm: Arm, queries: Sequence[Query], depths: np.ndarray) -> Candidates:
+    """One arm's candidates, (Q, deepest); rows of queries for which it is off are padding."""
+    deepest = int(depths.max())
+    if (depths == deepest).all() and deepest:
+        return arm.search(queries, deepest)
+    on = np.flatnonzero(depths)
+    out = Candidates.empty(len(queries), deepest)
+    if len(on):
+        out.docs[on], out.scores[on] = arm.search([queries[i] for i in on.tolist()], deepest).cut(depths[on])
+    return out
 
 
 def in_order(pool: Pool, fused: Candidates) -> Pool:
@@ -131,3 +125,39 @@ def in_order(pool: Pool, fused: Candidates) -> Pool:
     scores = np.where(real, fused.scores, np.nan)[:, :, None]
     joined = [np.concatenate(pair, axis=2) for pair in ((pool.ranks, ranks), (pool.scores, scores))]
     return Pool((*pool.arms, FUSED), pool.docs, *joined)
+
+
+def reserve(shown: Candidates, decision: Decision, k: int) -> tuple[Candidates, Decision]:
+    """The page with each query's explored candidate at its place, and the decision with the place that it got.
+
+    Others keep their order; on a full page the last one makes room. The explored candidate takes the score of the
+    candidate that it displaces, so that scores stay sorted. A page that is too short shows it last.
+
+    shown (Q, K), K ≤ k; returns (Q, up to k).
+    """
+    if decision.explored is None or decision.explored_place is None or not (decision.explored >= 0).any():
+        return shown, decision
+    explores, explored = decision.explored >= 0, decision.explored[:, None]
+    others = (shown.docs >= 0) & (shown.docs != explored)  # (Q, K)
+    place = np.minimum(decision.explored_place, np.minimum(others.sum(axis=1), k - 1))
+    # 1) Keep the others first, in their order, pads last; add a column for the explored one.
+    position = np.where(others, np.cumsum(others, axis=1) - 1.0, np.inf)
+    position = np.concatenate([position, np.where(explores, place - 0.5, np.inf)[:, None]], axis=1)
+    order = np.argsort(position, axis=1, kind="stable")[:, :k]
+    docs = np.take_along_axis(np.concatenate([np.where(others, shown.docs, -1), explored], axis=1), order, 1)
+    # 2) Each keeps its score; the explored one takes that of the next, or of the one before where it is the last.
+    last = np.full((len(shown.docs), 1), -np.inf, np.float32)
+    scores = np.take_along_axis(np.concatenate([np.where(others, shown.scores, -np.inf), last], axis=1), order, 1)
+    each, at = np.flatnonzero(explores), place[explores]
+    following = np.minimum(at + 1, scores.shape[1] - 1)
+    beside = np.where(docs[each, following] >= 0, following, at - 1)
+    beside = np.where(following == at, at - 1, beside)
+    scores[each, at] = np.where(beside >= 0, scores[each, beside], 0.0)
+    docs, scores = (np.where(explores[:, None], new, _widened(old, new.shape[1], pad))
+                    for new, old, pad in ((docs, shown.docs, -1), (scores, shown.scores, -np.inf)))  # fmt: skip
+    return Candidates(docs, scores), decision._replace(explored_place=np.where(explores, place, -1).astype(np.int32))
+
+
+def _widened(values: np.ndarray, width: int, pad: float) -> np.ndarray:
+    """(Q, width) with pads behind."""
+    return np.pad(values, [(0, 0), (0, width - values.shape[1])], constant_values=pad)

@@ -1,25 +1,71 @@
-"""What a part must do, and what it may do beyond that.
+"""What a part must do, and which further abilities it may have.
 
-A part has one method that it must have (an arm searches, a policy decides, a ranker ranks). Each further ability is a
-protocol here, and callers ask for the protocol. Legend: Q queries, K candidates, A arms, F features, B texts, P pairs.
+A part has one method that it must have: an arm searches, a policy decides, a ranker ranks. Every further ability is a
+protocol here, and `offers` is the only place that asks whether a part has one. A part has an ability by having its
+methods; it inherits from nothing. Legend: Q queries, K candidates, A arms, F features, R logged rounds, N choices of a
+policy, B texts, P pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 
-from ltrr.types import Candidates, Decision, Pool, Query, Sparse
+from ltrr.types import (
+    ActionRow,
+    Candidates,
+    Decision,
+    ImpressionRow,
+    Pool,
+    Qrels,
+    Query,
+    RetrievalFeatures,
+    Revised,
+    Rounds,
+    Sparse,
+)
+
+Ability = TypeVar("Ability")
 
 
-@runtime_checkable
+def offers(part: object, ability: type[Ability]) -> Ability | None:
+    """The part as a provider of this ability; None where it lacks one of the ability's methods."""
+    return part if isinstance(part, ability) else None
+
+
+# -- parts
+
+
 class Arm(Protocol):
     """A candidate generator."""
 
     def search(self, queries: Sequence[Query], k: int) -> Candidates:
         """(Q, k) candidates; an arm with nothing to say returns padding."""
+        ...
+
+
+class Policy(Protocol):
+    """Decides for a batch of queries which arms run, how deep, and how many candidates are ranked.
+
+    `id` names the policy and its version in logs.
+    """
+
+    @property
+    def id(self) -> str: ...
+
+    def decide(self, queries: Sequence[Query], features: np.ndarray) -> Decision:
+        """Before retrieval; features (Q, F) are those that the policy asked for (`Featured`)."""
+        ...
+
+
+class Ranker(Protocol):
+    """Orders a pool."""
+
+    def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
+        """(Q, K) candidates, K the width of the pool."""
         ...
 
 
@@ -53,29 +99,232 @@ class Scorer(Protocol):
         ...
 
 
-class Policy(Protocol):
-    """Decides for a batch of queries. What it decides by learns from the event store (`ltrr.feedback`)."""
+class CutLearner(Protocol):
+    """Learns from logged rounds what each cut of the fused order is worth (`ltrr.policies.cut`)."""
 
-    def decide(self, features: np.ndarray) -> Decision:
-        """features (Q, F)."""
+    id: str  # of the weights
+    columns: tuple[tuple[str, ...], tuple[str, ...]]  # names of a query's features and of a candidate's
+    depths: list[int] | None  # to which all arms were drawn in what it learned from; None = not always the same
+
+    @property
+    def num(self) -> int:
+        """Candidates that it looks at, the deepest cut."""
+        ...
+
+    def values(self, known: RetrievalFeatures) -> np.ndarray:
+        """(Q, num) what the first 1 to num candidates are worth, in recall."""
+        ...
+
+    def refit(self, rounds: Rounds, seed: int = 0) -> None:
+        """Learns anew from all rounds; the same rounds and seed give the same learner."""
+        ...
+
+    def update(self, rounds: Rounds) -> None:
+        """Learns from further rounds."""
+        ...
+
+    def export(self, folder: Path) -> None:
+        """Writes all that `ltrr.learners.exports.load_learner` needs."""
+        ...
+
+
+# -- abilities of arms and rankers
+
+
+@runtime_checkable
+class Indexed(Protocol):
+    """Searches an index that is built once and opened by many."""
+
+    def build(self, corpus: Any, root: Path) -> None: ...
+
+    def open(self, corpus: Any, root: Path) -> Self: ...
+
+
+@runtime_checkable
+class TunableArm(Protocol):
+    """Fits what its arguments leave free on judged queries."""
+
+    def tune(self, corpus: Any, queries: Sequence[Query], qrels: Qrels, given: set[str]) -> dict[str, Any]:
+        """Constructor arguments; those in `given` are left as they are."""
+        ...
+
+
+@runtime_checkable
+class TunableRanker(Protocol):
+    """Fits what its arguments leave free on judged queries and what retrieval brought for them."""
+
+    def tune(self, queries: Sequence[Query], pool: Pool, qrels: Qrels) -> dict[str, Any]:
+        """Constructor arguments."""
+        ...
+
+
+@runtime_checkable
+class Mixing(Protocol):
+    """A ranker that mixes its own scores with the fused ones."""
+
+    def rank_and_alone(self, queries: Sequence[Query], pool: Pool) -> tuple[Candidates, Candidates]:
+        """(Q, K) as `rank`, and by its own scores alone."""
+        ...
+
+
+@runtime_checkable
+class Profiled(Protocol):
+    """Knows what customers engaged with."""
+
+    def profile(self, customer: str) -> tuple[np.ndarray, np.ndarray]:
+        """Corpus rows and weights; empty for an unknown customer."""
+        ...
+
+
+@runtime_checkable
+class Embedding(Protocol):
+    """Embeds queries as it searches them."""
+
+    def embed(self, queries: Sequence[Query]) -> np.ndarray:
+        """(Q, D) float32."""
+        ...
+
+
+@runtime_checkable
+class Learning(Protocol):
+    """Learns from an event store's rows, in whatever order they come; the same row twice changes nothing."""
+
+    def take(self, seen: Sequence[ImpressionRow], did: Sequence[ActionRow]) -> None: ...
+
+    def customers(self) -> Iterable[str]:
+        """Names of the customers from whom it learned."""
+        ...
+
+    def erase(self, customer: str) -> None:
+        """Takes back what a customer taught."""
+        ...
+
+    def compact(self) -> None:
+        """Drops what no later event can need."""
+        ...
+
+    def save(self, path: Path) -> None: ...
+
+    def load(self, path: Path) -> None: ...
+
+
+# -- abilities of policies
+
+
+@runtime_checkable
+class Featured(Protocol):
+    """Looks at features of query and context before retrieval."""
+
+    @property
+    def features(self) -> Callable[[Sequence[Query]], np.ndarray]:
+        """Queries to (Q, F) float32, NaN = unknown."""
         ...
 
 
 @runtime_checkable
 class AfterRetrieval(Protocol):
-    """A policy that decides the cut when it has seen what the arms brought; that they ran is paid for."""
+    """Decides anew when it has seen the candidates of the arms that ran, which are paid for."""
 
-    def revise(self, features: np.ndarray, pool: Pool, decision: Decision) -> tuple[np.ndarray, Decision]:
-        """All that was looked at, (Q, F or more), and the decision with its own cut.
+    def revise(self, queries: Sequence[Query], features: np.ndarray, pool: Pool, decision: Decision) -> Revised:
+        """features (Q, F); pool: the whole union in fused order, which is its last column."""
+        ...
 
-        features (Q, F); pool: the whole union in fused order, its last column says so.
+
+@runtime_checkable
+class Exploring(Protocol):
+    """Explores: some of its decisions are drawn at random."""
+
+    def greedy(self) -> Policy:
+        """The same policy without exploring."""
+        ...
+
+
+@runtime_checkable
+class Priced(Protocol):
+    """Holds budgets on average: a unit of what it spends must bring its price."""
+
+    @property
+    def prices(self) -> Mapping[str, float]:
+        """Names, as they are logged, and prices."""
+        ...
+
+    def find_prices(
+        self, queries: Sequence[Query], features: np.ndarray, retrieve: Callable[[Policy], Pool]
+    ) -> dict[str, float]:
+        """The least prices at which the budgets hold on average over these queries.
+
+        features (Q, F). retrieve: the union, in fused order, of what a policy's arms bring for these queries.
+        """
+        ...
+
+    def set_prices(self, prices: Mapping[str, float], label: str = "") -> None:
+        """Takes what `find_prices` gave. label: tells prices of other budgets, arms or queries apart in logs."""
+        ...
+
+    def follow(self, logged: Mapping[str, float]) -> None:
+        """From now on prices follow what is spent, from where they were when they were last logged."""
+        ...
+
+
+@runtime_checkable
+class Online(Protocol):
+    """A policy, or the learner of one, that learns from what was served, event by event."""
+
+    def online(self, store: Any, policy: str) -> Learning | None:
+        """What a loop over this event store feeds; None where nothing is to be learned.
+
+        policy: the id of the policy whose pages teach.
         """
         ...
 
 
-class Ranker(Protocol):
-    """Orders a pool."""
+@runtime_checkable
+class Refitted(Protocol):
+    """Learns from logged rounds."""
 
-    def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
-        """(Q, K) candidates, K the width of the pool."""
+    def rounds(self, features: np.ndarray, rows: np.ndarray, cut: np.ndarray, clicks: np.ndarray) -> Rounds:
+        """Rounds over U queries from what `revise` returned for them.
+
+        features: (U, F or more). rows: (R,) which of the U each round asked; cut (R,); clicks (R, num).
+        """
+        ...
+
+    def refit(self, rounds: Rounds, seed: int = 0) -> None: ...
+
+    def update(self, rounds: Rounds) -> None: ...
+
+
+class Replay(NamedTuple):
+    """How likely a policy would have decided as a log says, for off-policy estimation."""
+
+    target: np.ndarray  # (R,) probability of the logged decision, or (R, N) of each choice
+    action: np.ndarray | None  # (R,) the logged choice of the N; None where target is (R,)
+    propensity: np.ndarray  # (R,) the logger's probability of what `target` is about
+    known: np.ndarray  # (R,) bool; False = a decision or features that this policy cannot have had
+
+
+@runtime_checkable
+class Replayable(Protocol):
+    """Says how likely it would have decided as another policy's log says."""
+
+    def replay(self, queries: Sequence[Query], features: Sequence[Sequence[float]], decision: Decision) -> Replay:
+        """queries: R; features: R rows as they were logged, of whatever length; decision: R logged ones."""
+        ...
+
+
+@runtime_checkable
+class Frontier(Protocol):
+    """Tells its cuts at other prices without deciding anew."""
+
+    def cuts_at(self, features: np.ndarray, prices: Sequence[float]) -> np.ndarray:
+        """(Q, P) cuts without exploring; features (Q, F or more) as `revise` returned them."""
+        ...
+
+
+@runtime_checkable
+class Uncertain(Protocol):
+    """A learner that knows how sure it is."""
+
+    def deviations(self, known: RetrievalFeatures) -> np.ndarray:
+        """(Q, num) posterior deviations of `values`."""
         ...

@@ -170,6 +170,13 @@ class ActionRow(NamedTuple):
     seconds: float | None  # played
 
 
+class RetrievalFeatures(NamedTuple):
+    """Features of Q queries and of the M first candidates of each, after retrieval."""
+
+    query: np.ndarray  # (Q, F) float32, NaN = unknown
+    candidates: np.ndarray  # (Q, M, C) float32, 0 beyond the union's end
+
+
 class Rounds(NamedTuple):
     """R logged rounds of a policy, over U queries as they were known after retrieval (M candidates in fused order)."""
 

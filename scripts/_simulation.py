@@ -20,11 +20,11 @@ from ltrr.feedback.clicks import attraction_of
 from ltrr.files import atomic_write, content_key
 from ltrr.funnel import in_order
 from ltrr.fusion import ConvexFusion, reciprocal_ranks, take, union
-from ltrr.policies.features import Feature, RetrievalFeatures, pool_features, pool_names
-from ltrr.policies.fixed import best_slots, slot_order
+from ltrr.policies.features import Feature, pool_features, pool_names
 from ltrr.protocols import Ranker
+from ltrr.simulation.allocations import best_slots, slot_order
 from ltrr.system.system import System
-from ltrr.types import Candidates, Pool, Qrels, Query
+from ltrr.types import Candidates, Pool, Qrels, Query, RetrievalFeatures
 
 ORDER = "convex"  # the fused order that is cut
 DEPTH, _SEARCHED = 100, 250  # candidates of each arm; queries searched at once

@@ -18,10 +18,10 @@ from ltrr.config import construct, find_class
 from ltrr.evaluation.regret import Chosen
 from ltrr.feedback.clicks import Cascade, ClickModel, PositionBased, attraction_of, simulate
 from ltrr.policies.explorers import Explorer
-from ltrr.policies.features import RetrievalFeatures, arms_of
+from ltrr.policies.features import arms_of
 from ltrr.policies.price import Price, best, price_for
 from ltrr.policies.table import Table
-from ltrr.types import Rounds
+from ltrr.types import RetrievalFeatures, Rounds
 
 _BATCH = 100  # queries that are asked before the next update
 PRICES = np.geomspace(0.02, 50, 60)  # around the price set on dev, for frontiers

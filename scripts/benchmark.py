@@ -127,7 +127,7 @@ def run() -> None:
     product = best_of(lambda: vectors[:256] @ vectors.T)
     report["flat search, 100k x 384, 256 queries"] = {"ms": 1000 * flat, "matmul_ms": 1000 * product}
 
-    report["training, bf16"] = training(system.settings["data"]["path"], flags.device)
+    report["training, bf16"] = training(system.settings.data.path, flags.device)
     report["splade head, 32 x 256 tokens"] = splade_head(flags.device)
 
     width = max(map(len, report))

@@ -29,9 +29,8 @@ from ltrr.cli.arguments import main
 from ltrr.files import atomic_write
 from ltrr.learners.relevance import RelevanceLearner
 from ltrr.policies.explorers import Softmax
-from ltrr.policies.features import RetrievalFeatures
 from ltrr.policies.table import Table
-from ltrr.types import Rounds
+from ltrr.types import RetrievalFeatures, Rounds
 
 _NUM, _QUERY, _EACH, _BATCH, _QUERIES, _ROUNDS = 60, 121, 14, 256, 2_000, 10_000
 _LEVELS = {"title": (0, 5, 10, 30, 100), "all": (0, 5, 10, 30, 100), "people": (0, 10, 30, 100), "dense": (0, 10, 100)}

@@ -51,7 +51,7 @@ def evaluate(system: System, split: str, out: Path, baseline: str | None, by: st
     """Table, runs and plots of one data set; a table by a field of the queries' metadata where asked for."""
     queries, qrels = system.dataset.split(split)
     fusions = FUSIONS if len(system.fusion_arms) > 1 else ()
-    learned = bool((system.settings.get("policy") or {}).get("model"))
+    learned = system.learns
     stages = STAGES if system.has_ranker else STAGES[-1:] * learned
     for name in system.specs:
         if name in (*FUSIONS, *STAGES, LABELS):
@@ -103,7 +103,7 @@ def evaluate(system: System, split: str, out: Path, baseline: str | None, by: st
     print(f"\n{system.dataset.name}, {split}: {len(queries):,} queries, {len(system.corpus):,} documents")
     print(table(results, baseline))
     if by:
-        groups = table_by(system.settings["data"]["path"], by, results)
+        groups = table_by(str(system.settings.data.path), by, results)
         with atomic_write(out / f"by_{by}.md") as temporary:
             temporary.write_text(groups, encoding="utf-8")
         print(f"nDCG@10 / R@100 by {by}\n{groups}")

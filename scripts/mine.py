@@ -82,7 +82,7 @@ def mine(system: System, flags: argparse.Namespace, out: Path) -> dict[str, Any]
     corpus, (queries, qrels) = system.corpus, system.dataset.split(flags.split)
     positives = {query: [doc for doc, grade in grades.items() if grade > 0] for query, grades in qrels.items()}
     queries = some([q for q in queries if flags.candidates or positives[q.id]], flags.limit)
-    fields = corpus.word_fields((system.settings.get("ranker") or {}).get("text_fields"))
+    fields = corpus.word_fields((system.settings.ranker or {}).get("text_fields"))
     teacher = load_teacher(flags.teacher) if flags.teacher else None
     depth = max(flags.num, SERVED) if flags.candidates else DEEP
     first, last = (1, flags.num) if flags.candidates else flags.window

@@ -37,7 +37,7 @@ def run() -> None:
     if flags.events and database != flags.events and not Path(database).exists():
         raise ConfigError(f"--events {flags.events}: there is no such file")
     (system,) = open_systems(flags.config, overrides)
-    url = flags.events or (system.settings.get("serve") or {}).get("events")
+    url = flags.events or system.settings.serve.events
     if not url:
         raise ConfigError("--events: no event store is named, nor serve.events in the config")
     if flags.arm not in system.specs:

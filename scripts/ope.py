@@ -44,8 +44,9 @@ from ltrr.feedback.events import Allocation, Reward
 from ltrr.feedback.rounds import known_of, told
 from ltrr.feedback.store import EventStore
 from ltrr.files import atomic_write
-from ltrr.policies.features import RetrievalFeatures, Standard
+from ltrr.policies.features import Standard
 from ltrr.policies.price import price_for
+from ltrr.types import RetrievalFeatures
 
 _COLUMNS = ("item_id", "position", "click", "propensity_score")
 

@@ -31,9 +31,9 @@ from ltrr.evaluation.regret import Interval, mean_of
 from ltrr.files import atomic_write, content_key
 from ltrr.learners.relevance import RelevanceLearner
 from ltrr.policies.arms import Costs, ListedArms, feasible_arms
-from ltrr.policies.fixed import outcomes
 from ltrr.policies.price import best, price_for
 from ltrr.policies.table import Table
+from ltrr.simulation.allocations import outcomes
 
 _REVISION = 3  # of what makes a seed's outcome
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  # of all arms' cost

@@ -196,7 +196,7 @@ def run() -> None:
     if flags.observed and flags.observed.exists():
         raise ConfigError(f"--observed {flags.observed}: is there already; remove it or name a new folder")
     (system,) = open_systems(flags.config, overrides, hold_out=flags.split)
-    by = open_dataset(system.settings["data"]["path"], query_fields=[flags.by]).queries if flags.by else []
+    by = open_dataset(str(system.settings.data.path), query_fields=[flags.by]).queries if flags.by else []
     world = World(system, flags.arm, flags.split)
     fixed = {WITHOUT: world.quality(world.funnel(0)[0]), LABELS: world.quality(world.labels())}
     seeds, memory = [], None

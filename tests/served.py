@@ -13,10 +13,10 @@ from ltrr.fusion import ReciprocalRankFusion
 from ltrr.learners.relevance import RelevanceLearner
 from ltrr.policies.cut import CutPolicy
 from ltrr.policies.explorers import Softmax
-from ltrr.policies.features import QUERY, RetrievalFeatures, pool_features, pool_names, query_features
+from ltrr.policies.features import QUERY, pool_features, pool_names, query_features
 from ltrr.policies.fixed import FixedPolicy
 from ltrr.policies.price import Price
-from ltrr.types import Candidates, Context, Pool, Query, Rounds
+from ltrr.types import Candidates, Context, Pool, Query, RetrievalFeatures, Rounds
 from tests.test_funnel import RandomArm
 
 NUM, PAGE = 8, 5

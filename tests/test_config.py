@@ -64,7 +64,7 @@ def test_overrides(path: Path, overrides: list[str], where: list[str], value: An
         (["data.path", "a"], "overrides come in pairs"),
         (["--data.path=a"], "overrides come in pairs"),
         (["--date.path", "a"], "unknown key 'date'; did you mean 'data'?"),
-        (["--data.paths", "a"], "data: unknown key 'paths'; did you mean 'path'? RetrievalFeatures: fields, path"),
+        (["--data.paths", "a"], "data: unknown key 'paths'; did you mean 'path'? Known: fields, path"),
         (["--data.path.deeper", "a"], "'path' holds a value, nothing can be set below it"),
         (["--data", "a"], "data is 'a', must be a mapping of fields, path"),
         (["--policy.cut", "[1"], "--policy.cut: '[1' is not YAML"),
@@ -84,7 +84,7 @@ def test_a_wrong_override_is_named(path: Path, overrides: list[str], message: st
         ("", "one.yaml: must be a mapping of data, arms, policy"),
         ("- data", "one.yaml: must be a mapping"),
         ("arm: {}", "one.yaml: unknown key 'arm'; did you mean 'arms'?"),
-        ("quantum: {}", "unknown key 'quantum'. RetrievalFeatures: arms, data, policy"),
+        ("quantum: {}", "unknown key 'quantum'. Known: arms, data, policy"),
         ("data: {pth: x}", "one.yaml: data: unknown key 'pth'; did you mean 'path'?"),
         ("policy: fixed", "policy is 'fixed', must be a mapping of cut, depths"),
         ("1: {}", "unknown key 1"),
@@ -128,7 +128,7 @@ def test_find_class() -> None:
 
 def test_check_known() -> None:
     check_known("here", "a", ["a", "b"])
-    with pytest.raises(ConfigError, match=r"here: unknown key 'c'\. RetrievalFeatures: a, b"):
+    with pytest.raises(ConfigError, match=r"here: unknown key 'c'\. Known: a, b"):
         check_known("here", "c", ["b", "a"])
 
 

@@ -22,9 +22,9 @@ from ltrr.fusion import WINDOW
 from ltrr.learners.relevance import RelevanceLearner, gains
 from ltrr.learners.relevance_network import Columns
 from ltrr.learners.rounds_module import RoundsModule, read, standard_of, write
-from ltrr.policies.arms import FEW, choices, design
-from ltrr.policies.features import RetrievalFeatures, Standard, arms_of, pool_names
-from ltrr.types import Rounds
+from ltrr.policies.arm_choices import FEW, choices, design
+from ltrr.policies.features import Standard, arms_of, pool_names
+from ltrr.types import RetrievalFeatures, Rounds
 
 _FILES = "arms"  # what an export's files are called
 _SOME = 1024  # choices that are learned from where they are many, at least

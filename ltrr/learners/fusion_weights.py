@@ -20,8 +20,8 @@ from ltrr.encoders.training import check_range, finite
 from ltrr.learners.relevance_network import Columns
 from ltrr.learners.rounds_module import RoundsModule, read, standard_of, write
 from ltrr.learners.shared import checked, examined
-from ltrr.policies.features import RetrievalFeatures, Standard
-from ltrr.types import Rounds
+from ltrr.policies.features import Standard
+from ltrr.types import RetrievalFeatures, Rounds
 
 _SHARE = "_share"  # ends the name of a column with an arm's scaled score
 _FILES = "fusion"  # what an export's files are called

@@ -8,13 +8,14 @@ regressions, L levels; D = F + 1 with the constant, F + C + 1 for candidates.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from ltrr.learners.shared import above_0, checked, examined, levels
-from ltrr.policies.features import RetrievalFeatures, Standard
-from ltrr.types import Rounds
+from ltrr.learners.exports import read_arrays, write_arrays
+from ltrr.learners.shared import above_0, arrays_of, checked, examined, levels, restored_standards, standards_of
+from ltrr.types import RetrievalFeatures, Rounds
 
 _BATCH = 1024  # rounds or queries whose (D,) rows are in memory at once
 
@@ -37,8 +38,8 @@ class LinUCB:
         alpha: deviation of a reward of weight 1.
         semi: per cut, a page of K candidates teaches each cut up to K; false = only the cut that was drawn.
         levels: per candidate, bins of depth at most; the deeper the wider.
-        noise: per candidate, P(click | looked at) of what is not relevant: values are expected recall, as the bandit's,
-            which learns this number; null = they are expected clicks.
+        noise: per candidate, P(click | looked at) of what is not relevant: values are expected recall, as those of
+            `RelevanceLearner`, which learns this number; null = they are expected clicks.
     """
 
     def __init__(
@@ -53,6 +54,12 @@ class LinUCB:
     ) -> None:
         if per not in ("cut", "candidate"):
             raise ValueError(f"model.per: {per!r} is none of cut, candidate")
+        self._options = {"examination": examination, "per": per, "l2": l2, "alpha": alpha}
+        self._options |= {"semi": semi, "levels": levels, "noise": noise}
+        self.columns: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+        self.depths: list[int] | None = None
+        self.id = ""
+        self._head = np.zeros(0, int)
         self._examination = checked(examination)
         if noise is not None and (per == "cut" or not 0 <= noise < 1):
             raise ValueError(f"model.noise: {noise} is not from 0 up to 1, or is given per cut")
@@ -61,8 +68,9 @@ class LinUCB:
 
     def refit(self, rounds: Rounds, seed: int = 0) -> None:
         """From all rounds, whose queries say how features are standardised; nothing is drawn."""
-        seen, num = np.unique(rounds.row), rounds.clicks.shape[1]
-        self._standard = Standard.of(rounds.query[seen]), Standard.of(rounds.candidates[seen])
+        num = rounds.clicks.shape[1]
+        self.columns, self.depths = rounds.names, None if rounds.depths is None else rounds.depths.tolist()
+        self._standard = standards_of(rounds)
         self._head = np.searchsorted(levels(num, self._levels), np.arange(1, num + 1)) if self._each else np.arange(num)
         size = rounds.query.shape[1] + 1 + self._each * rounds.candidates.shape[2]
         precision = np.diag([self._l2] * (size - 1) + [1.0])
@@ -88,7 +96,29 @@ class LinUCB:
                 weighted = x * weights[mine][:, None]
                 self._precision[head] += x.T @ weighted
                 self._moment[head] += rewards[mine] @ weighted
+        self._solve()
+
+    def _solve(self) -> None:
         self._means = np.linalg.solve(self._precision, self._moment[:, :, None])[:, :, 0]  # (H, D)
+
+    @property
+    def num(self) -> int:
+        """M."""
+        return len(self._head)
+
+    def export(self, folder: Path) -> None:
+        """Writes what `load` reads."""
+        arrays = {"precision": self._precision, "moment": self._moment, "head": self._head}
+        write_arrays(folder, self, self._options, arrays | arrays_of(self._standard))
+
+    @classmethod
+    def load(cls, folder: Path) -> LinUCB:
+        """What `export` wrote; ValueError for a damaged folder."""
+        learner, arrays = read_arrays(cls, folder)
+        learner._precision, learner._moment, learner._head = (arrays[n] for n in ("precision", "moment", "head"))
+        learner._standard = restored_standards(arrays)
+        learner._solve()
+        return learner
 
     def values(self, known: RetrievalFeatures) -> np.ndarray:
         """(Q, M) expected debiased clicks on the first 1 to M candidates, or recall."""

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from ltrr.encoders.training import check_range, finite
 from ltrr.learners.linear import BayesianHeads
+from ltrr.learners.online_heads import OnlineHeads
 from ltrr.learners.relevance_network import RelevanceNetwork
 from ltrr.learners.rounds_module import RoundsModule, read, standard_of, write
 from ltrr.learners.shared import checked, examined
-from ltrr.policies.features import RetrievalFeatures, Standard
-from ltrr.types import Rounds
+from ltrr.policies.features import Standard
+from ltrr.protocols import Learning
+from ltrr.types import RetrievalFeatures, Rounds
 
 _TINY = 1e-6
 _BATCH = 1024  # queries read at once where nothing is learned
@@ -212,6 +214,10 @@ class RelevanceLearner(RoundsModule):
                 logits, hidden = self.network(*(torch.from_numpy(part[some]).to(self.device) for part in known))
                 out[some, :, 0], out[some, :, 1:-1] = torch.sigmoid(logits).cpu(), hidden.cpu()
         return out
+
+    def online(self, store: Any, policy: str) -> Learning:
+        """Heads that learn from the rounds that this policy served."""
+        return OnlineHeads(self, store, policy)
 
     # -- where it is kept
 

@@ -7,13 +7,17 @@ Legend: Q queries, F features of the query, M candidates looked at = cuts, L lev
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from ltrr.learners.shared import above_0, between, checked, examined, levels
-from ltrr.policies.features import RetrievalFeatures, Standard
-from ltrr.types import Rounds
+from ltrr.learners.exports import read_arrays, write_arrays
+from ltrr.learners.shared import above_0, arrays_of, between, checked, examined, levels, restored_standards
+from ltrr.policies.features import Standard
+from ltrr.types import RetrievalFeatures, Rounds
+
+_FITTED = ("coef_", "intercept_", "classes_")  # of the regression
 
 
 class SupervisedRouter:
@@ -36,12 +40,17 @@ class SupervisedRouter:
         levels: int = 6,
         heaviest: float = 3.0,
     ) -> None:
+        self._options = {"examination": examination, "l2": l2, "levels": levels, "heaviest": heaviest}
+        self.columns: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+        self.depths: list[int] | None = None
+        self.id = ""
         self._examination = checked(examination)
         self._l2, self._levels, self._heaviest = above_0("l2", l2), levels, above_0("heaviest", heaviest)
 
     def refit(self, rounds: Rounds, seed: int = 0) -> None:
         """From all rounds; nothing is drawn."""
         num = rounds.clicks.shape[1]
+        self.columns, self.depths = rounds.names, None if rounds.depths is None else rounds.depths.tolist()
         clicked = np.flatnonzero(rounds.clicks.any(axis=1))
         last = num - 1 - rounds.clicks[clicked, ::-1].argmax(axis=1)  # the deepest clicked, in fused order
         place = rounds.some(clicked).places[np.arange(len(last)), last]
@@ -55,6 +64,26 @@ class SupervisedRouter:
 
     def update(self, rounds: Rounds) -> None:
         """Nothing at once: it has no closed form, the next refit learns from them."""
+
+    @property
+    def num(self) -> int:
+        """M."""
+        return self._between.shape[1]
+
+    def export(self, folder: Path) -> None:
+        """Writes what `load` reads."""
+        model = {name: getattr(self._model, name) for name in _FITTED}
+        write_arrays(folder, self, self._options, {"between": self._between} | model | arrays_of([self._standard]))
+
+    @classmethod
+    def load(cls, folder: Path) -> SupervisedRouter:
+        """What `export` wrote; ValueError for a damaged folder."""
+        learner, arrays = read_arrays(cls, folder)
+        learner._between, (learner._standard,) = arrays["between"], restored_standards(arrays)
+        learner._model = LogisticRegression()
+        for name in _FITTED:
+            setattr(learner._model, name, arrays[name])
+        return learner
 
     def values(self, known: RetrievalFeatures) -> np.ndarray:
         """(Q, M) probability that nothing deeper than the first 1 to M is wanted; even within a bin."""

@@ -1,6 +1,6 @@
-"""What learners of cuts share: examination of positions, and levels of depth.
+"""What learners of cuts share: examination of positions, levels of depth, and a record of what they learned from.
 
-Knows numbers; does not know rounds, queries or models. Legend: M positions = cuts, L levels.
+Knows numbers and rounds; does not know queries or models. Legend: M positions = cuts, L levels.
 """
 
 from __future__ import annotations
@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
+from ltrr.policies.features import Standard
+from ltrr.types import Rounds
 
 
 def checked(examination: Sequence[float] | None) -> Sequence[float] | None:
@@ -41,3 +44,20 @@ def levels(num: int, most: int) -> np.ndarray:
 def between(edges: np.ndarray, num: int) -> np.ndarray:
     """(L, M): values at levels (Q, L) @ this = values at 1 to M, linear between levels."""
     return np.stack([np.interp(np.arange(1, num + 1), edges, unit) for unit in np.eye(len(edges))])
+
+
+def standards_of(rounds: Rounds) -> tuple[Standard, Standard]:
+    """How the features of queries and of candidates are standardised; each query counts once."""
+    seen = np.unique(rounds.row)
+    return Standard.of(rounds.query[seen]), Standard.of(rounds.candidates[seen])
+
+
+def arrays_of(standards: Sequence[Standard]) -> dict[str, np.ndarray]:
+    """Standards as arrays for an export."""
+    return {f"{part}.{i}": getattr(one, part) for i, one in enumerate(standards) for part in ("mean", "deviation")}
+
+
+def restored_standards(arrays: dict[str, np.ndarray]) -> tuple[Standard, ...]:
+    """What `arrays_of` gave."""
+    num = sum(name.startswith("mean.") for name in arrays)
+    return tuple(Standard(arrays[f"mean.{i}"], arrays[f"deviation.{i}"]) for i in range(num))

@@ -7,13 +7,16 @@ Legend: Q queries, R rounds, F features, M candidates looked at = cuts, L levels
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from vowpalwabbit import Workspace
 
-from ltrr.learners.shared import between, checked, examined, levels
-from ltrr.policies.features import RetrievalFeatures, Standard
-from ltrr.types import Rounds
+from ltrr.learners.exports import read_arrays, write_arrays
+from ltrr.learners.shared import arrays_of, between, checked, examined, levels, restored_standards, standards_of
+from ltrr.types import RetrievalFeatures, Rounds
+
+_WEIGHTS = "learner.vw"
 
 
 class Vowpal:
@@ -40,14 +43,19 @@ class Vowpal:
         semi: bool = True,
         candidates: bool = True,
     ) -> None:
+        self._arguments = {"examination": examination, "rate": rate, "levels": levels}
+        self._arguments |= {"semi": semi, "candidates": candidates}
+        self.columns: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+        self.depths: list[int] | None = None
+        self.id = ""
         self._examination = checked(examination)
         self._options = f"--cb_adf --cb_type mtr -q xa -q ca --quiet -l {rate}"
         self._levels, self._semi, self._candidates = levels, semi, candidates
 
     def refit(self, rounds: Rounds, seed: int = 0) -> None:
         """Anew from all rounds, in their order."""
-        seen = np.unique(rounds.row)
-        self._standard = Standard.of(rounds.query[seen]), Standard.of(rounds.candidates[seen])
+        self.columns, self.depths = rounds.names, None if rounds.depths is None else rounds.depths.tolist()
+        self._standard = standards_of(rounds)
         self._edges = levels(rounds.clicks.shape[1], self._levels)
         self._between = between(self._edges, rounds.clicks.shape[1])
         self._workspace = Workspace(f"{self._options} --random_seed {seed}")
@@ -66,6 +74,27 @@ class Vowpal:
                 lines = plain.copy()
                 lines[action] = f"0:{cost[action]:.6g}:1 {lines[action]}"
                 self._workspace.learn([query, *lines])
+
+    @property
+    def num(self) -> int:
+        """M."""
+        return self._between.shape[1]
+
+    def export(self, folder: Path) -> None:
+        """Writes what `load` reads, and Vowpal Wabbit's own file of weights."""
+        write_arrays(
+            folder, self, self._arguments, {"edges": self._edges, "between": self._between} | arrays_of(self._standard)
+        )
+        self._workspace.save(str(folder / _WEIGHTS))
+
+    @classmethod
+    def load(cls, folder: Path) -> Vowpal:
+        """What `export` wrote; ValueError for a damaged folder."""
+        learner, arrays = read_arrays(cls, folder)
+        learner._edges, learner._between = arrays["edges"], arrays["between"]
+        learner._standard = restored_standards(arrays)
+        learner._workspace = Workspace(f"--quiet -i {folder / _WEIGHTS}")
+        return learner
 
     def values(self, known: RetrievalFeatures) -> np.ndarray:
         """(Q, M) less expected cost of the first 1 to M candidates, linear between levels."""

@@ -1,266 +1,133 @@
 """A policy that decides, before retrieval, which arms run and how deep they are drawn.
 
-Knows features, what each choice of depths is expected to lose, and what arms cost; knows nothing about what learns
-that. Choices are listed, and everything is exact; where they are more than MOST, one is found greedily, and exploring
-is uniform, which is exact too.
-Legend: Q queries, A arms, L levels of depth (0 = off, L − 1 = the arm's whole depth), N choices, P heads, F features.
+Knows features, the predicted loss of each choice of arms (`ltrr.policies.arm_choices`) and a price; does not know what
+learns the losses. Legend: Q queries, A arms, P heads, F features, R logged rounds.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from typing import Protocol
 
 import numpy as np
 
+from ltrr.policies.arm_choices import Costs, Drawing, ListedArms, feasible_arms
 from ltrr.policies.explorers import EpsilonGreedy, Explorer
-from ltrr.policies.price import Price, least_price, price_for
-from ltrr.policies.table import MOST, Table, greedy
-from ltrr.types import Decision
-
-FEW = 256  # choices that have a head each; where there are more, arms and pairs of arms have heads
-_PRICED = 200  # queries on which the price of greedy choices is set
-_STEPS = 15  # of bisection, likewise
+from ltrr.policies.features import ContextFeatures, check_learned
+from ltrr.policies.price import Price
+from ltrr.protocols import Policy, Replay
+from ltrr.types import Decision, Pool, Query
 
 
-def choices(num_arms: int, num_levels: int = 2) -> np.ndarray:
-    """(N, A) levels of all choices in which some arm runs; the last is all arms at their whole depth."""
-    numbers = np.arange(1, num_levels**num_arms)
-    return numbers[:, None] // num_levels ** np.arange(num_arms) % num_levels
+class ArmLosses(Protocol):
+    """A learner of what each choice of arms loses (`ltrr.learners.arm_loss`)."""
 
-
-def design(levels: np.ndarray, num_levels: int) -> np.ndarray:
-    """(B, P) which heads' losses add up to those of choices (B, A): its own, or those of its arms and their pairs."""
-    num_arms = levels.shape[1]
-    if (most := num_levels**num_arms - 1) <= FEW:
-        return np.eye(most)[levels @ num_levels ** np.arange(num_arms) - 1]
-    less = (levels[:, :, None] == np.arange(num_levels - 1)).astype(float)  # (B, A, L − 1) than its whole depth
-    one, other = np.triu_indices(num_arms, 1)
-    pairs = less[:, one, :, None] * less[:, other, None, :]
-    return np.concatenate([less.reshape(len(levels), -1), pairs.reshape(len(levels), -1)], axis=1)
-
-
-class Losses(Protocol):
-    """What a learner believes before retrieval."""
-
+    id: str  # of the weights
     shallow: tuple[int, ...]  # depths between off and an arm's whole depth, ascending
+    columns: tuple[tuple[str, ...], tuple[str, ...]]  # names of features; arms
+    depths: list[int] | None  # to which all arms were drawn in what it learned from
 
     def losses(self, features: np.ndarray) -> np.ndarray:
         """(Q, P) recall that each head loses; features (Q, F)."""
         ...
 
 
-class Exploring(NamedTuple):
-    """How choices are drawn."""
-
-    explorer: Explorer
-    shadow: float = 0.0  # share of queries for which all arms run at their whole depths, if the cap lets them
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What arms cost.
-
-    Args:
-        run: arm -> cost where it runs, 1 where it is not named.
-        drawn: of each candidate that an arm draws.
-        cap: that the arms of no query may exceed; None = there is none.
-    """
-
-    run: Mapping[str, float]
-    drawn: float = 0.0
-    cap: float | None = None
-
-    def __post_init__(self) -> None:
-        if (least := min(self.run.values(), default=0.0)) < 0 or self.drawn < 0:
-            raise ValueError(f"policy.arms_costs, arms_drawn_cost: {min(least, self.drawn):g} is below 0")
-
-
-class ListedArms:
-    """All choices, the cheapest first and all arms last; candidates are free.
-
-    Args:
-        levels: arm -> its depths, ascending, beside 0; none = it never runs.
-        cut: candidates of the union that go on.
-        num_levels: of the learner.
-    """
-
-    def __init__(self, levels: Mapping[str, Sequence[int]], costs: Costs, cut: int, num_levels: int) -> None:
-        most = min([cut, *(min(own) for own in levels.values() if own)])  # one arm alone can fill it
-        own = {arm: [0, *depths] for arm, depths in levels.items()}
-        table = Table.of(
-            own, [most], arm_costs=_run(levels, costs), candidate_cost=0.0, drawn_cost=costs.drawn, cap=costs.cap
-        )
-        self.table = replace(table, cuts=np.full(len(table), cut, np.int32))
-        self._whole = bool((table.depths[-1] == [max(depths) for depths in own.values()]).all())
-        self._design = design(levels_of(self.table.depths, levels, num_levels), num_levels)  # (N, P)
-
-    def check(self, how: Exploring) -> None:
-        """ValueError for an explorer of what is uncertain: losses are not learned click by click."""
-        if how.explorer.unsure:
-            raise ValueError(
-                f"policy.explore: {type(how.explorer).__name__} needs deviations, which policies of arms do not give; "
-                "use Softmax, SquareCB or EpsilonGreedy"
-            )
-
-    def values(self, losses: np.ndarray) -> np.ndarray:
-        """(Q, N) expected recall of each choice, less that of all arms; losses (Q, P)."""
-        return -losses @ self._design.T
-
-    def probabilities(self, losses: np.ndarray, price: float, how: Exploring) -> np.ndarray:
-        """(Q, N) of each choice of the table, at a price; losses (Q, P)."""
-        worth = self.values(losses) - price * self.table.costs
-        probabilities, shadow = how.explorer.probabilities(worth), how.shadow * self._whole
-        probabilities *= 1 - shadow
-        probabilities[:, -1] += shadow
-        return probabilities
-
-    def draw(
-        self, losses: np.ndarray, price: float, how: Exploring, rng: np.random.Generator
-    ) -> tuple[Decision, np.ndarray]:
-        """A decision for each query, and (Q,) its cost; losses (Q, P)."""
-        drawn, decision = self.table.draw(self.probabilities(losses, price, how), rng)
-        return decision, self.table.costs[drawn]
-
-    def price(self, losses: np.ndarray, budget: float) -> float:
-        """At which the best choices for these queries cost at most the budget in the mean."""
-        return price_for(self.values(losses), self.table.costs, budget, "policy.arms_budget")
-
-
-class UnlistedArms:
-    """More choices than can be listed: the best is looked for greedily, others are drawn uniformly.
-
-    So propensities are exact here too. Arguments as of ListedArms; explorers are EpsilonGreedy alone, without a cap.
-    """
-
-    def __init__(self, levels: Mapping[str, Sequence[int]], costs: Costs, cut: int, num_levels: int) -> None:
-        if costs.cap is not None:
-            raise ValueError(f"policy.arms_cap: not with more than {MOST:,} choices of depths; have fewer levels")
-        self._depths = [np.array([0, *own]) for own in levels.values()]
-        run = _run(levels, costs)
-        self._costs = [(own > 0) * run[arm] + costs.drawn * own for arm, own in zip(levels, self._depths, strict=True)]
-        self._own = [np.array([*range(len(own) - 1), num_levels - 1] if len(own) > 1 else [0]) for own in self._depths]
-        self._cut, self._num_levels = cut, num_levels
-
-    def check(self, how: Exploring) -> EpsilonGreedy:
-        """The explorer; ValueError for another one."""
-        if not isinstance(how.explorer, EpsilonGreedy):
-            raise ValueError(
-                f"policy.explore: {type(how.explorer).__name__} needs a list of choices, and these are more than "
-                f"{MOST:,}; use EpsilonGreedy, or fewer depths"
-            )
-        if not 0 <= how.explorer.epsilon <= 1:
-            raise ValueError(f"policy.explore: a share of {how.explorer.epsilon} is not within 0 and 1")
-        return how.explorer
-
-    def _best(self, losses: np.ndarray, price: float) -> np.ndarray:
-        """(Q, A) places in the arms' depths, of losses (Q, P)."""
-
-        def gain(places: np.ndarray, lost: np.ndarray) -> np.ndarray:
-            levels = np.stack([own[at] for own, at in zip(self._own, places.T, strict=True)], axis=1)
-            return np.where((places > 0).any(axis=1), -design(levels, self._num_levels) @ lost, -np.inf)
-
-        deepest = np.array([len(own) - 1 for own in self._depths])
-        return np.stack([greedy(lambda p, lost=lost: gain(p, lost), self._costs, price, deepest) for lost in losses])
-
-    def draw(
-        self, losses: np.ndarray, price: float, how: Exploring, rng: np.random.Generator
-    ) -> tuple[Decision, np.ndarray]:
-        """A decision for each query, and (Q,) its cost; losses (Q, P)."""
-        any_share = self.check(how).epsilon
-        best, sizes = self._best(losses, price), np.array([len(own) for own in self._depths])
-        whole, num = sizes - 1, len(best)
-        shares = np.array([(1 - how.shadow) * (1 - any_share), (1 - how.shadow) * any_share, how.shadow])
-        kind = rng.choice(3, num, p=shares)  # the best, any, all arms
-        any_of = rng.integers(0, sizes, (num, len(sizes)))
-        while (none := ~any_of.any(axis=1)).any():  # no arm at all is no choice
-            any_of[none] = rng.integers(0, sizes, (none.sum(), len(sizes)))
-        at = np.select([kind[:, None] == 0, kind[:, None] == 1], [best, any_of], whole)
-        feasible = float(np.prod(sizes.astype(float))) - 1
-        uniform = (feasible + 1) / sizes - (at == 0)  # choices that have an arm at that level
-        joint = shares @ np.stack([(at == best).all(axis=1), np.full(num, 1 / feasible), (at == whole).all(axis=1)])
-        marginals = np.einsum("k,kqa->qa", shares, np.stack([at == best, uniform / feasible, at == whole]))
-        depths = np.stack([own[place] for own, place in zip(self._depths, at.T, strict=True)], axis=1)
-        cost = np.sum([own[place] for own, place in zip(self._costs, at.T, strict=True)], axis=0)
-        marginals = np.concatenate([np.clip(marginals, joint[:, None], 1.0), np.ones((num, 1))], axis=1)
-        return Decision(depths.astype(np.int32), np.full(num, self._cut, np.int32), joint, marginals), cost
-
-    def price(self, losses: np.ndarray, budget: float) -> float:
-        """At which greedy choices for some of these queries cost at most the budget in the mean."""
-        losses = losses[:: -(-len(losses) // _PRICED)]
-
-        def mean_cost(price: float) -> float:
-            return float(sum(own[at].mean() for own, at in zip(self._costs, self._best(losses, price).T, strict=True)))
-
-        cheapest = min(float(own[1:].min()) for own in self._costs if len(own) > 1)
-        return least_price(mean_cost, cheapest, budget, "policy.arms_budget", _STEPS)
-
-
-Choices = ListedArms | UnlistedArms
-
-
 class ArmPolicy:
-    """Arms at one of their depths or off, all that they bring is let through.
+    """Runs each arm at one of its depths or not at all, and lets all that they bring through.
 
     Args:
-        feasible: choices (`feasible_arms`).
-        learner: of these arms, in this order.
-        price: of a unit of arms' cost, in recall.
-        how: choices are drawn.
-        id: of the learner's weights.
+        arms: the arms' names, in the funnel's order.
+        learner: of these arms.
+        depths: arm -> whole depth; 0 = it never runs.
+        budget: mean cost of the arms that run for a query.
+        costs: arm -> cost where it runs, above or equal 0; 1 where it is not named.
+        drawn_cost: of each candidate that an arm draws.
+        cap: cost that no query may exceed; None = there is no cap.
+        cut: candidates of the union that go on, ≥ 1.
+        explore: draws choices; None = the best one.
+        shadow: share of queries for which all arms run where choices are explored.
+        features: what it looks at.
         seed: of draws; None = another each time.
+
+    Errors: ValueError for a learner of other arms, features or depths, and for an explorer that needs deviations.
     """
 
     def __init__(
         self,
-        feasible: Choices,
-        learner: Losses,
+        arms: Sequence[str],
+        learner: ArmLosses,
+        depths: Mapping[str, int],
         *,
-        price: Price,
-        how: Exploring,
-        id: str = "",
+        budget: float,
+        costs: Mapping[str, float] | None = None,
+        drawn_cost: float = 0.0,
+        cap: float | None = None,
+        cut: int = 100,
+        explore: Explorer | None = None,
+        shadow: float = 0.02,
+        features: ContextFeatures | None = None,
         seed: int | None = None,
     ) -> None:
-        self.id = f"arms {id[:12]}"
-        self._feasible, self._learner, self._how = feasible, learner, how
-        self.price = price
+        self.features = features or ContextFeatures(())
+        whole = {arm: depths.get(arm, 0) for arm in arms}
+        names = tuple(feature.name for feature in self.features.columns)
+        check_learned("policy.model", learner, (names, tuple(arms)), arms, whole)
+        self.id = f"arms {learner.id[:12]}"
+        self.learner, self._budget = learner, budget
+        self._how = Drawing(explore, shadow) if explore else Drawing(EpsilonGreedy(0.0))
+        self._choices = feasible_arms(whole, learner.shallow, Costs(costs or {}, drawn_cost, cap), cut)
+        self._choices.check(self._how)
+        self._price = Price(budget, name="arms")
         self._rng, self._lock = np.random.default_rng(seed), threading.Lock()
 
-    def decide(self, features: np.ndarray) -> Decision:
+    def decide(self, queries: Sequence[Query], features: np.ndarray) -> Decision:
         """features (Q, F)."""
-        losses = self._learner.losses(features)
+        losses = self.learner.losses(features)
         with self._lock:
-            price = self.price.value
-            decision, costs = self._feasible.draw(losses, price, self._how, self._rng)
-            self.price.spend(costs)
-        return decision._replace(prices={self.price.name: price})
+            price = self._price.value
+            decision, costs = self._choices.draw(losses, price, self._how, self._rng)
+            self._price.spend(costs)
+        return decision._replace(prices={self._price.name: price})
 
+    def greedy(self) -> ArmPolicy:
+        """The same policy, at the same price, without exploring."""
+        other = copy(self)
+        other._how = Drawing(EpsilonGreedy(0.0))
+        other._price = Price(self._budget, start=self._price.value, name=self._price.name)
+        return other
 
-def feasible_arms(depths: Mapping[str, int], shallow: Sequence[int], costs: Costs, cut: int = 1) -> Choices:
-    """What a policy chooses from.
+    @property
+    def prices(self) -> dict[str, float]:
+        """The price of a unit of arms' cost, in recall."""
+        return {self._price.name: self._price.value}
 
-    Args:
-        depths: arm -> its whole depth, 0 = it never runs. In the learner's order.
-        shallow: further depths of all arms that are less deep (`Losses.shallow`).
-        cut: candidates of the union that go on.
-    """
-    if unknown := costs.run.keys() - depths.keys():
-        raise ValueError(f"policy.arms_costs: there is no arm {min(unknown)!r}; the arms are {', '.join(depths)}")
-    levels = {arm: [*(s for s in shallow if s < most), most] if most else [] for arm, most in depths.items()}
-    listed = int(np.prod([1.0 + len(own) for own in levels.values()])) <= MOST
-    return (ListedArms if listed else UnlistedArms)(levels, costs, cut, len(shallow) + 2)
+    def find_prices(
+        self, queries: Sequence[Query], features: np.ndarray, retrieve: Callable[[Policy], Pool]
+    ) -> dict[str, float]:
+        """At which the best choices for these queries cost at most the budget on average; features (Q, F)."""
+        return {"arms": self._choices.price(self.learner.losses(features), self._budget)}
 
+    def set_prices(self, prices: Mapping[str, float], label: str = "") -> None:
+        """Takes what `find_prices` gave."""
+        self._price = Price(self._budget, start=prices["arms"], name=f"arms {label}".strip())
 
-def levels_of(depths: np.ndarray, levels: Mapping[str, Sequence[int]], num_levels: int) -> np.ndarray:
-    """(N, A) levels of depths (N, A): 0 off, the deepest L − 1, those between in order."""
-    out = np.zeros(depths.shape, int)
-    for a, own in enumerate(levels.values()):
-        for place, depth in enumerate(own):
-            out[depths[:, a] == depth, a] = num_levels - 1 if place == len(own) - 1 else place + 1
-    return out
+    def follow(self, logged: Mapping[str, float]) -> None:
+        """From now on the price follows what is spent, from where it was when it was last logged."""
+        self._price.follow(logged)
 
-
-def _run(levels: Mapping[str, Sequence[int]], costs: Costs) -> dict[str, float]:
-    return {arm: float(costs.run.get(arm, 1.0)) for arm in levels}
+    def replay(self, queries: Sequence[Query], features: Sequence[Sequence[float]], decision: Decision) -> Replay:
+        """How likely these depths are drawn at today's price; features start with this policy's."""
+        if not isinstance(self._choices, ListedArms):
+            raise ValueError(
+                "policy: more choices of arms than can be listed, so a log cannot be replayed; fewer depths"
+            )
+        num = len(self.features.columns)
+        known = np.array([len(row) >= num for row in features])
+        seen = np.array([[*row[:num]] if ok else [np.nan] * num for row, ok in zip(features, known, strict=True)])
+        losses = self.learner.losses(seen.astype(np.float32))
+        at = self._choices.rows(decision.depths)
+        target = self._choices.probabilities(losses, self._price.value, self._how)[np.arange(len(at)), at]
+        propensity = decision.propensity / decision.marginals[:, -1]  # the cut's is given the arms
+        return Replay(np.where(at >= 0, target, 0.0), None, propensity, known & (at >= 0))

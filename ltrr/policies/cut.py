@@ -1,106 +1,238 @@
-"""A policy that lets arms run and then decides, query by query, how many candidates are ranked.
+"""A policy that lets arms run and then decides for each query how many candidates are ranked.
 
-Knows features, values and the table of cuts; knows nothing about what learns the values or about arms' insides. It logs
-features as it saw them and the propensity of what it drew.
-Legend: Q queries, A arms, M candidates looked at, F and C features.
+Knows features, what each cut is believed to be worth, and a price per candidate; does not know what learns the values
+or how arms work. It logs features as it saw them and the propensity of its draw.
+Legend: Q queries, A arms, M candidates looked at = cuts, F features of a query, C of a candidate, R logged rounds.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from typing import Any
 
 import numpy as np
 
-from ltrr.policies.arms import ArmPolicy
-from ltrr.policies.explorers import Explorer
-from ltrr.policies.features import RetrievalFeatures, pool_features
-from ltrr.policies.price import Price
+from ltrr.policies.explorers import EpsilonGreedy, Explorer
+from ltrr.policies.features import ContextFeatures, arms_of, check_learned, pool_features, pool_names
+from ltrr.policies.fixed import FixedPolicy
+from ltrr.policies.price import Price, best, price_for
 from ltrr.policies.table import Table
-from ltrr.protocols import Policy
-from ltrr.types import Decision, Pool
-
-
-class Values(Protocol):
-    """What a learner believes."""
-
-    def values(self, known: RetrievalFeatures) -> np.ndarray:
-        """(Q, M) expected recall of the first 1 to M candidates."""
-        ...
-
-    def deviations(self, known: RetrievalFeatures) -> np.ndarray:
-        """(Q, M) posterior deviations of `values`, for explorers that need them."""
-        ...
+from ltrr.protocols import (
+    CutLearner,
+    Exploring,
+    Learning,
+    Online,
+    Policy,
+    Priced,
+    Replay,
+    Replayable,
+    Uncertain,
+    offers,
+)
+from ltrr.types import Decision, Pool, Query, RetrievalFeatures, Revised, Rounds
 
 
 class CutPolicy:
-    """Depths as another policy has them, a cut for each query.
+    """Delegates arm depths to `before` and chooses how many candidates to rank for each query.
 
     Args:
-        before: decides, before retrieval, which arms run and how deep.
-        learner: of values.
-        num: M, the deepest cut.
-        price: of a candidate. From `adapt()` on it follows what was drawn; until then all queries pay the same.
-        explorer: of cuts.
-        id: of the learner's weights.
+        arms: the arms' names, in the funnel's order.
+        learner: of values of cuts (`ltrr.learners`); one that has not learned yet believes what `usual_values` says.
+        depths: arm -> candidates to draw, 0 = off.
+        budget: mean candidates that are ranked for a query, ≥ 1.
+        before: decides before retrieval which arms run and how deep; None = `depths` for every query.
+        explore: draws cuts; None = the best one. Its probabilities must be exact.
+        num: M, the deepest cut; None = the learner's.
+        learn: whether the learner learns from what this policy serves.
+        features: what it looks at before retrieval.
         seed: of draws; None = another each time.
+
+    Errors: ValueError for a learner of other arms, features or depths, and for an explorer without exact probabilities.
     """
 
     def __init__(
         self,
-        before: Policy,
-        learner: Values,
+        arms: Sequence[str],
+        learner: CutLearner,
+        depths: Mapping[str, int],
         *,
-        num: int,
-        price: Price,
-        explorer: Explorer,
-        id: str = "",
+        budget: float,
+        before: Policy | None = None,
+        explore: Explorer | None = None,
+        num: int | None = None,
+        learn: bool = False,
+        features: ContextFeatures | None = None,
         seed: int | None = None,
     ) -> None:
-        self.id = f"depth {id[:12]}" + (f", {before.id}" if isinstance(before, ArmPolicy) else "")
-        self._before, self.learner, self._num, self._explorer = before, learner, num, explorer
-        self._table = Table.of({"all": [num]}, range(1, num + 1))
-        self.price = price
+        self.features = features or ContextFeatures(())
+        self._fitted = bool(learner.columns[1])
+        self._num = learner.num if self._fitted else num or 60
+        if not 1 <= budget <= self._num:
+            raise ValueError(f"policy.budget: {budget:g} candidates are not from 1 to {self._num}, the deepest cut")
+        if explore and not explore.exact:
+            raise ValueError(
+                f"policy.explore: propensities of {type(explore).__name__} are estimates, and logged ones must be exact; use "
+                "Softmax, SquareCB, EpsilonGreedy or UCB here"
+            )
+        whole = {arm: depths.get(arm, 0) for arm in arms}
+        query, each = pool_names(arms, self._num)
+        self._columns = tuple(f.name for f in (*self.features.columns, *query)), tuple(f.name for f in each)
+        if self._fitted:
+            check_learned("policy.model", learner, self._columns, arms, whole, arms_of(learner.columns[1]))
+        self.learner, self._budget, self._learn = learner, budget, learn
+        self._before = before or FixedPolicy(arms, depths, self._num)
+        self._depths = [*whole.values()] if before is None else None
+        self.id = f"cut {learner.id[:12]}" + (f", {before.id}" if before else "")
+        self._explorer = explore or EpsilonGreedy(0.0)
+        self._table = Table.of({"all": [self._num]}, range(1, self._num + 1))
+        self._price = Price(budget, name="candidates")
         self._rng, self._lock = np.random.default_rng(seed), threading.Lock()
 
-    def adapt(self, logged: Mapping[str, float] | None = None) -> None:
-        """From now on prices follow what is spent: a service serves other queries than those that set them.
+    # -- deciding
 
-        logged: prices of this policy's last decision, from which they go on where they have the same name.
-        """
-        for policy in (self, self._before):
-            if isinstance(policy, CutPolicy | ArmPolicy):
-                policy.price.follow(logged or {})
-
-    def decide(self, features: np.ndarray) -> Decision:
+    def decide(self, queries: Sequence[Query], features: np.ndarray) -> Decision:
         """features (Q, F), known before retrieval."""
-        return self._before.decide(features)
+        return self._before.decide(queries, features)
 
-    def revise(self, features: np.ndarray, pool: Pool, decision: Decision) -> tuple[np.ndarray, Decision]:
-        """After the arms ran: all that was looked at, (Q, F + M · C), and the decision with its cut drawn.
+    def revise(self, queries: Sequence[Query], features: np.ndarray, pool: Pool, decision: Decision) -> Revised:
+        """Draws the cut. Its propensity, given the arms that ran, is the decision's last marginal.
 
-        Its last marginal is the cut's propensity given the arms that ran.
-
-        pool: the whole union in fused order, which is its last column.
+        Returns all that was looked at, (Q, F + M · C), to be logged.
         """
         seen = pool_features(pool, self._num)
         known = RetrievalFeatures(np.concatenate([features, seen.query], axis=1), seen.candidates)
-        believed = self.believed(known)
+        values = self.values(known)
         with self._lock:
-            price = self.price.value
-            _, cuts = self._table.draw(self.probabilities(believed, price), self._rng)
-            self.price.spend(cuts.cut)
+            price = self._price.value
+            _, cuts = self._table.draw(self.probabilities(known, values, price), self._rng)
+            self._price.spend(cuts.cut)
         marginals = decision.marginals.copy()
         marginals[:, -1] = cuts.propensity
-        whole = np.concatenate([known.query, known.candidates.reshape(len(features), -1)], axis=1)
-        prices = {**(decision.prices or {}), self.price.name: price}
-        return whole, Decision(decision.depths, cuts.cut, decision.propensity * cuts.propensity, marginals, prices)
+        logged = np.concatenate([known.query, known.candidates.reshape(len(features), -1)], axis=1)
+        prices = {**(decision.prices or {}), self._price.name: price}
+        propensity = decision.propensity * cuts.propensity
+        return Revised(logged, Decision(decision.depths, cuts.cut, propensity, marginals, prices))
 
-    def believed(self, known: RetrievalFeatures) -> tuple[np.ndarray, np.ndarray | None]:
-        """(Q, M) values of cuts, and their deviations where the explorer needs them."""
-        return self.learner.values(known), self.learner.deviations(known) if self._explorer.unsure else None
+    def values(self, known: RetrievalFeatures) -> np.ndarray:
+        """(Q, M) what cuts are believed to be worth, in recall."""
+        if self._fitted:
+            return self.learner.values(known)
+        return np.tile(usual_values(self._num), (len(known.query), 1))
 
-    def probabilities(self, believed: tuple[np.ndarray, np.ndarray | None], price: float) -> np.ndarray:
-        """(Q, M) of each cut, at a price."""
-        return self._explorer.probabilities(believed[0] - price * self._table.costs, believed[1])
+    def probabilities(self, known: RetrievalFeatures, values: np.ndarray, price: float) -> np.ndarray:
+        """(Q, M) probability of each cut, at a price per candidate."""
+        deviations = None
+        if self._explorer.unsure:
+            deviations = np.ones_like(values)
+            if self._fitted:
+                uncertain = offers(self.learner, Uncertain)
+                deviations = uncertain.deviations(known) if uncertain else None
+        return self._explorer.probabilities(values - price * self._table.costs, deviations)
+
+    def greedy(self) -> CutPolicy:
+        """The same policy, at the same prices, without exploring."""
+        other, before = copy(self), offers(self._before, Exploring)
+        other._explorer = EpsilonGreedy(0.0)
+        other._before = before.greedy() if before else self._before
+        other._price = Price(self._budget, start=self._price.value, name=self._price.name)
+        return other
+
+    # -- prices
+
+    @property
+    def prices(self) -> dict[str, float]:
+        """The price of a candidate, in recall, and those of `before`."""
+        before = offers(self._before, Priced)
+        return {**(before.prices if before else {}), self._price.name: self._price.value}
+
+    def find_prices(
+        self, queries: Sequence[Query], features: np.ndarray, retrieve: Callable[[Policy], Pool]
+    ) -> dict[str, float]:
+        """At which the best cuts of what the arms bring for these queries have the budget as their mean.
+
+        Which arms run decides what candidates are worth, so prices of `before` are found, and set, first.
+        """
+        greedy = self.greedy()
+        before, prices = offers(greedy._before, Priced), {}
+        if before:
+            prices |= before.find_prices(queries, features, retrieve)
+            before.set_prices(prices)
+        seen = pool_features(retrieve(greedy._before), self._num)
+        known = RetrievalFeatures(np.concatenate([features, seen.query], axis=1), seen.candidates)
+        return prices | {"candidates": price_for(self.values(known), self._table.costs, self._budget)}
+
+    def set_prices(self, prices: Mapping[str, float], label: str = "") -> None:
+        """Takes what `find_prices` gave."""
+        if before := offers(self._before, Priced):
+            before.set_prices(prices, label)
+        self._price = Price(self._budget, start=prices["candidates"], name=f"candidates {label}".strip())
+
+    def follow(self, logged: Mapping[str, float]) -> None:
+        """From now on prices follow what is spent, from where they were when they were last logged."""
+        if before := offers(self._before, Priced):
+            before.follow(logged)
+        self._price.follow(logged)
+
+    def cuts_at(self, features: np.ndarray, prices: Sequence[float]) -> np.ndarray:
+        """(Q, P) best cuts at other prices per candidate; features as `revise` returned them."""
+        values = self.values(self._known(features))
+        return np.stack([best(values, self._table.costs, price) + 1 for price in prices], axis=1)
+
+    # -- learning
+
+    def online(self, store: Any, policy: str) -> Learning | None:
+        """What feeds the learner with the rounds that this policy served; None without `learn`."""
+        online = offers(self.learner, Online)
+        if not self._learn:
+            return None
+        if online is None:
+            raise ValueError(f"policy.learn: {type(self.learner).__name__} learns in refits only; leave `learn` out")
+        return online.online(store, policy)
+
+    def rounds(self, features: np.ndarray, rows: np.ndarray, cut: np.ndarray, clicks: np.ndarray) -> Rounds:
+        """Rounds over U queries from what `revise` returned for them, pages in fused order up to the cut."""
+        known = self._known(features)
+        depths = None if self._depths is None else np.array(self._depths)
+        return Rounds(rows, known.query, known.candidates, cut, clicks, self._columns, depths=depths)
+
+    def refit(self, rounds: Rounds, seed: int = 0) -> None:
+        """The learner learns anew from all rounds."""
+        self.learner.refit(rounds, seed)
+        self._fitted = True
+
+    def update(self, rounds: Rounds) -> None:
+        """The learner learns from further rounds, once it was fitted."""
+        if self._fitted:
+            self.learner.update(rounds)
+
+    # -- off-policy estimation
+
+    def replay(self, queries: Sequence[Query], features: Sequence[Sequence[float]], decision: Decision) -> Replay:
+        """How likely each cut is drawn at today's price, for the logged choice of arms.
+
+        Where `before` is fixed, arms count as they were drawn: the weight of a round is that of its cut alone.
+        """
+        size = len(self._columns[0]) + self._num * len(self._columns[1])
+        known = np.array([len(row) == size for row in features]) & (decision.cut >= 1) & (decision.cut <= self._num)
+        rows = [row if ok else [np.nan] * size for row, ok in zip(features, known, strict=True)]
+        seen = self._known(np.array(rows, np.float32).reshape(len(rows), size))
+        target = self.probabilities(seen, self.values(seen), self._price.value)  # (R, M)
+        action = np.clip(decision.cut, 1, self._num) - 1
+        propensity = decision.marginals[:, -1]
+        if before := offers(self._before, Replayable):
+            arms = before.replay(queries, features, decision)
+            joint = target[np.arange(len(action)), action] * arms.target
+            return Replay(joint, None, propensity * arms.propensity, known & arms.known)
+        return Replay(target, action, propensity, known)
+
+    def _known(self, features: np.ndarray) -> RetrievalFeatures:
+        """(U, F + M · C) features as they were logged, told apart."""
+        width = len(self._columns[0])
+        return RetrievalFeatures(features[:, :width], features[:, width:].reshape(len(features), self._num, -1))
+
+
+def usual_values(num: int) -> np.ndarray:
+    """(M,) values of cuts before anything is known: relevance falls with 1 / rank."""
+    return np.cumsum(1 / np.arange(1, num + 1)) / np.sum(1 / np.arange(1, num + 1))

@@ -8,13 +8,14 @@ Legend: Q queries, K candidates of the union, M of them looked at, A arms, F fea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ltrr.types import Pool, Query
+from ltrr.types import Pool, Query, RetrievalFeatures
 
 LIMIT = 5.0  # deviations from the mean, beyond which a standardised value is cut
 _PLACES = (1, 2, 3, 5, 10, 20, 50)  # ranks of an arm's list that say how its scores fall
@@ -27,13 +28,6 @@ class Feature(NamedTuple):
 
     name: str
     unit: str
-
-
-class RetrievalFeatures(NamedTuple):
-    """What is known of Q queries after retrieval."""
-
-    query: np.ndarray  # (Q, F) float32, NaN = unknown
-    candidates: np.ndarray  # (Q, M, C) float32, 0 beyond the union's end
 
 
 class Group(NamedTuple):
@@ -228,3 +222,31 @@ def _by_rank(scores: np.ndarray, ranks: np.ndarray, deepest: int) -> np.ndarray:
     query, place, arm = np.nonzero(ranks < deepest)  # NaN is not
     out[query, arm, ranks[query, place, arm].astype(int)] = scores[query, place, arm]
     return out
+
+
+class Learned(Protocol):
+    """What a learner says of the rounds that it learned from."""
+
+    columns: tuple[tuple[str, ...], tuple[str, ...]]
+    depths: list[int] | None
+
+
+def check_learned(
+    key: str, learner: Learned, columns: tuple, arms: Sequence[str], depths: Mapping[str, int], own: Sequence[str] = ()
+) -> None:
+    """ValueError where a learner learned from other arms, features or depths than a funnel's.
+
+    columns: of this funnel, as the learner names them. own: the learner's arms, where its columns do not list them.
+    """
+    if list(own or learner.columns[1]) != list(arms):
+        raise ValueError(
+            f"{key}: it was learned from the arms {', '.join(own or learner.columns[1])}, this funnel has "
+            f"{', '.join(arms)}; give it those arms, in that order (`--arms.NAME null` takes one away)"
+        )
+    if learner.columns != columns:
+        raise ValueError(
+            f"{key}: it was learned from other features; use the `features` that its rounds were logged with"
+        )
+    if learner.depths not in (None, list(depths.values())):
+        learned = json.dumps(dict(zip(arms, learner.depths or (), strict=True)))
+        raise ValueError(f"{key}: it was learned from arms drawn to other depths; give --policy.depths '{learned}'")

@@ -1,107 +1,108 @@
-"""What a policy knows before retrieval: the groups of features that a config names, with what they need.
+"""Features before retrieval: the groups that a config names, with the parser, statistics or encoder that each needs.
 
-Knows where parsers, statistics, encoders and customers are to be found; knows nothing about how features are computed
-from them (policies/features.py). No judgement is looked at. Legend: Q queries, A arms.
+Knows which arm provides what; does not know how features are computed from it (policies/features.py) or who reads
+them. No judgement is looked at. Legend: Q queries, A arms.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from ltrr.config import ConfigError, check_known, find_class
+from ltrr.config import ConfigError, check_known
 from ltrr.data.beir import Corpus, Dataset, field_values
 from ltrr.feedback.events import normalised
 from ltrr.index import manifest
 from ltrr.policies import features
 from ltrr.policies.history import History
+from ltrr.protocols import Embedding, Profiled
 from ltrr.query_understanding.fields import number_column, year_like, years
 from ltrr.query_understanding.vocabulary import Vocabulary, normalise
+from ltrr.system.indexes import Indexes
 
 HISTORY = "history.npz"  # beside policy.model
 _FEW, _COMMON = 64, 16  # values of a field that says what kind something is; how many of them have a column
 _CACHED = 100_000  # documents whose kinds are kept at hand
 
 
-class Arms(Protocol):
-    """Opened arms of one data set, as far as features need them."""
+class Features:
+    """Makes the features that policies of one data set name.
 
-    dataset: Dataset
-    corpus: Corpus
-    folder: Path
-    specs: dict[str, dict[str, Any]]
-    settings: Mapping[str, Any]
-
-    @property
-    def drawn(self) -> list[str]: ...
-
-    def usable(self) -> list[str]: ...
-
-    def arm(self, name: str) -> Any: ...
-
-
-def open_context(names: Sequence[str], system: Arms) -> features.ContextFeatures:
-    """The groups of these names, in their order.
-
-    `history` is that of history.npz beside `policy.model`; without that file nothing is known. Errors: ConfigError for
-    an unknown name, and for a group whose arm the config does not have.
+    Args:
+        indexes: the arms that parse, embed or know customers.
+        dataset: whose queries say which locales there are.
+        arms: of the funnel, in its order.
     """
-    vocabulary = cache(partial(_vocabulary, system))
-    groups = {
-        "text": lambda: features.TEXT,
-        "time": lambda: features.TIME,
-        "locale": lambda: features.locale_features(
-            sorted({query.context.locale or "" for query in system.dataset.queries} - {""})
-        ),
-        "idf": lambda: _idf(vocabulary()),
-        "understanding": lambda: _understanding(vocabulary()),
-        "embedding": lambda: features.embedding_features(_arm(system, "dense", "embedding").embed),
-        "customer": lambda: _customer(system, vocabulary()),
-        "history": lambda: open_history(system, system.drawn, history_file(system.settings.get("policy"))).group,
-    }
-    for name in names:
-        check_known("policy.features", name, groups)
-    return features.ContextFeatures([groups[name]() for name in names])
+
+    def __init__(self, indexes: Indexes, dataset: Dataset, arms: Sequence[str]) -> None:
+        self._indexes, self._dataset, self._arms = indexes, dataset, arms
+        self._vocabulary = cache(partial(_vocabulary, indexes))
+
+    def open(self, names: Sequence[str], history: Path | None = None) -> features.ContextFeatures:
+        """The groups of these names, in their order.
+
+        history: file of the group `history` (`history_file`); without it nothing is known. Errors: ConfigError for an
+        unknown name, and for a group whose arm the config does not have.
+        """
+        locales = {query.context.locale or "" for query in self._dataset.queries} - {""}
+        groups: dict[str, Callable[[], features.Group]] = {
+            "text": lambda: features.TEXT,
+            "time": lambda: features.TIME,
+            "locale": lambda: features.locale_features(sorted(locales)),
+            "idf": lambda: _idf(self._vocabulary()),
+            "understanding": lambda: _understanding(self._vocabulary()),
+            "embedding": lambda: features.embedding_features(self._embedding("embedding").embed),
+            "customer": lambda: self._customer(),
+            "history": lambda: self.history(self._arms, history).group,
+        }
+        for name in names:
+            check_known("policy.features", name, groups)
+        return features.ContextFeatures([groups[name]() for name in names])
+
+    def history(self, arms: Sequence[str], path: Path | None = None) -> History:
+        """What a file knows of these arms (None: nothing); queries are alike where the config's dense arm says so."""
+        kinds = {name: self._indexes.kind(name) for name in arms}
+        history = History(kinds, normalised, self._embedding("history").embed)
+        if path:
+            history.load(path)
+        return history
+
+    def _arm(self, kind: str, group: str) -> Any:
+        """The first arm of a kind."""
+        for name in self._indexes.usable():
+            if self._indexes.kind(name) == kind:
+                return self._indexes.arm(name)
+        raise ConfigError(f"policy.features: {group!r} needs a {kind} arm; add one to `arms`, or leave {group!r} out")
+
+    def _embedding(self, group: str) -> Embedding:
+        return self._arm("dense", group)
+
+    def _customer(self) -> features.Group:
+        arm: Profiled = self._arm("personal", "customer")
+        return _customer(self._indexes.corpus, arm, self._vocabulary())
 
 
-def open_history(system: Arms, arms: Sequence[str], path: Path | None = None) -> History:
-    """What a file knows of these arms (None: nothing); queries are alike where the config's dense arm says so."""
-    kinds = {name: getattr(find_class("arms", system.specs[name]["class"]), "source_kind", name) for name in arms}
-    history = History(kinds, normalised, _arm(system, "dense", "history").embed)
-    if path:
-        history.load(path)
-    return history
-
-
-def history_file(options: Mapping[str, Any] | None) -> Path | None:
-    """What a policy of these options reads; None where its features have no history, or nobody wrote one yet."""
-    model, names = (options or {}).get("model"), (options or {}).get("features") or ()
+def history_file(section: Mapping[str, Any]) -> Path | None:
+    """What a policy of this section reads; None where its features have no history, or nobody wrote one yet."""
+    model, names = section.get("model"), section.get("features") or ()
     path = Path(model or "") / HISTORY
     return path if model and "history" in names and path.is_file() else None
 
 
-def history_digest(options: Mapping[str, Any] | None) -> list[str]:
-    """What the context depends on beside arms and config: none, or the checksum of `history_file`."""
-    path = history_file(options)
+def history_digest(section: Mapping[str, Any]) -> list[str]:
+    """What features depend on beside arms and names: none, or the checksum of `history_file`."""
+    path = history_file(section)
     return [hashlib.sha256(path.read_bytes()).hexdigest()] if path else []
 
 
-def _arm(system: Arms, kind: str, group: str) -> Any:
-    """The first arm of a kind."""
-    for name in system.usable():
-        if getattr(find_class("arms", system.specs[name]["class"]), "source_kind", "") == kind:
-            return system.arm(name)
-    raise ConfigError(f"policy.features: {group!r} needs a {kind} arm; add one to `arms`, or leave {group!r} out")
-
-
-def _vocabulary(system: Arms) -> Vocabulary:
+def _vocabulary(indexes: Indexes) -> Vocabulary:
     """The corpus's words and values, of all its fields, whatever the arms are."""
-    corpus, root = system.corpus, system.folder / "index" / "vocabulary"
+    corpus, root = indexes.corpus, indexes.folder / "index" / "vocabulary"
 
     def write(folder: Path) -> dict[str, int]:
         keywords = [f for f, kind in corpus.fields.items() if kind == "keyword"]
@@ -148,13 +149,13 @@ def _understanding(vocabulary: Vocabulary) -> features.Group:
     return features.understanding_features(parse, [*vocabulary.fields, *vocabulary.ranges, *kinds.values()])
 
 
-def _customer(system: Arms, vocabulary: Vocabulary) -> features.Group:
-    arm, kinds, ids = _arm(system, "personal", "customer"), _kinds(vocabulary), vocabulary.tags()
+def _customer(corpus: Corpus, arm: Profiled, vocabulary: Vocabulary) -> features.Group:
+    kinds, ids = _kinds(vocabulary), vocabulary.tags()
     at, fields = {v: i for i, v in enumerate(kinds)}, sorted({kind.partition("=")[0] for kind in kinds.values()})
 
     @lru_cache(_CACHED)
     def of(row: int) -> np.ndarray:
-        document = system.corpus[row]
+        document = corpus[row]
         values = {ids[field, value] for field in fields for value, _ in field_values(document, field)}
         return np.array([v in values for v in at], np.float32)
 

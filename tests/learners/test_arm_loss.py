@@ -13,8 +13,8 @@ from ltrr.learners.arm_loss import ArmContributions, ArmLossLearner, contributio
 from ltrr.learners.relevance import RelevanceLearner
 from ltrr.learners.rounds_data import write_rounds
 from ltrr.policies.arms import choices
-from ltrr.policies.features import RetrievalFeatures, pool_names
-from ltrr.types import Candidates, Rounds
+from ltrr.policies.features import pool_names
+from ltrr.types import Candidates, RetrievalFeatures, Rounds
 from tests.helpers import ROOT
 from tests.learners.test_rounds_data import ONE_CPU
 

@@ -9,8 +9,7 @@ import torch
 from ltrr.cli.fit import TrainingCLI
 from ltrr.learners.fusion_weights import FusionWeightsLearner
 from ltrr.learners.rounds_data import batch_of, write_rounds
-from ltrr.policies.features import RetrievalFeatures
-from ltrr.types import Rounds
+from ltrr.types import RetrievalFeatures, Rounds
 from tests.helpers import ROOT
 
 NUM, QUERIES = 8, 1000

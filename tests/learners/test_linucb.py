@@ -22,8 +22,8 @@ from ltrr.learners.linucb import LinUCB
 from ltrr.learners.router import SupervisedRouter
 from ltrr.learners.shared import between, levels
 from ltrr.policies.explorers import SquareCB, Thompson
-from ltrr.policies.features import RetrievalFeatures, Standard
-from ltrr.types import Rounds
+from ltrr.policies.features import Standard
+from ltrr.types import RetrievalFeatures, Rounds
 from tests.helpers import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))

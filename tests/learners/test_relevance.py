@@ -8,8 +8,7 @@ import torch
 
 from ltrr.learners.relevance import RelevanceLearner, depth_bins, gains
 from ltrr.learners.rounds_data import batch_of
-from ltrr.policies.features import RetrievalFeatures
-from ltrr.types import Rounds
+from ltrr.types import RetrievalFeatures, Rounds
 
 NUM, QUERIES = 8, 1500
 

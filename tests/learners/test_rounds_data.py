@@ -11,8 +11,7 @@ import yaml
 from ltrr.cli.fit import TrainingCLI
 from ltrr.learners.relevance import RelevanceLearner
 from ltrr.learners.rounds_data import LoggedRounds, read_rounds, write_rounds
-from ltrr.policies.features import RetrievalFeatures
-from ltrr.types import Rounds
+from ltrr.types import RetrievalFeatures, Rounds
 from tests.helpers import ROOT
 
 NUM = 6

@@ -10,8 +10,8 @@ import pytest
 from ltrr.learners.arm_loss import ArmLossLearner
 from ltrr.policies.arms import ArmPolicy, Costs, Exploring, ListedArms, UnlistedArms, choices, design, feasible_arms
 from ltrr.policies.explorers import UCB, EpsilonGreedy, Softmax
-from ltrr.policies.features import RetrievalFeatures
 from ltrr.policies.price import Price, best, price_for
+from ltrr.types import RetrievalFeatures
 from tests.learners.test_arm_loss import ARMS, Teacher, world
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's, on small data

@@ -22,12 +22,12 @@ from ltrr.learners.relevance import RelevanceLearner
 from ltrr.learners.rounds_data import read_rounds
 from ltrr.policies.cut import CutPolicy
 from ltrr.policies.explorers import EpsilonGreedy, Softmax
-from ltrr.policies.features import QUERY, RetrievalFeatures, pool_names, query_features
+from ltrr.policies.features import QUERY, pool_names, query_features
 from ltrr.policies.fixed import FixedPolicy
 from ltrr.policies.price import Price
 from ltrr.protocols import AfterRetrieval
 from ltrr.system.system import System
-from ltrr.types import Query
+from ltrr.types import Query, RetrievalFeatures
 from tests.helpers import script
 from tests.scripts.test_simulate_policy import CONFIG
 from tests.test_funnel import QUERIES, RandomArm

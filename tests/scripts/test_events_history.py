@@ -22,10 +22,10 @@ from ltrr.feedback.events import Action, Allocation, Impression, impressions_of
 from ltrr.feedback.store import EventStore
 from ltrr.learners.relevance import RelevanceLearner
 from ltrr.learners.rounds_data import read_rounds
-from ltrr.policies.features import RetrievalFeatures, pool_features, pool_names
+from ltrr.policies.features import pool_features, pool_names
 from ltrr.system.features import open_history
 from ltrr.system.system import System, open_systems
-from ltrr.types import Candidates, Context, Query, Rounds
+from ltrr.types import Candidates, Context, Query, RetrievalFeatures, Rounds
 from tests.helpers import ROOT, WORDS
 
 START = datetime(2026, 1, 5, 12, tzinfo=UTC)

@@ -16,11 +16,11 @@ from ltrr.feedback.events import Impression
 from ltrr.feedback.store import EventStore
 from ltrr.funnel import Funnel
 from ltrr.learners.relevance import RelevanceLearner
-from ltrr.policies.features import QUERY, RetrievalFeatures, pool_features, pool_names, query_features
+from ltrr.policies.features import QUERY, pool_features, pool_names, query_features
 from ltrr.policies.fixed import FixedPolicy
 from ltrr.serving.app import create_app
 from ltrr.system.system import open_systems
-from ltrr.types import Rounds
+from ltrr.types import RetrievalFeatures, Rounds
 from tests.helpers import ROOT
 
 sys.path.insert(0, str(ROOT))

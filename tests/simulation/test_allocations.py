@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ltrr.fusion import ConvexFusion, take, union
-from ltrr.policies import fixed
-from ltrr.policies.fixed import best_slots, outcomes, slot_order
 from ltrr.policies.table import Table
+from ltrr.simulation import allocations
+from ltrr.simulation.allocations import best_slots, outcomes, slot_order
 from ltrr.types import Candidates
 
 ARMS = ("a", "b", "c")
@@ -66,7 +66,7 @@ def test_the_best_allocation_is_the_best_of_all(pool, grades):
 
 
 def test_too_many_allocations_are_given_in_portions(pool, grades, monkeypatch):
-    monkeypatch.setattr(fixed, "MOST", 10)
+    monkeypatch.setattr(allocations, "MOST", 10)
     slots, value = best_slots(pool.ranks, grades > 0, np.maximum(grades.sum(axis=1), 1), 7)
     assert sum(slots) == 7
     assert {n % 2 for n in slots} == {0, 1}  # portions of two, and one that is left
