@@ -1,4 +1,4 @@
-# make install | quickstart [DATA=BEIR folder, zip or hub name] | test | check
+# make install | quickstart [DATA=BEIR folder, zip or hub name] | test | check | docs
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 FAISS := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install quickstart test check clean
+.PHONY: install quickstart test check docs clean
 
 install: $(VENV)/.installed
 
@@ -27,6 +27,10 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_floors.py
+
+docs: install
+	$(PIP) install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

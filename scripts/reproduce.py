@@ -1,10 +1,12 @@
-"""Every figure of docs/results.md: mining, training, evaluations, benchmark, in order; what is done is not done again.
+"""Runs every step behind docs/results/ in order: mining, training, evaluations, simulations, benchmarks.
 
 python scripts/reproduce.py [--shared ../shared/data] [--only NAME …] [--list]
 
-About five hours on 2 cores, each training at most 20 minutes. Killed, it goes on with the step it was at; a training
-goes on from its last checkpoint. Delete a step's folder to do it again; its results.json alone, to
-put together anew what it kept. Afterwards: python scripts/results.py
+Skips a step whose result file exists. Resumes a killed run at its step, and a killed training at its last checkpoint.
+Delete a step's folder to run it again; delete only its results.json to build the result again from the parts it kept.
+Takes about five hours on 2 cores, each training at most 20 minutes. Afterwards run: python scripts/results.py
+
+Knows commands and files; does not know what a step computes.
 """
 
 from __future__ import annotations
@@ -21,223 +23,205 @@ from typing import NamedTuple
 from ltrr.cli.arguments import main
 from ltrr.files import atomic_write
 
-_RUNS = Path("runs")
+COMMANDS = {  # the word that a step below uses -> the start of its command line
+    "fit": "train.py fit",
+    "evaluate": "scripts/evaluate.py",
+    "mine": "scripts/mine.py",
+    "expand": "scripts/expand.py",
+    "person_queries": "scripts/person_queries.py",
+    "quickstart": "scripts/quickstart.py",
+    "click_models": "scripts/click_models.py",
+    "memory": "scripts/simulate_memory.py",
+    "attack": "scripts/attack_memory.py",
+    "arrivals": "scripts/simulate_fresh.py",
+    "policy": "scripts/simulate.py",
+    "arms": "scripts/simulate_arms.py",
+    "rank_costs": "scripts/rank_costs.py",
+    "off_policy": "scripts/ope.py",
+    "personal": "scripts/personal.py",
+    "benchmark_store": "scripts/benchmark_store.py",
+    "benchmark_memory": "scripts/benchmark_memory.py",
+    "benchmark_policy": "scripts/benchmark_policy.py",
+    "benchmark": "scripts/benchmark.py",
+}
+RUNS = Path("runs")
 
 
 class Step(NamedTuple):
-    """A command and the file whose presence says that it is done."""
+    """A command, and the file below `RUNS` whose presence marks the step as done."""
 
     name: str
+    command: str  # {data} = folder of the data sets
     done: str
-    command: str  # {data} = the folder of data sets
 
 
-def fit(name: str, config: str, data: str, *options: str) -> Step:
-    """A training with its own run folder."""
-    given = f"--data.path {{data}}/{data} --id {name} --trainer.logger false"
-    command = f"train.py fit --config configs/{config}.yaml {given} {' '.join(options)}"
-    return Step(name, f"{name}/export/ltrr.json", command)
+def step(name: str, script: str, options: str = "", done: str = "") -> Step:
+    """A step that writes results.json to its own folder, or the file `done`."""
+    return Step(name, f"{COMMANDS[script]} {options}".strip(), done or f"{name}/results.json")
+
+
+def folder_step(name: str, script: str, options: str, done: str = "") -> Step:
+    """The same for a script that takes its folder as --out."""
+    return step(name, script, f"{options} --out runs/{name}", done and f"{name}/{done}")
+
+
+def fit(name: str, data: str, *options: str) -> Step:
+    """A training of the config before the dash in its name."""
+    folder = f"--config configs/{name.partition('-')[0]}.yaml --data.path {{data}}/{data} --id {name}"
+    return step(name, "fit", " ".join([folder, "--trainer.logger false", *options]), f"{name}/export/ltrr.json")
 
 
 def table(name: str, data: str, *options: str) -> Step:
-    """An evaluation on test."""
-    command = f"scripts/evaluate.py --data {{data}}/{data} --split test --out runs/{name} {' '.join(options)}"
-    return Step(name, f"{name}/results.json", command)
+    """An evaluation on test queries."""
+    return folder_step(name, "evaluate", " ".join([f"--data {data} --split test", *options]))
 
 
-def mined(name: str, data: str, *options: str) -> Step:
+def mined(name: str, data: str, options: str) -> Step:
     """Negatives or candidates."""
-    command = f"scripts/mine.py --data {{data}}/{data} --out runs/mined/{name} {' '.join(options)}"
-    return Step(f"mined/{name}", f"mined/{name}/mining.json", command)
+    return folder_step(f"mined/{name}", "mine", f"--data {data} --arm rrf {options}", "mining.json")
 
 
-_SCIFACT, _MSRD = "scifact", "msrd-movies"
-_NEGATIVES = "--data.negatives '[\"runs/mined/scifact/negatives.trec\"]'"
-_RRF = "--fusion.method rrf"
-_EXPAND = "scripts/expand.py --model runs/doc2query-scifact/export --data {data}/scifact --num_queries 10"
-_ANYBODY = "--data {data}/msrd-movies --data.query_fields '[]'"  # nobody is named: customers are drawn
-_RECUR = f"{_ANYBODY} --data.qrels qrels-random --fusion.added '{{memory: 3}}'"  # the weight was chosen on its dev
-_CATALOGUE = "--data runs/quickstart/catalogue"
-_STEPS = "--trainer.max_epochs -1 --trainer.check_val_every_n_epoch null"
-_LINEAR, _UCB = "ltrr.learners.linucb.LinUCB", "{class: ltrr.policies.explorers.UCB, width: 0.1}"
-_PEERS = {  # beside policy-msrd: another learner, another explorer, or both
-    "linucb": (_LINEAR, "{}", _UCB),
-    "linucb-gains": (_LINEAR, "{noise: 0.1, levels: 2, l2: 1000}", _UCB),
-    "linucb-cut": (_LINEAR, "{per: cut, l2: 10000}", _UCB),
-    "lints": (_LINEAR, "{}", "{class: ltrr.policies.explorers.Thompson, samples: 32}"),
-    "router": ("ltrr.learners.router.SupervisedRouter", "{}", "{class: ltrr.policies.explorers.EpsilonGreedy}"),
-    "vowpal": ("_vowpal.Vowpal", "{}", "{class: ltrr.policies.explorers.SquareCB}"),
-    "squarecb": (None, None, "{class: ltrr.policies.explorers.SquareCB, floor: 0.05}"),
-    "greedy": (None, None, "{class: ltrr.policies.explorers.EpsilonGreedy}"),
-    "thompson": (None, None, "{class: ltrr.policies.explorers.Thompson, samples: 32}"),
+SCIFACT, MSRD, CATALOGUE = "{data}/scifact", "{data}/msrd-movies", "runs/quickstart/catalogue"
+NEGATIVES = "--data.negatives '[\"runs/mined/scifact/negatives.trec\"]'"
+STEPS_ONLY = "--trainer.max_epochs -1 --trainer.check_val_every_n_epoch null"
+EXPAND = f"--model runs/doc2query-scifact/export --data {SCIFACT} --num_queries 10"
+ANYBODY = f"--data {MSRD} --data.query_fields '[]'"  # queries name no customer: customers are drawn
+RECURRING = f"{ANYBODY} --data.qrels qrels-random --fusion.added '{{memory: 3}}'"  # the weight was chosen on its dev
+TRAINED_ARMS = (
+    "--data.arms.dense.model runs/dense-msrd/export "
+    "--data.arms.sparse '{class: ltrr.arms.sparse.Splade, model: runs/splade-msrd/export}'"
+)
+PREDICTED = (
+    "--data.arms.memory '{class: ltrr.arms.memory.Memory, model: offline, expansion: runs/observed-msrd, "
+    "predicted: 1.0}'"
+)
+LINUCB, UCB = "ltrr.learners.linucb.LinUCB", "UCB, width: 0.1"
+THOMPSON = "Thompson, samples: 32"
+PEERS = {  # beside policy-msrd: another explorer, its learner, the learner's arguments
+    "linucb": (UCB, LINUCB, "{}"),
+    "linucb-gains": (UCB, LINUCB, "{noise: 0.1, levels: 2, l2: 1000}"),
+    "linucb-cut": (UCB, LINUCB, "{per: cut, l2: 10000}"),
+    "lints": (THOMPSON, LINUCB, "{}"),
+    "router": ("EpsilonGreedy", "ltrr.learners.router.SupervisedRouter", "{}"),
+    "vowpal": ("SquareCB", "_vowpal.Vowpal", "{}"),
+    "squarecb": ("SquareCB, floor: 0.05", "", ""),
+    "greedy": ("EpsilonGreedy", "", ""),
+    "thompson": (THOMPSON, "", ""),
 }
 
 
 def peer(name: str) -> Step:
-    learner, arguments, explorer = _PEERS[name]
+    """A simulation of MSRD's policy of cuts with another explorer, or another learner too."""
+    explorer, learner, arguments = PEERS[name]
     model = f"--model '{{class_path: {learner}, init_args: {arguments}}}' " if learner else ""
-    command = f"scripts/simulate.py --data {{data}}/msrd-movies --no-perfect {model}--explore '{explorer}' "
-    return Step(f"policy-{name}", f"policy-{name}/results.json", f"{command}--out runs/policy-{name}")
+    explore = f"--explore '{{class: ltrr.policies.explorers.{explorer}}}'"
+    return folder_step(f"policy-{name}", "policy", f"--data {MSRD} --no-perfect {model}{explore}")
 
 
 STEPS = [
-    table("scifact", _SCIFACT),
-    table("msrd", _MSRD),
-    mined("scifact", _SCIFACT, "--arm rrf --split train --window 3 60 --num 20"),
-    fit("dense-scifact", "dense", _SCIFACT, _NEGATIVES),
-    fit(
-        "dense-msrd", "dense", _MSRD, _STEPS, "--trainer.max_steps 700 --trainer.val_check_interval 175",
-        "--data.batch_size 32 --model.network.max_length 128 --data.dev_documents 4000",
-    ),
-    table("scifact-dense", _SCIFACT, "--arms.dense.model runs/dense-scifact/export"),
-    table("msrd-dense", _MSRD, "--arms.dense.model runs/dense-msrd/export"),
-    fit("splade-scifact", "splade", _SCIFACT, _NEGATIVES, "--model.network.model runs/dense-scifact/export"),
-    fit(
-        "splade-msrd", "splade", _MSRD, _STEPS, "--model.network.model runs/dense-msrd/export",
+    table("scifact", SCIFACT),
+    table("msrd", MSRD),
+    mined("scifact", SCIFACT, "--split train --window 3 60 --num 20"),
+    fit("dense-scifact", "scifact", NEGATIVES),
+    fit("dense-msrd", "msrd-movies", STEPS_ONLY, "--trainer.max_steps 700 --trainer.val_check_interval 175",
+        "--data.batch_size 32 --model.network.max_length 128 --data.dev_documents 4000"),
+    table("scifact-dense", SCIFACT, "--arms.dense.model runs/dense-scifact/export"),
+    table("msrd-dense", MSRD, "--arms.dense.model runs/dense-msrd/export"),
+    fit("splade-scifact", "scifact", NEGATIVES, "--model.network.model runs/dense-scifact/export"),
+    fit("splade-msrd", "msrd-movies", STEPS_ONLY, "--model.network.model runs/dense-msrd/export",
         "--trainer.max_steps 500 --trainer.val_check_interval 125",
-        "--model.network.max_length 128 --data.title_pairs 0 --data.dev_documents 4000",
-    ),
-    table("scifact-sparse", _SCIFACT, "--arms.sparse.model runs/splade-scifact/export"),
-    table("msrd-sparse", _MSRD, "--arms.sparse.model runs/splade-msrd/export"),
-    # The ranker learns from what untrained arms bring: the trained ones know the positives of train.
-    mined("scifact-ranker", _SCIFACT, "--arm rrf --split train --window 1 50 --margin none"),
-    mined("msrd-ranker", _MSRD, "--arm rrf --split train --window 1 50 --margin none"),
-    mined("scifact-dev", _SCIFACT, "--arm rrf --split dev --candidates --num 20"),
-    mined("msrd-dev", _MSRD, "--arm rrf --split dev --candidates --num 20"),
-    fit(
-        "cross_encoder-scifact", "cross_encoder", _SCIFACT, "--model.network.model runs/dense-scifact/export",
+        "--model.network.max_length 128 --data.title_pairs 0 --data.dev_documents 4000"),
+    table("scifact-sparse", SCIFACT, "--arms.sparse.model runs/splade-scifact/export"),
+    table("msrd-sparse", MSRD, "--arms.sparse.model runs/splade-msrd/export"),
+    # The ranker learns from candidates of untrained arms: trained ones have seen the positives of train.
+    mined("scifact-ranker", SCIFACT, "--split train --window 1 50 --margin none"),
+    mined("msrd-ranker", MSRD, "--split train --window 1 50 --margin none"),
+    mined("scifact-dev", SCIFACT, "--split dev --candidates --num 20"),
+    mined("msrd-dev", MSRD, "--split dev --candidates --num 20"),
+    fit("cross_encoder-scifact", "scifact", "--model.network.model runs/dense-scifact/export",
         "--data.negatives '[\"runs/mined/scifact-ranker/negatives.trec\"]'",
-        "--data.candidates runs/mined/scifact-dev/candidates.trec",
-    ),
-    fit(
-        "cross_encoder-msrd", "cross_encoder", _MSRD, "--model.network.model runs/dense-msrd/export",
+        "--data.candidates runs/mined/scifact-dev/candidates.trec"),
+    fit("cross_encoder-msrd", "msrd-movies", "--model.network.model runs/dense-msrd/export",
         "--model.network.max_length 160 --trainer.max_steps 500 --trainer.val_check_interval 125",
         "--data.negatives '[\"runs/mined/msrd-ranker/negatives.trec\"]'",
-        "--data.candidates runs/mined/msrd-dev/candidates.trec",
-    ),
-    table("scifact-ranked", _SCIFACT, _RRF, "--ranker.model runs/cross_encoder-scifact/export"),
-    table("msrd-ranked", _MSRD, _RRF, "--ranker.model runs/cross_encoder-msrd/export"),
+        "--data.candidates runs/mined/msrd-dev/candidates.trec"),
+    table("scifact-ranked", SCIFACT, "--fusion.method rrf --ranker.model runs/cross_encoder-scifact/export"),
+    table("msrd-ranked", MSRD, "--fusion.method rrf --ranker.model runs/cross_encoder-msrd/export"),
     # Generated queries, without and with the filter, beside full text tuned on the same queries.
-    fit("doc2query-scifact", "doc2query", _SCIFACT),
-    Step("expanded-scifact", "expanded-scifact/ltrr.json", f"{_EXPAND} --out runs/expanded-scifact"),
-    Step(
-        "copied-scifact", "filtered-scifact/manifest.json",
-        "-c \"import shutil; shutil.copytree('runs/expanded-scifact', 'runs/filtered-scifact', "
-        "ignore=shutil.ignore_patterns('ltrr.json'))\"",
-    ),
-    Step(
-        "filtered-scifact", "filtered-scifact/ltrr.json",
-        f"{_EXPAND} --out runs/filtered-scifact --filter runs/cross_encoder-scifact/export",
-    ),
-    table(
-        "scifact-expanded", _SCIFACT, "--arms.lexical.tune fusion --fusion.arms '[lexical, dense]'",
-        "--arms.expanded.class ltrr.arms.lexical.Lexical --arms.expanded.expansion runs/expanded-scifact",
-        "--arms.filtered.class ltrr.arms.lexical.Lexical --arms.filtered.expansion runs/filtered-scifact",
-    ),
+    fit("doc2query-scifact", "scifact"),
+    folder_step("expanded-scifact", "expand", EXPAND, "ltrr.json"),
+    Step("copied-scifact",
+         "-c \"import shutil; shutil.copytree('runs/expanded-scifact', 'runs/filtered-scifact', "
+         "ignore=shutil.ignore_patterns('ltrr.json'))\"", "filtered-scifact/manifest.json"),
+    folder_step("filtered-scifact", "expand", f"{EXPAND} --filter runs/cross_encoder-scifact/export", "ltrr.json"),
+    table("scifact-expanded", SCIFACT, "--arms.lexical.tune fusion --fusion.arms '[lexical, dense]'",
+          "--arms.expanded.class ltrr.arms.lexical.Lexical --arms.expanded.expansion runs/expanded-scifact",
+          "--arms.filtered.class ltrr.arms.lexical.Lexical --arms.filtered.expansion runs/filtered-scifact"),
     # All trained models together.
-    table(
-        "scifact-ltrr", _SCIFACT, "--arms.dense.model runs/dense-scifact/export",
-        "--arms.sparse.model runs/splade-scifact/export --ranker.model runs/cross_encoder-scifact/export",
-    ),
-    table(
-        "msrd-ltrr", _MSRD, "--arms.dense.model runs/dense-msrd/export",
-        "--arms.sparse.model runs/splade-msrd/export --ranker.model runs/cross_encoder-msrd/export",
-    ),
-    Step("person_queries", "msrd/person_queries.json",
-         "scripts/person_queries.py --data {data}/msrd-movies --results runs/msrd"),
-    Step("quickstart", "quickstart/cost.json", "scripts/quickstart.py --fresh"),
+    table("scifact-ltrr", SCIFACT, "--arms.dense.model runs/dense-scifact/export",
+          "--arms.sparse.model runs/splade-scifact/export --ranker.model runs/cross_encoder-scifact/export"),
+    table("msrd-ltrr", MSRD, "--arms.dense.model runs/dense-msrd/export",
+          "--arms.sparse.model runs/splade-msrd/export --ranker.model runs/cross_encoder-msrd/export"),
+    step("person_queries", "person_queries", f"--data {MSRD} --results runs/msrd", "msrd/person_queries.json"),
+    step("quickstart", "quickstart", "--fresh", "quickstart/cost.json"),
     # What feedback teaches. The catalogue's generated queries are those of quickstart's 30 steps.
-    Step("click_models", "click_models/results.json", "scripts/click_models.py"),
-    Step("expanded-catalogue", "expanded-catalogue/ltrr.json",
-         "scripts/expand.py --model runs/quickstart/models/doc2query/export --data runs/quickstart/catalogue "
-         "--num_queries 3 --max_query_length 12 --max_length 64 --out runs/expanded-catalogue"),
-    Step("memory-catalogue", "memory-catalogue/results.json",
-         f"scripts/simulate_memory.py {_CATALOGUE} --out runs/memory-catalogue --rounds 1000 5000 50000 --by intent"),
-    Step("memory-shared", "memory-shared/results.json",
-         f"scripts/simulate_memory.py {_CATALOGUE} --out runs/memory-shared --rounds 5000 50000 --seeds 5 --by intent "
-         "--data.query_fields '[locale, time, device]' --observed runs/observed-catalogue"),
-    Step("memory-predicted", "memory-predicted/results.json",
-         f"scripts/simulate_memory.py {_CATALOGUE} --out runs/memory-predicted --rounds 5000 --by intent "
-         "--arms.memory.expansion runs/expanded-catalogue"),
-    Step("catalogue-observed", "catalogue-observed/results.json",
-         "scripts/evaluate.py --data runs/quickstart/catalogue --split test --out runs/catalogue-observed --by intent "
-         "--arms.lexical.tune fusion --arms.observed.class ltrr.arms.lexical.Lexical "
-         "--arms.observed.expansion runs/observed-catalogue --fusion.arms '[lexical, structured, dense]'"),
-    Step("memory-msrd", "memory-msrd/results.json",
-         f"scripts/simulate_memory.py {_ANYBODY} --out runs/memory-msrd --rounds 20000 100000 --seeds 3"),
-    Step("memory-msrd-random", "memory-msrd-random/results.json",
-         f"scripts/simulate_memory.py {_RECUR} --out runs/memory-msrd-random "
-         "--rounds 20000 100000 --seeds 3"),
-    Step("memory-msrd-eta", "memory-msrd-eta/results.json",
-         f"scripts/simulate_memory.py {_RECUR} --out runs/memory-msrd-eta "
-         "--rounds 100000 --seeds 2 --eta 2"),
-    Step("attack", "attack/results.json", f"scripts/attack_memory.py {_CATALOGUE} --out runs/attack"),
-    Step("attack-patient", "attack-patient/results.json",
-         f"scripts/attack_memory.py {_CATALOGUE} --clicks 100 --out runs/attack-patient"),
-    Step("fresh", "fresh/results.json", f"scripts/simulate_fresh.py {_CATALOGUE} --out runs/fresh"),
+    step("click_models", "click_models"),
+    folder_step("expanded-catalogue", "expand", f"--model runs/quickstart/models/doc2query/export --data {CATALOGUE} "
+        "--num_queries 3 --max_query_length 12 --max_length 64", "ltrr.json"),
+    folder_step("memory-catalogue", "memory", f"--data {CATALOGUE} --rounds 1000 5000 50000 --by intent"),
+    folder_step("memory-shared", "memory", f"--data {CATALOGUE} --rounds 5000 50000 --seeds 5 --by intent "
+        "--data.query_fields '[locale, time, device]' --observed runs/observed-catalogue"),
+    folder_step("memory-predicted", "memory",
+        f"--data {CATALOGUE} --rounds 5000 --by intent --arms.memory.expansion runs/expanded-catalogue"),
+    table("catalogue-observed", CATALOGUE, "--by intent --arms.lexical.tune fusion",
+          "--arms.observed.class ltrr.arms.lexical.Lexical --arms.observed.expansion runs/observed-catalogue",
+          "--fusion.arms '[lexical, structured, dense]'"),
+    folder_step("memory-msrd", "memory", f"{ANYBODY} --rounds 20000 100000 --seeds 3"),
+    folder_step("memory-msrd-random", "memory", f"{RECURRING} --rounds 20000 100000 --seeds 3"),
+    folder_step("memory-msrd-eta", "memory", f"{RECURRING} --rounds 100000 --seeds 2 --eta 2"),
+    folder_step("attack", "attack", f"--data {CATALOGUE}"),
+    folder_step("attack-patient", "attack", f"--data {CATALOGUE} --clicks 100"),
+    folder_step("fresh", "arrivals", f"--data {CATALOGUE}"),
     # What a policy learns.
-    Step("policy-msrd", "policy-msrd/results.json",
-         "scripts/simulate.py --data {data}/msrd-movies --out runs/policy-msrd"),
-    Step("policy-msrd-shuffled", "policy-msrd-shuffled/results.json",
-         "scripts/simulate.py --data {data}/msrd-movies --out runs/policy-msrd-shuffled --no-perfect --shuffle"),
-    Step("policy-msrd-cascade", "policy-msrd-cascade/results.json",
-         "scripts/simulate.py --data {data}/msrd-movies --out runs/policy-msrd-cascade --no-perfect --cascade"),
-    Step("policy-scifact", "policy-scifact/results.json",
-         "scripts/simulate.py --data {data}/scifact --data.arms.people null --folds 5 --no-perfect --passes 1 5 "
-         "--out runs/policy-scifact"),
-    Step("policy-catalogue", "policy-catalogue/results.json",
-         "scripts/simulate.py --config configs/policy_catalogue.yaml --data runs/quickstart/catalogue --passes 1 5 "
-         "--out runs/policy-catalogue"),
-    Step("policy-msrd-joins", "policy-msrd-joins/results.json",
-         "scripts/simulate.py --data {data}/msrd-movies --change joins:dense --passes 1 2 --no-perfect "
-         "--out runs/policy-msrd-joins"),
-    Step("policy-msrd-leaves", "policy-msrd-leaves/results.json",
-         "scripts/simulate.py --data {data}/msrd-movies --change leaves:title --passes 1 2 --no-perfect "
-         "--out runs/policy-msrd-leaves"),
-    *map(peer, _PEERS),
-    Step("policy-weights", "policy-weights/results.json",
-         "scripts/simulate.py --data {data}/msrd-movies --no-perfect --weights --out runs/policy-weights"),
-    Step("policy-ranked", "policy-ranked/results.json",
-         "scripts/rank_costs.py --policy runs/policy-msrd --ranker runs/cross_encoder-msrd/export "
-         "--out runs/policy-ranked"),
-    # Trained arms: the policy learns from queries that are new to them; then from those that they were trained on; then
-    # with a memory of what customers who asked train queries clicked on.
-    Step("observed-msrd", "observed-msrd/manifest.json",
-         f"scripts/simulate_memory.py {_ANYBODY} --rounds 100000 --seeds 1 --out runs/memory-observed "
-         "--observed runs/observed-msrd"),
-    *(Step(f"policy-trained{name}", f"policy-trained{name}/results.json",
-           "scripts/simulate.py --data {data}/msrd-movies --no-perfect --data.arms.dense.model runs/dense-msrd/export "
-           "--data.arms.sparse '{class: ltrr.arms.sparse.Splade, model: runs/splade-msrd/export}' "
-           f"{options} --out runs/policy-trained{name}")
-      for name, options in (
-          ("", "--learn dev --passes 1 5"), ("-naive", ""),
-          ("-memory", "--learn dev --passes 1 5 --data.arms.memory '{class: ltrr.arms.memory.Memory, model: offline, "
-                      "expansion: runs/observed-msrd, predicted: 1.0}'"))),
-    Step("policy-arms", "policy-arms/results.json",
-         "scripts/simulate_arms.py --data {data}/msrd-movies --out runs/policy-arms"),
-    Step("policy-depths", "policy-depths/results.json",
-         "scripts/simulate_arms.py --data {data}/msrd-movies --drawn_cost 0.01 --model.init_args.shallow '[10, 30]' "
-         "--out runs/policy-depths"),
-    Step("policy-msrd-ten", "policy-msrd-ten/results.json",
-         "scripts/simulate.py --data {data}/msrd-movies --out runs/policy-msrd-ten --passes 10 --no-perfect"),
-    Step("ope-simulated", "ope-simulated/results.json", "scripts/ope.py --simulate --out runs/ope-simulated"),
-    Step("ope-open-bandit", "ope-open-bandit/results.json",
-         "scripts/ope.py --open-bandit {data}/open-bandit --out runs/ope-open-bandit"),
-    Step("personal", "personal/results.json",
-         "scripts/personal.py --data {data}/lastfm-hetrec2k --out runs/personal"),
-    Step("store", "store/results.json", "scripts/benchmark_store.py"),
-    Step("benchmark_memory", "benchmark_memory/results.json", "scripts/benchmark_memory.py"),
-    Step("benchmark_policy", "benchmark_policy/results.json", "scripts/benchmark_policy.py"),
-    Step("benchmark", "benchmark/benchmark.json", "scripts/benchmark.py --data {data}/msrd-movies --device cpu"),
+    folder_step("policy-msrd", "policy", f"--data {MSRD}"),
+    folder_step("policy-msrd-shuffled", "policy", f"--data {MSRD} --no-perfect --shuffle"),
+    folder_step("policy-msrd-cascade", "policy", f"--data {MSRD} --no-perfect --cascade"),
+    folder_step("policy-scifact", "policy",
+        f"--data {SCIFACT} --data.arms.people null --folds 5 --no-perfect --passes 1 5"),
+    folder_step("policy-catalogue", "policy",
+        f"--config configs/policy_catalogue.yaml --data {CATALOGUE} --passes 1 5"),
+    folder_step("policy-msrd-joins", "policy", f"--data {MSRD} --change joins:dense --passes 1 2 --no-perfect"),
+    folder_step("policy-msrd-leaves", "policy", f"--data {MSRD} --change leaves:title --passes 1 2 --no-perfect"),
+    *map(peer, PEERS),
+    folder_step("policy-weights", "policy", f"--data {MSRD} --no-perfect --weights"),
+    folder_step("policy-ranked", "rank_costs", "--policy runs/policy-msrd --ranker runs/cross_encoder-msrd/export"),
+    # Trained arms: the policy learns from queries that are new to them; then from those that they were trained on;
+    # then with a memory of the clicks of customers who asked train queries.
+    step("observed-msrd", "memory", f"{ANYBODY} --rounds 100000 --seeds 1 --observed runs/observed-msrd "
+         "--out runs/memory-observed", "observed-msrd/manifest.json"),
+    folder_step("policy-trained", "policy", f"--data {MSRD} --no-perfect {TRAINED_ARMS} --learn dev --passes 1 5"),
+    folder_step("policy-trained-naive", "policy", f"--data {MSRD} --no-perfect {TRAINED_ARMS}"),
+    folder_step("policy-trained-memory", "policy",
+        f"--data {MSRD} --no-perfect {TRAINED_ARMS} --learn dev --passes 1 5 {PREDICTED}"),
+    folder_step("policy-arms", "arms", f"--data {MSRD}"),
+    folder_step("policy-depths", "arms", f"--data {MSRD} --drawn_cost 0.01 --model.init_args.shallow '[10, 30]'"),
+    folder_step("policy-msrd-ten", "policy", f"--data {MSRD} --passes 10 --no-perfect"),
+    folder_step("ope-simulated", "off_policy", "--simulate"),
+    folder_step("ope-open-bandit", "off_policy", "--open-bandit {data}/open-bandit"),
+    folder_step("personal", "personal", "--data {data}/lastfm-hetrec2k"),
+    step("store", "benchmark_store"),
+    step("benchmark_memory", "benchmark_memory"),
+    step("benchmark_policy", "benchmark_policy"),
+    step("benchmark", "benchmark", f"--data {MSRD} --device cpu", "benchmark/benchmark.json"),
 ]  # fmt: skip
 
 
 def commit() -> str:
-    """The commit that is checked out, "+" where something was changed since; "" where there is no git."""
+    """The commit that is checked out, with "+" if tracked files changed since; "" without git."""
     try:
         head, changed = (
-            subprocess.run(["git", *what], capture_output=True, text=True).stdout.strip()
-            for what in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+            subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()
+            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except FileNotFoundError:
         return ""
@@ -245,12 +229,28 @@ def commit() -> str:
 
 
 def needed(command: str) -> list[Step]:
-    """Steps whose folders a command names, and what those need, first things first."""
-    out: list[Step] = []
-    for step in STEPS:
-        if re.search(rf"runs/{step.name}(?![\w-])", command) and step.command != command:
-            out += [s for s in (*needed(step.command), step) if s not in out]
-    return out
+    """Steps whose folders a command names, after the steps that those need."""
+    steps: list[Step] = []
+    for other in STEPS:
+        if re.search(rf"runs/{other.name}(?![\w-])", command) and other.command != command:
+            steps += [s for s in (*needed(other.command), other) if s not in steps]
+    return steps
+
+
+def execute(step: Step, command: str) -> None:
+    """Runs a step and records its seconds and commit; raises ValueError if the command fails."""
+    again = " --ckpt_path last" if (RUNS / step.name / "ckpt" / "last.ckpt").exists() else ""
+    cost_file = RUNS / "costs" / f"{step.name.replace('/', '-')}.json"
+    begun = (RUNS / step.name).is_dir()
+    before = json.loads(cost_file.read_text()) if begun and cost_file.exists() else {}  # the parts kept cost that
+    start = time.perf_counter()
+    finished = subprocess.run(f"{sys.executable} {command}{again}", shell=True)
+    if finished.returncode:
+        raise ValueError(f"{step.name} ended with status {finished.returncode}; run the same command to resume it")
+    seconds = round(before.get("seconds", 0.0) + time.perf_counter() - start, 1)
+    cost = {"seconds": seconds, "resumed": begun and not before, "commit": commit()}
+    with atomic_write(cost_file) as temporary:
+        temporary.write_text(json.dumps(cost) + "\n", encoding="utf-8")
 
 
 def run() -> None:
@@ -259,30 +259,17 @@ def run() -> None:
     parser.add_argument("--only", nargs="*", help="names of steps")
     parser.add_argument("--list", action="store_true", help="show the steps and whether they are done")
     flags = parser.parse_args()
-    known = [step.name for step in STEPS]
-    if unknown := set(flags.only or ()) - set(known):
-        raise ValueError(f"--only: no step {min(unknown)!r}; there are {', '.join(known)}")
+    names = [step.name for step in STEPS]
+    if unknown := set(flags.only or ()) - set(names):
+        raise ValueError(f"--only: no step {min(unknown)!r}; there are {', '.join(names)}")
     for step in STEPS:
         if flags.only and step.name not in flags.only:
             continue
-        done = (_RUNS / step.done).exists()
+        done = (RUNS / step.done).exists()
         command = step.command.replace("{data}", flags.shared)
         print(f"{'done' if done else 'to do'}: {step.name}: python {command}", flush=True)
-        if done or flags.list:
-            continue
-        again = " --ckpt_path last" if (_RUNS / step.name / "ckpt" / "last.ckpt").exists() else ""
-        spent = _RUNS / "costs" / f"{step.name.replace('/', '-')}.json"
-        begun = (_RUNS / step.name).is_dir()
-        kept = begun and spent.exists()  # what it left there cost as much
-        earlier = float(json.loads(spent.read_text())["seconds"]) if kept else 0.0
-        start = time.perf_counter()
-        finished = subprocess.run(f"{sys.executable} {command}{again}", shell=True)
-        if finished.returncode:
-            raise ValueError(f"{step.name} ended with status {finished.returncode}; the same command goes on there")
-        seconds = round(earlier + time.perf_counter() - start, 1)
-        cost = {"seconds": seconds, "resumed": begun and not kept, "commit": commit()}
-        with atomic_write(spent) as temporary:
-            temporary.write_text(json.dumps(cost) + "\n", encoding="utf-8")
+        if not (done or flags.list):
+            execute(step, command)
 
 
 if __name__ == "__main__":

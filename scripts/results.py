@@ -1,72 +1,30 @@
-"""Writes docs/results.md and the table of README.md from what the commands in it wrote: no figure is typed by hand.
+"""Writes docs/results/, one page an experiment, and README.md's table from the results of scripts/reproduce.py.
 
-python scripts/results.py [--runs runs] [--out docs/results.md]
+python scripts/results.py [--runs runs] [--out docs/results] [--readme README.md]
 
-What --runs does not have stays as the document has it, so that a few steps can be measured again elsewhere.
+A page holds two written parts: commands, cost and goals up to `<!-- figures -->`, and the figures from there to
+`<!-- end -->`. Commands, costs and goals are written each time; figures that --runs does not have stay as they are, so
+that steps can be measured on different machines. Title, question and remarks of a page are edited by hand.
+
+Knows pages, goals (docs/results/goals.yaml) and results.json; does not know how a figure was computed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from _goals import GOALS, HEADLINES, met
-from reproduce import STEPS, needed
+import yaml
+from reproduce import STEPS, Step, needed
 
 from ltrr.cli.arguments import main
 from ltrr.files import atomic_write
 
-_README = Path(__file__).parent.parent / "README.md"
-_PARTS = [  # title, folder; trained models come after what they are compared with
-    ("SciFact (BEIR), test, nothing trained", "scifact"),
-    ("MSRD movies, test (by group), nothing trained", "msrd"),
-    ("SciFact, trained bi-encoder", "scifact-dense"),
-    ("MSRD, trained bi-encoder", "msrd-dense"),
-    ("SciFact, trained SPLADE", "scifact-sparse"),
-    ("MSRD, trained SPLADE", "msrd-sparse"),
-    ("SciFact, trained cross-encoder over RRF of untrained arms", "scifact-ranked"),
-    ("MSRD, trained cross-encoder over RRF of untrained arms", "msrd-ranked"),
-    ("SciFact, full text with generated queries", "scifact-expanded"),
-    ("SciFact, all trained models", "scifact-ltrr"),
-    ("MSRD, all trained models", "msrd-ltrr"),
-    ("The embedded catalogue (synthetic), test, trained for a few steps", "quickstart"),
-    ("The catalogue, full text with the queries that simulated customers found documents with", "catalogue-observed"),
-]
-_EXPERIMENTS = [  # title, step; with a table.md, or with figures in results.json
-    ("Memory on the catalogue, simulated clicks", "memory-catalogue"),
-    ("Memory on the catalogue where everybody asks everything, simulated clicks", "memory-shared"),
-    ("Memory on the catalogue that starts from predicted scores", "memory-predicted"),
-    ("Memory on MSRD, recurring queries (random split), simulated clicks", "memory-msrd-random"),
-    ("The same, where customers look less far than memory believes (η 2)", "memory-msrd-eta"),
-    ("Memory on MSRD, no recurring queries (split by group), simulated clicks", "memory-msrd"),
-    ("A policy of cuts on MSRD, one pass over the train queries", "policy-msrd"),
-    ("The same after ten passes", "policy-msrd-ten"),
-    ("Off-policy estimates on simulated logs", "ope-simulated"),
-    ("Off-policy estimates on the Open Bandit logs", "ope-open-bandit"),
-    ("A policy of cuts where every query is told another's features", "policy-msrd-shuffled"),
-    ("The same where customers look from the top until they are satisfied", "policy-msrd-cascade"),
-    ("A policy of cuts on SciFact, five folds over all judged queries", "policy-scifact"),
-    ("A policy of cuts on the catalogue", "policy-catalogue"),
-    ("A policy of cuts on MSRD where the dense arm joins after the first pass", "policy-msrd-joins"),
-    ("A policy of cuts on MSRD where the title arm falls silent after the first pass", "policy-msrd-leaves"),
-    ("Arms switched off before retrieval on MSRD", "policy-arms"),
-    ("Arms drawn to 0, 10, 30 or 100, each candidate at a hundredth of an arm's cost", "policy-depths"),
-    ("Weights of the arms learned query by query, beside a policy of cuts, on MSRD", "policy-weights"),
-    ("What a policy of cuts saves a cross-encoder on MSRD", "policy-ranked"),
-    ("A policy of cuts on MSRD over trained arms, learned from queries that are new to them", "policy-trained"),
-    ("The same, learned from the queries that the arms were trained on", "policy-trained-naive"),
-    ("The same with a memory of what train's customers clicked on, learned from new queries", "policy-trained-memory"),
-    ("One customer's 10,000 clicks", "attack"),
-    ("One customer's 100 clicks, within their budget", "attack-patient"),
-    ("An explorer for entities that arrive later, on the catalogue", "fresh"),
-    ("Personal retrieval on Last.fm, a fifth of each listener's artists left out", "personal"),
-    ("Click models: error of estimated examination, 200,000 impressions", "click_models"),
-    ("Event store", "store"),
-    ("Memory at size", "benchmark_memory"),
-    ("Decisions and updates of a policy", "benchmark_policy"),
-]
-_PEERS = {  # step -> learner, explorer; on the same queries, features and arms, each with rounds of its own
+PEERS = {  # step -> learner, explorer; all with the same queries, features and arms, each with rounds of its own
     "policy-msrd": ("ours", "softmax"),
     "policy-squarecb": ("ours", "SquareCB"),
     "policy-greedy": ("ours", "ε-greedy"),
@@ -78,186 +36,221 @@ _PEERS = {  # step -> learner, explorer; on the same queries, features and arms,
     "policy-router": ("supervised router", "ε-greedy"),
     "policy-vowpal": ("Vowpal Wabbit, each cut", "SquareCB"),
 }
+GOAL_HEAD = ["| what | measured | goal |", "| --- | ---: | --- |"]
+COST_HEAD = ["| step | minutes | commit |", "| --- | ---: | --- |"]
 
 
-def whatever_is_in(path: Path) -> dict:
-    """A JSON file, {} where it is not there yet."""
-    return json.loads(path.read_text()) if path.exists() else {}
+class Goal(NamedTuple):
+    """A figure that was asked for; goals.yaml explains the fields."""
+
+    name: str
+    figure: str
+    bound: str
+    minus: str = ""
+    pick: str = ""
+    complement: bool = False
+    readme: bool = False
+
+    @property
+    def page(self) -> str:
+        """The step that measures it."""
+        return self.figure.partition("/")[0]
+
+    def value(self, results: dict[str, dict]) -> float:
+        """The figure in the results of all steps; raises KeyError if its step was not measured."""
+        values = list(reach(results, self.figure.split("/")))
+        value = {"max": max, "min": min}[self.pick](values) if self.pick else values[0]
+        if self.minus:
+            value -= next(reach(results, self.minus.split("/")))
+        return 1 - value if self.complement else value
+
+    def met(self, value: float | None) -> bool:
+        """Whether a figure keeps the bound; one that was not measured does not."""
+        sign, _, number = self.bound.rpartition(" ")
+        if value is None:
+            return False
+        if sign.startswith("within"):  # "within .002 of"
+            return abs(value - float(number)) <= float(sign.split()[1])
+        return {">=": value >= float(number), ">": value > float(number), "<=": value <= float(number)}[sign]
+
+    def row(self, value: float | None, name: str) -> str:
+        return f"| {name} | {'not measured' if value is None else f'{value:.4g}'} | {self.bound} |"
 
 
-def table(folder: Path) -> str:
-    """The Markdown table of an evaluation, without its title."""
-    return (folder / "table.md").read_text(encoding="utf-8").split("\n\n", 1)[1]
+def reach(node: Any, path: list[str]) -> Iterator[float]:
+    """The figures at a path of goals.yaml; raises KeyError or IndexError if a part of it is missing."""
+    if not path:
+        yield node
+        return
+    key, *rest = path
+    if key == "*":
+        children = list(node.values()) if isinstance(node, dict) else node
+    elif isinstance(node, dict):
+        children = [v for k, v in node.items() if k != key[1:]] if key.startswith("!") else [node[key]]
+    elif "=" in key:
+        wanted = {name: values.split("|") for name, _, values in (pair.partition("=") for pair in key.split(","))}
+        children = [row for row in node if all(str(row[name]) in values for name, values in wanted.items())]
+        if not children:
+            raise KeyError(key)
+    else:
+        children = [node[int(key)]]
+    for child in children:
+        yield from reach(child, rest)
 
 
-def experiment(folder: Path, found: dict) -> list[str]:
-    """Its table, or one of the figures in its results.json."""
-    if (folder / "table.md").exists():
-        return (folder / "table.md").read_text(encoding="utf-8").splitlines()
-    flat = {k: v for k, v in found.items() if not isinstance(v, dict)}
-    rows = ({"": flat} if flat else {}) | {k: v for k, v in found.items() if isinstance(v, dict)}
-    return ["| what | figures |", "| --- | --- |"] + [
-        f"| {name} | {', '.join(f'{key} {_short(value)}' for key, value in row.items())} |"
-        for name, row in rows.items()
-    ]
+def read_json(path: Path) -> dict:
+    """A JSON file, {} if it does not exist."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _short(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}"
+def results_of(runs: Path, step: Step) -> dict:
+    """The figures of a step: its results.json and the JSON file that marks it as done."""
+    return read_json(runs / step.name / "results.json") | read_json(runs / step.done)
 
 
-def peers(runs: Path, commands: dict[str, str]) -> list[str]:
-    """Gap closed and cost saved of each learner, where it was measured."""
-    found = {step: whatever_is_in(runs / step / "results.json") for step in _PEERS}
-    if not all(found.values()):
+def rows_of(text: str) -> dict[str, list[str]]:
+    """First cell -> other cells, of a page's Markdown tables without links."""
+    lines = (line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| ---"))
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return {first.removeprefix("[").partition("](")[0]: rest for first, *rest in rows}
+
+
+def fill(path: Path, parts: dict[str, list[str]]) -> None:
+    """Writes parts of a page, each from its marker `<!-- NAME -->` to the next marker; an empty part stays."""
+    text = path.read_text(encoding="utf-8")
+    for name, lines in parts.items():
+        before, marker, after = text.partition(f"<!-- {name} -->\n")
+        if not marker or "<!-- " not in after:
+            raise ValueError(f"{path}: no part from <!-- {name} --> to another marker")
+        if lines:
+            text = before + marker + "\n".join(lines) + "\n" + after[after.index("<!-- ") :]
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def table(results: dict) -> list[str]:
+    """Figures as a Markdown table, a row for each dictionary in the results."""
+    if "baseline" in results:  # person queries: systems, each beside the baseline
+        head = f"| system | {results['measure']} | 95 % interval | p (Holm) against {results['baseline']} |"
+        lines = [f"{results['n']} queries.", "", head, "| --- | ---: | ---: | ---: |"]
+        for name, row in results["systems"].items():
+            p = "" if row["p"] is None else f"{row['p']:.4f}"
+            lines.append(f"| {name} | {row['mean']:.4f} | {row['low']:.3f} to {row['high']:.3f} | {p} |")
+        return lines
+    results = results.get("figures", results)
+    flat = {k: v for k, v in results.items() if not isinstance(v, dict)}
+    rows = ({"": flat} if flat else {}) | {k: v for k, v in results.items() if isinstance(v, dict)}
+    lines = ["| what | figures |", "| --- | --- |"]
+    for name, row in rows.items():
+        figures = (f"{key} {value if isinstance(value, str) else f'{value:.4g}'}" for key, value in row.items())
+        lines.append(f"| {name} | {', '.join(figures)} |")
+    return lines
+
+
+def figures_of(runs: Path, step: Step, results: dict, plots: Path) -> list[str]:
+    """A step's table, tuned parameters and plots, which are copied beside the pages; nothing if it was not run."""
+    if not results:
         return []
-    lines = [
-        "Each cut and router read the query's columns (fused scores and how arms' scores fall are among them), Vowpal"
-    ]
-    lines += [
-        "Wabbit also those of the candidate at the cut, the others all candidates'. Settings were chosen on dev",
-        "(docs/experiments.md).",
-        "",
-    ]
-    lines += [f"    python {commands[step]}".replace("{data}", "../shared/data") for step in _PEERS if found[step]]
-    keys = [f"K={k}" for k in (5, 10, 20)]
-    heads = [f"{figure}, {key}" for figure in ("gap closed", "cost saved") for key in keys]
-    lines += ["", f"| learner | explorer | seeds | {' | '.join(heads)} |", f"| --- | --- | ---: |{' ---: |' * 6}"]
-    for step, (learner, explorer) in _PEERS.items():
-        if told := found[step]:
-            values = [told[figure][key] for figure in ("gap_closed", "cost_saved") for key in keys]
-            cells = [f"{v['mean']:.2f} ({v['low']:.2f} to {v['high']:.2f})" for v in values]
-            lines.append(f"| {learner} | {explorer} | {told['seeds']} | {' | '.join(cells)} |")
+    written = runs / step.name / "table.md"
+    lines = written.read_text(encoding="utf-8").strip("\n").splitlines() if written.exists() else table(results)
+    if lines[0].startswith("# "):  # the page has a title
+        lines = lines[2:]
+    tuned = results.get("tuned", {})
+    lines += [""] * bool(tuned)
+    lines += [f"- {name}: on {v['on']}: `{json.dumps(v['parameters'])}`" for name, v in sorted(tuned.items())]
+    for plot in sorted([*(runs / step.name).glob("*.png"), *(runs / step.name).glob("plots/*.png")]):
+        plots.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(plot, plots / f"{step.name}-{plot.name}")
+        lines += ["", f"![{plot.stem} of {step.name}]({plots.name}/{step.name}-{plot.name})"]
     return lines
 
 
-def kept_of(path: Path) -> dict[str, list[str]]:
-    """Title -> lines of each section of the document as it is."""
-    sections: dict[str, list[str]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        if line.startswith("## "):
-            sections[line[3:]] = []
-        elif sections:
-            sections[[*sections][-1]].append(line)
-    return {title: "\n".join(lines).strip("\n").splitlines() for title, lines in sections.items()}
-
-
-def rows_of(lines: list[str]) -> dict[str, list[str]]:
-    """First cell -> the others, of a Markdown table."""
-    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("|")]
-    return {first: rest for first, *rest in rows[2:]}
-
-
-def evaluation(runs: Path, name: str, command: str, costs: dict) -> list[str]:
-    """Commands, minutes of training, table and what was tuned of a step that evaluates."""
-    before, tuned = needed(command), json.loads((runs / name / "results.json").read_text())["tuned"]
-    lines = _shown([*(step.command for step in before), command])
-    if fits := [costs[s.name]["seconds"] for s in before if "train.py" in s.command and s.name in costs]:
-        lines += ["", f"Training, together: {sum(fits) / 60:.1f} minutes."]
-    lines += ["", table(runs / name)]
-    return lines + [f"- {k}: on {v['on']}: `{json.dumps(v['parameters'])}`" for k, v in sorted(tuned.items())]
-
-
-def named(people: dict) -> list[str]:
-    """Queries that name a person."""
-    head = f"| system | {people['measure']} | 95 % interval | p (Holm) against {people['baseline']} |"
-    lines = _shown(["scripts/person_queries.py --data {data}/msrd-movies --results runs/msrd"])
-    lines += ["", f"{people['n']} queries.", "", head, "| --- | ---: | ---: | ---: |"]
-    for name, row in people["systems"].items():
-        p = "" if row["p"] is None else f"{row['p']:.4f}"
-        lines.append(f"| {name} | {row['mean']:.4f} | {row['low']:.3f} to {row['high']:.3f} | {p} |")
+def peers(results: dict[str, dict]) -> list[str]:
+    """Gap closed and cost saved of each learner and explorer; nothing unless all were measured."""
+    if not all(results[name] for name in PEERS):
+        return []
+    keys = [(figure, f"K={k}") for figure in ("gap_closed", "cost_saved") for k in (5, 10, 20)]
+    heads = " | ".join(f"{figure.replace('_', ' ')}, {k}" for figure, k in keys)
+    lines = [f"| learner | explorer | seeds | {heads} |", f"| --- | --- | ---: |{' ---: |' * len(keys)}"]
+    for name, (learner, explorer) in PEERS.items():
+        values = [results[name][figure][k] for figure, k in keys]
+        cells = " | ".join(f"{v['mean']:.2f} ({v['low']:.2f} to {v['high']:.2f})" for v in values)
+        lines.append(f"| {learner} | {explorer} | {results[name]['seeds']} | {cells} |")
     return lines
 
 
-def speed(bench: dict) -> list[str]:
-    lines = [*_shown(["scripts/benchmark.py --data {data}/msrd-movies --device cpu"]), "", "Compare ratios, not times."]
-    lines += ["", "| what | figures |", "| --- | --- |"]
-    for name, row in bench["figures"].items():
-        lines.append(f"| {name} | {', '.join(f'{key} {value:.3g}' for key, value in row.items())} |")
-    return lines
+def costs_of(runs: Path, before: str) -> dict[str, str]:
+    """Step -> row with its minutes and commit, earlier measurements included."""
+    rows = {name: cells for name, cells in rows_of(before).items() if name != "step"}
+    for path in (runs / "costs").glob("*.json"):
+        cost = read_json(path)
+        minutes = f"{cost['seconds'] / 60:.1f}{', its last part' if cost['resumed'] else ''}"
+        rows[path.stem] = [minutes, cost.get("commit", "not recorded")]
+    return {name: f"| {name} | {' | '.join(cells)} |" for name, cells in sorted(rows.items())}
 
 
-def minutes(costs: dict, before: list[str]) -> list[str]:
-    """Of each step, those of earlier measurements included."""
-    rows = rows_of(before)
-    for name, cost in costs.items():
-        spent = f"{cost['seconds'] / 60:.1f}{', its last part' if cost['resumed'] else ''}"
-        rows[name] = [spent, cost.get("commit", "not recorded")]
-    lines = [*_shown(["scripts/reproduce.py"]), "", "| step | minutes | commit |", "| --- | ---: | --- |"]
-    return lines + [f"| {name} | {' | '.join(rest)} |" for name, rest in sorted(rows.items())]
-
-
-def goals(figures: dict, before: list[str]) -> tuple[list[str], list[str], list[str], int]:
-    """Rows of all goals, of the headlines, of those that are not met, and how many are."""
-    every, old = ["| what | measured | goal |", "| --- | ---: | --- |"], rows_of(before)
-    chosen, missed, num_met = every[:], every[:], 0
-    assert {what for what, *_ in GOALS} >= HEADLINES
-    for what, find, sign, goal in GOALS:
-        try:
-            value: float | None = find(figures)
-        except KeyError:
-            told = old.get(what, ["not measured"])[0]
-            value = None if told == "not measured" else float(told)
-        every.append(f"| {what} | {'not measured' if value is None else f'{value:.4g}'} | {sign} {goal} |")
-        good = value is not None and met(value, sign, goal)
-        num_met += good
-        if what in HEADLINES:
-            chosen.append(every[-1])
-        if not good:
-            missed.append(every[-1])
-    return every, chosen, missed, num_met
-
-
-def _shown(commands: list[str]) -> list[str]:
-    return [f"    python {command}".replace("{data}", "../shared/data") for command in commands]
+def commands_of(steps: list[Step], costs: dict[str, str]) -> list[str]:
+    """The commands of steps as a code block, and what those steps cost."""
+    rows = [costs[name] for step in steps if (name := step.name.replace("/", "-")) in costs]
+    commands = [f"    python {step.command}".replace("{data}", "../shared/data") for step in steps]
+    return ["", "## Command and cost", "", *commands, "", *(COST_HEAD if rows else []), *rows]
 
 
 def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--readme", type=Path, default=Path(__file__).parents[1] / "README.md")
     flags = parser.parse_args()
-    runs, commands, kept = flags.runs, {step.name: step.command for step in STEPS}, kept_of(flags.out)
-    read = {name: whatever_is_in(runs / name / "results.json") for _, name in (*_PARTS, *_EXPERIMENTS)}
-    costs = {path.stem: json.loads(path.read_text()) for path in sorted((runs / "costs").glob("*.json"))}
-    people = whatever_is_in(runs / "msrd" / "person_queries.json")
-    bench = whatever_is_in(runs / "benchmark" / "benchmark.json")
-    figures = {name: read[name]["systems"] for _, name in _PARTS if read[name]}
-    figures |= {name: read[name] for _, name in _EXPERIMENTS}
-    figures |= {"people": people.get("systems", {}), "speed": bench.get("figures", {})}
-    figures["quickstart cost"] = whatever_is_in(runs / "quickstart" / "cost.json")
-    every, chosen, missed, num_met = goals(figures, kept.get("Goals", []))
-    made = {"Goals": every}
-    made |= {title: evaluation(runs, name, commands[name], costs) if read[name] else [] for title, name in _PARTS}
-    made["MSRD test queries that name a person and no title"] = named(people) if people else []
-    for title, name in _EXPERIMENTS:
-        shown = [*(step.command for step in needed(commands[name])), commands[name]]
-        made[title] = [*_shown(shown), "", *experiment(runs / name, read[name])] if read[name] else []
-    made["Policies of other schools on MSRD, one pass"] = peers(runs, commands)
-    made["Speed"] = speed(bench) if bench else []
-    made["Minutes of each step"] = minutes(costs, kept.get("Minutes of each step", []))
-    lines = [
-        "# Results",
-        "",
-        "Made by `python scripts/results.py` from what the commands below wrote, on 2 CPU cores and no GPU. What has no"
-        " figure was not measured by this version yet."
-        " Parameters were fitted on the splits listed under each table and nothing else. docs/experiments.md says which"
-        " test figures were seen during development and what came of it.",
-    ]
-    for title, own in made.items():
-        if own := own or kept.get(title, []):
-            lines += ["", f"## {title}", "", *own]
-    with atomic_write(flags.out) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    before, rest = _README.read_text(encoding="utf-8").split("<!-- results -->")
-    told = f"{num_met} of {len(GOALS)} goals are met; these are not, or not measured yet:"
-    text = (
-        "\n".join([f"{before}<!-- results -->", *chosen, "", told, "", *missed, "<!-- /results -->"])
-        + rest.split("<!-- /results -->")[1]
+    pages = {path.stem: path for path in sorted(flags.out.glob("*.md"))}
+    goals = [Goal(**row) for row in yaml.safe_load((flags.out / "goals.yaml").read_text(encoding="utf-8"))]
+    steps = {step.name: step for step in STEPS}
+    results = {name: results_of(flags.runs, step) for name, step in steps.items()}
+
+    # 1) Goals and costs: new figures where there are any, else those of the pages.
+    before = rows_of(pages["index"].read_text(encoding="utf-8"))
+    values: dict[str, float | None] = {}
+    for goal in goals:
+        try:
+            values[goal.name] = goal.value(results)
+        except (KeyError, IndexError):
+            cell = before.get(goal.name, ["not measured"])[0]
+            values[goal.name] = None if cell == "not measured" else float(cell)
+    costs = costs_of(flags.runs, pages["costs"].read_text(encoding="utf-8"))
+
+    # 2) One page an experiment.
+    met: dict[str, str] = {}
+    for name, path in pages.items():
+        if name == "policy-peers":
+            head, figures = commands_of([steps[peer] for peer in PEERS], costs), peers(results)
+        elif name in steps:
+            head = commands_of([*needed(steps[name].command), steps[name]], costs)
+            figures = figures_of(flags.runs, steps[name], results[name], flags.out / "plots")
+        else:
+            continue
+        if asked := [goal for goal in goals if goal.page == name]:
+            met[name] = f"{sum(goal.met(values[goal.name]) for goal in asked)} of {len(asked)}"
+            rows = [goal.row(values[goal.name], goal.name) for goal in asked]
+            head += ["", "## Goals", "", f"Met: {met[name]}.", "", *GOAL_HEAD, *rows]
+        fill(path, {"command": [*head, "", "## Figures", ""], "figures": figures and ["", *figures, ""]})
+
+    # 3) The index, the costs, README's headlines and the goals that are missed.
+    links = []
+    for name in dict.fromkeys([*steps, *pages]):  # in the order of steps, other pages after them
+        if name in pages and name != "index":
+            title = pages[name].read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+            links.append(f"- [{title}]({name}.md){f': {met[name]} goals met' if name in met else ''}")
+    rows = [goal.row(values[goal.name], f"[{goal.name}]({goal.page}.md)") for goal in goals]
+    fill(
+        pages["index"],
+        {"pages": ["", "## Pages", "", *links, ""], "goals": ["", "## Goals", "", *GOAL_HEAD, *rows, ""]},
     )
-    with atomic_write(_README) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(f"written: {flags.out}, {_README}")
+    fill(pages["costs"], {"figures": ["", *COST_HEAD, *costs.values(), ""]})
+    headlines = [goal.row(values[goal.name], goal.name) for goal in goals if goal.readme]
+    missed = [goal.row(values[goal.name], goal.name) for goal in goals if not goal.met(values[goal.name])]
+    count = f"{len(goals) - len(missed)} of {len(goals)} goals are met; these are not, or not measured yet:"
+    fill(flags.readme, {"results": [*GOAL_HEAD, *headlines, "", count, "", *GOAL_HEAD, *missed]})
+    print(f"written: {flags.out}, {flags.readme}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def reference() -> SentenceTransformer:
 
 
 def test_the_id_of_the_offline_model_stays():
-    """Indexes and docs/results.md name it: another id would have all of them built again."""
+    """Indexes and docs/results/ name it: another id would have all of them built again."""
     weights = "1009370bf5c35b70db0aeabf0ff92b661832aee74509501cc5ace0989bb4feea"
     assert load_encoder().id == f"offline@{weights};max_length=256;query_prompt='';document_prompt=''"
 

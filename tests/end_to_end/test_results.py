@@ -1,4 +1,4 @@
-"""The figures of docs/results.md on real data, by the commands that stand there (minutes: encoding is most of it)."""
+"""The figures of docs/results/ on real data, by the commands that stand there (minutes: encoding is most of it)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_msrd(cache, tmp_path):
 
 
 def test_a_few_minutes_of_training_pay_on_scifact(cache, tmp_path):
-    """The path of README: fit, export, index, table. docs/results.md has the figures of the whole recipe."""
+    """The path of README: fit, export, index, table. docs/results/ has the figures of the whole recipe."""
     data = shared("scifact")
     flags = ("--config", ROOT / "configs/dense.yaml", "--data.path", data, "--trainer.default_root_dir", tmp_path)
     steps = ("--trainer.max_epochs", "-1", "--trainer.max_steps", "60", "--trainer.check_val_every_n_epoch", "100")
