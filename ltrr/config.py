@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_type_hints
@@ -15,6 +16,61 @@ from typing import Any, Literal, Self, get_type_hints
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+RENAMED = {  # a module, class or function of version 0.1 -> its path today; kept for one version
+    "ltrr.arms.fields": "ltrr.query_understanding.fields",
+    "ltrr.arms.tagging": "ltrr.query_understanding.tagging",
+    "ltrr.arms.understanding": "ltrr.query_understanding.vocabulary",
+    "ltrr.core": "ltrr.types",
+    "ltrr.data.catalogue": "ltrr.data.synthetic_music.catalogue",
+    "ltrr.data.catalogue_customers": "ltrr.data.synthetic_music.customers",
+    "ltrr.data.catalogue_names": "ltrr.data.synthetic_music.names",
+    "ltrr.data.catalogue_queries": "ltrr.data.synthetic_music.queries",
+    "ltrr.data.catalogue_truth": "ltrr.data.synthetic_music.truth",
+    "ltrr.data.catalogue_world": "ltrr.data.synthetic_music.world",
+    "ltrr.data.rounds": "ltrr.learners.rounds_data",
+    "ltrr.evaluate.beir": "ltrr.evaluation.experiment",
+    "ltrr.evaluate.nearest": "ltrr.evaluation.nearest",
+    "ltrr.evaluate.regret": "ltrr.evaluation.regret",
+    "ltrr.evaluate.report": "ltrr.evaluation.report",
+    "ltrr.feedback.heads": "ltrr.learners.online_heads",
+    "ltrr.feedback.simulate": "ltrr.simulation.feedback",
+    "ltrr.fuse": "ltrr.fusion",
+    "ltrr.models.arms": "ltrr.learners.arm_loss",
+    "ltrr.models.arms.ArmsModule": "ltrr.learners.arm_loss.ArmLossLearner",
+    "ltrr.models.backbone": "ltrr.encoders.backbone",
+    "ltrr.models.bandit": "ltrr.learners.relevance",
+    "ltrr.models.bandit.BanditModule": "ltrr.learners.relevance.RelevanceLearner",
+    "ltrr.models.clicked": "ltrr.learners.rounds_module",
+    "ltrr.models.clicked.ClickedModule": "ltrr.learners.rounds_module.RoundsModule",
+    "ltrr.models.cross_encoder": "ltrr.encoders.cross_encoder",
+    "ltrr.models.dense": "ltrr.encoders.bi_encoder",
+    "ltrr.models.depth_network": "ltrr.learners.relevance_network",
+    "ltrr.models.depth_network.DepthNetwork": "ltrr.learners.relevance_network.RelevanceNetwork",
+    "ltrr.models.doc2query": "ltrr.encoders.doc2query",
+    "ltrr.models.fusion": "ltrr.learners.fusion_weights",
+    "ltrr.models.fusion.FusionModule": "ltrr.learners.fusion_weights.FusionWeightsLearner",
+    "ltrr.models.generator": "ltrr.encoders.generator",
+    "ltrr.models.losses": "ltrr.encoders.losses",
+    "ltrr.models.sparse_head": "ltrr.encoders.sparse_head",
+    "ltrr.models.sparse_network": "ltrr.encoders.sparse_network",
+    "ltrr.models.splade": "ltrr.encoders.splade",
+    "ltrr.models.training": "ltrr.encoders.training",
+    "ltrr.policy.actions": "ltrr.policies.table",
+    "ltrr.policy.actions.Price": "ltrr.policies.price.Price",
+    "ltrr.policy.arms": "ltrr.policies.arms",
+    "ltrr.policy.baselines": "ltrr.policies.fixed",
+    "ltrr.policy.depth": "ltrr.policies.cut",
+    "ltrr.policy.depth.DepthPolicy": "ltrr.policies.cut.CutPolicy",
+    "ltrr.policy.explore": "ltrr.policies.explorers",
+    "ltrr.policy.features": "ltrr.policies.features",
+    "ltrr.policy.features.Known": "ltrr.types.RetrievalFeatures",
+    "ltrr.policy.history": "ltrr.policies.history",
+    "ltrr.policy.linear": "ltrr.learners.linear",
+    "ltrr.policy.ope": "ltrr.evaluation.estimate",
+    "ltrr.policy.peers": "ltrr.learners.linucb",
+    "ltrr.policy.peers.SupervisedRouter": "ltrr.learners.router.SupervisedRouter",
+    "ltrr.ranking.ranker": "ltrr.rankers.cross_encoder",
+}
 # Constructor arguments that the system gives, where a config does not.
 INJECTED = ("encoder", "sparse_encoder", "scorer", "corpus", "order", "learner", "features", "before", "explore")
 
@@ -84,8 +140,18 @@ def check_value(where: str, value: Any, hint: Any) -> Any:
         raise ConfigError(f"{where}{below}: {first['msg']}, got {str(value)[:200]!r}") from None
 
 
+def current_path(path: str) -> str:
+    """Translates a `package.module.Class` of version 0.1 to its path today, with a DeprecationWarning; others stay."""
+    module, _, name = path.rpartition(".")
+    current = RENAMED.get(path) or (f"{RENAMED[module]}.{name}" if module in RENAMED else path)
+    if current != path:
+        warnings.warn(f"{path} has moved: write {current}", DeprecationWarning, stacklevel=2)
+    return current
+
+
 def find_class(where: str, path: str) -> type:
-    """The class at `package.module.Class`."""
+    """The class at `package.module.Class`, which may be its path of version 0.1."""
+    path = current_path(path)
     module, _, name = path.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from jsonargparse import get_loader, set_loader
 from jsonargparse.typing import PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -31,6 +33,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
 
+from ltrr.config import RENAMED, current_path
 from ltrr.data.pairs import Pairs
 from ltrr.encoders.training import Export, SeedSteps, Throughput, emulates_bfloat16
 from ltrr.learners.arm_loss import ArmLossLearner
@@ -45,6 +48,7 @@ _POLICIES = RelevanceLearner, FusionWeightsLearner, ArmLossLearner  # they learn
 _WRAPPED = ("Does not validate", "Problem with given class_path")  # what jsonargparse puts around a reason
 _NOISE = re.compile(r"Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|" + "|".join(_WRAPPED))
 _KEY = re.compile(r'Parser key "([^"]+)":')
+_LOADER = "yaml of ltrr"  # YAML in which class paths of version 0.1 still mean the same classes
 
 
 class _RunFolder(Callback):
@@ -91,7 +95,7 @@ class _RunFolder(Callback):
 
 
 class TrainingCLI(LightningCLI):
-    """Runs `fit` or `validate` of any module under ltrr.models; ValueError for a user's mistakes.
+    """Runs `fit` or `validate` of any module under ltrr.encoders and ltrr.learners; ValueError for a user's mistakes.
 
     What it learns from are `Pairs`, or `LoggedRounds` where the module learns from a policy's.
     """
@@ -109,7 +113,7 @@ class TrainingCLI(LightningCLI):
                 seed_everything_default=0,
                 auto_configure_optimizers=False,
                 trainer_defaults={"default_root_dir": "runs", "use_distributed_sampler": False},
-                parser_kwargs={"exit_on_error": False},
+                parser_kwargs={"exit_on_error": False, "parser_mode": _LOADER},
                 args=args,
             )
         except MisconfigurationException as error:
@@ -141,7 +145,7 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
-            super().parse_arguments(parser, args)
+            self.config = parser.parse_args([_current(arg) for arg in (sys.argv[1:] if args is None else args)])
         except ArgumentError as error:
             raise ValueError(readable(str(error), self._subcommand_parsers["fit"]._option_string_actions)) from None
 
@@ -241,9 +245,25 @@ def _is_policy(args: Sequence[str]) -> bool:
     """Whether arguments, or a config among them, name a module that learns from logged rounds."""
     given = [part for arg in args for part in str(arg).split("=", 1)]
     files = [Path(part) for part in given if part.endswith((".yaml", ".yml")) and Path(part).is_file()]
-    names = [f"{module.__module__}.{module.__qualname__}" for module in _POLICIES]
+    names = {f"{module.__module__}.{module.__qualname__}" for module in _POLICIES}
+    names |= {old for old, new in RENAMED.items() if new in names}
     texts = [*given, *(file.read_text(encoding="utf-8") for file in files)]
     return any(name in text for name in names for text in texts)
+
+
+def _current(value: Any) -> Any:
+    """YAML, or an argument `VALUE` or `--key=VALUE`, with class paths of version 0.1 translated to today's."""
+    if isinstance(value, dict):
+        return {key: _current(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_current(each) for each in value]
+    if not isinstance(value, str):
+        return value
+    key, equals, path = value.rpartition("=")
+    return f"{key}{equals}{current_path(path)}"
+
+
+set_loader(_LOADER, lambda text: _current(get_loader("yaml")(text)), (yaml.YAMLError,))
 
 
 def _as_seed(seed: bool | int | None) -> int:
@@ -256,7 +276,7 @@ def run_id(root: Path, module: str, again: bool) -> str:
         return name
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("--id: torchrun starts every process by itself, so give the run a name: --id NAME")
-    stem = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", module.removesuffix("Module")).lower()
+    stem = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", re.sub("(Module|Learner)$", "", module)).lower()
     numbers = {p: int(m[1]) for p in root.glob(f"{stem}-*") if (m := re.fullmatch(rf"{stem}-(\d+)", p.name))}
     if not again:
         return f"{stem}-{max(numbers.values(), default=0) + 1}"

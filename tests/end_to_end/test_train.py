@@ -122,7 +122,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(music, tiny_backbone, tmp_path
     program = (
         "import sys, os, signal\n"
         "from pytorch_lightning import Callback\n"
-        "from ltrr import cli\n"
+        "from ltrr.cli import fit as cli\n"
         "class Kill(cli.SeedSteps):\n"
         "    def on_train_batch_end(self, trainer, *rest):\n"
         "        if trainer.global_step == 10: os.kill(os.getpid(), signal.SIGKILL)\n"
