@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # faiss-gpu where there is an NVIDIA driver, faiss-cpu elsewhere; never both.
 FAISS := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Processes that share the tests.
+WORKERS ?= 2
 
 .PHONY: install quickstart test check docs clean
 
@@ -20,7 +22,7 @@ quickstart: install
 	$(BIN)/python scripts/quickstart.py $(if $(DATA),--data '$(DATA)')
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: install
 	$(BIN)/ruff format --check .
