@@ -85,7 +85,7 @@ def evaluate(system: System, split: str, out: Path, baseline: str | None, by: st
         trained=trained,
         notes={name: "trained on this split: no test" for name, splits in trained.items() if split in splits},
     )
-    held = f"at most {system.cut} candidates a query"
+    held = f"at most {system.settings.policy.get('cut', 100)} candidates a query"
     if learned:
         served = [len(found) for found in runs[STAGES[-1]].values()]
         held = f"{sum(served) / len(served):.3g} candidates a query in the mean"

@@ -36,7 +36,7 @@ from ltrr.feedback import clicks
 from ltrr.feedback.events import Action, Impression, Reward
 from ltrr.feedback.rounds import rounds_of, told
 from ltrr.feedback.store import EventStore
-from ltrr.system.features import HISTORY, open_history
+from ltrr.system.features import HISTORY
 from ltrr.system.system import open_systems
 from ltrr.types import Query
 
@@ -97,7 +97,7 @@ def history(store: EventStore, config: Path, overrides: Sequence[str], model: Pa
     if len(systems) != 1:
         raise ValueError(f"--data holds {len(systems)} data sets; give the one that was served: FOLDER/NAME")
     arms, policy = tuple(systems[0].drawn), RelevanceLearner.load(model)
-    made, used, left = open_history(systems[0], arms), 0, Counter[str]()
+    made, used, left = systems[0].features.history(arms), 0, Counter[str]()
     if not {column.name for column in made.group.columns} <= {*policy.columns[0]}:
         raise ValueError(
             f"--model {model}: does not read the history of the arms {', '.join(arms)}; "

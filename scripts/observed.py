@@ -43,7 +43,7 @@ def run() -> None:
     if flags.arm not in system.specs:
         raise ConfigError(f"arms: there is no arm {flags.arm!r} that learns; see configs/serve.yaml")
     predicted = read_expansions(flags.predicted, system.corpus) if flags.predicted else None
-    memory = system.make(flags.arm)[0]
+    memory = system.indexes.make(flags.arm)[0]
     if not hasattr(memory, "observed"):
         raise ConfigError(f"--arm {flags.arm}: this arm observes no queries; name a memory arm")
     with EventStore(url) as store:

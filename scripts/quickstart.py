@@ -145,7 +145,7 @@ def run() -> None:
     for system in systems:
         print(f"3) Indexes of {system.dataset.name}")
         for name in system.usable():
-            system.build(name, report=lambda line: print("  ", line))
+            system.indexes.build(name, report=lambda line: print("  ", line))
         print("4) Retrieval arms, their fusions and the whole funnel on the test queries")
         out = flags.out if len(systems) == 1 else flags.out / system.dataset.name
         evaluate(system, "test", out, "lexical", None if flags.data else "intent")
