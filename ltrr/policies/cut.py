@@ -134,6 +134,7 @@ class CutPolicy:
     def greedy(self) -> CutPolicy:
         """The same policy, at the same prices, without exploring."""
         other, before = copy(self), offers(self._before, Exploring)
+        other._rng = np.random.default_rng(0)  # its draws take none from this policy's
         other._explorer = EpsilonGreedy(0.0)
         other._before = before.greedy() if before else self._before
         other._price = Price(self._budget, start=self._price.value, name=self._price.name)
