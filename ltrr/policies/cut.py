@@ -73,8 +73,8 @@ class CutPolicy:
             raise ValueError(f"policy.budget: {budget:g} candidates are not from 1 to {self._num}, the deepest cut")
         if explore and not explore.exact:
             raise ValueError(
-                f"policy.explore: propensities of {type(explore).__name__} are estimates, and logged ones must be exact; use "
-                "Softmax, SquareCB, EpsilonGreedy or UCB here"
+                f"policy.explore: propensities of {type(explore).__name__} are estimates, and logged ones must be "
+                "exact; use Softmax, SquareCB, EpsilonGreedy or UCB here"
             )
         whole = {arm: depths.get(arm, 0) for arm in arms}
         query, each = pool_names(arms, self._num)
@@ -128,7 +128,7 @@ class CutPolicy:
             deviations = np.ones_like(values)
             if self._fitted:
                 uncertain = offers(self.learner, Uncertain)
-                deviations = uncertain.deviations(known) if uncertain else None
+                deviations = uncertain.deviations(known) if uncertain is not None else None
         return self._explorer.probabilities(values - price * self._table.costs, deviations)
 
     def greedy(self) -> CutPolicy:
@@ -136,7 +136,7 @@ class CutPolicy:
         other, before = copy(self), offers(self._before, Exploring)
         other._rng = np.random.default_rng(0)  # its draws take none from this policy's
         other._explorer = EpsilonGreedy(0.0)
-        other._before = before.greedy() if before else self._before
+        other._before = before.greedy() if before is not None else self._before
         other._price = Price(self._budget, start=self._price.value, name=self._price.name)
         return other
 
@@ -146,7 +146,7 @@ class CutPolicy:
     def prices(self) -> dict[str, float]:
         """The price of a candidate, in recall, and those of `before`."""
         before = offers(self._before, Priced)
-        return {**(before.prices if before else {}), self._price.name: self._price.value}
+        return {**(before.prices if before is not None else {}), self._price.name: self._price.value}
 
     def find_prices(
         self, queries: Sequence[Query], features: np.ndarray, retrieve: Callable[[Policy], Pool]
@@ -157,7 +157,7 @@ class CutPolicy:
         """
         greedy = self.greedy()
         before, prices = offers(greedy._before, Priced), {}
-        if before:
+        if before is not None:
             prices |= before.find_prices(queries, features, retrieve)
             before.set_prices(prices)
         seen = pool_features(retrieve(greedy._before), self._num)
@@ -166,13 +166,13 @@ class CutPolicy:
 
     def set_prices(self, prices: Mapping[str, float], label: str = "") -> None:
         """Takes what `find_prices` gave."""
-        if before := offers(self._before, Priced):
+        if (before := offers(self._before, Priced)) is not None:
             before.set_prices(prices, label)
         self._price = Price(self._budget, start=prices["candidates"], name=f"candidates {label}".strip())
 
     def follow(self, logged: Mapping[str, float]) -> None:
         """From now on prices follow what is spent, from where they were when they were last logged."""
-        if before := offers(self._before, Priced):
+        if (before := offers(self._before, Priced)) is not None:
             before.follow(logged)
         self._price.follow(logged)
 
@@ -222,7 +222,7 @@ class CutPolicy:
         target = self.probabilities(seen, self.values(seen), self._price.value)  # (R, M)
         action = np.clip(decision.cut, 1, self._num) - 1
         propensity = decision.marginals[:, -1]
-        if before := offers(self._before, Replayable):
+        if (before := offers(self._before, Replayable)) is not None:
             arms = before.replay(queries, features, decision)
             joint = target[np.arange(len(action)), action] * arms.target
             return Replay(joint, None, propensity * arms.propensity, known & arms.known)

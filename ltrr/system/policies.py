@@ -82,7 +82,7 @@ class Policies:
         """The policy of a section, at prices that hold its budgets on known queries. seed: of draws."""
         section, seeded = current_section(section), {} if seed is None else {"seed": seed}
         policy = self._constructed("policy", section, arms=self._arms, depths=self._depths, **seeded)
-        if priced := offers(policy, Priced):
+        if (priced := offers(policy, Priced)) is not None:
             self._set_prices(priced, policy, section)
         return policy
 
@@ -109,7 +109,7 @@ class Policies:
 
         def fit() -> dict[str, Any]:
             featured = offers(policy, Featured)
-            features = featured.features(queries) if featured else ContextFeatures(())(queries)
+            features = featured.features(queries) if featured is not None else ContextFeatures(())(queries)
             return priced.find_prices(queries, features, lambda before: self._retrieve(queries, before))
 
         on = f"{len(queries)} queries of {judged.name}"
@@ -117,6 +117,7 @@ class Policies:
 
 
 def _without_exploring(section: Mapping[str, Any]) -> dict[str, Any]:
-    """What prices depend on: they are found without exploring."""
+    """What prices depend on: they are found without exploring, and 4 is the same budget as 4.0."""
     kept = {key: value for key, value in section.items() if key not in ("explore", "learn", "shadow")}
-    return {key: _without_exploring(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
+    whole = {key: float(value) if type(value) is int else value for key, value in kept.items()}
+    return {key: _without_exploring(value) if isinstance(value, Mapping) else value for key, value in whole.items()}
