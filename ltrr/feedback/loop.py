@@ -18,13 +18,13 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 
 from ltrr.feedback.events import Action, Impression, digest_of
-from ltrr.feedback.evidence.ledger import returned_by
 from ltrr.feedback.store import EventStore
 from ltrr.types import ActionRow, ImpressionRow
 
@@ -219,7 +219,7 @@ class Loop:
     def _impression(self, row: Any) -> ImpressionRow:
         _, name, customer, session, time, query, _, shown, *sources = row
         rows = [self._rows.get(entity, -1) for entity in shown]
-        arms, bits = (sources[0], returned_by(sources[1])) if sources else ((), ())
+        arms, bits = (_names(sources[0]), _bits(sources[1])) if sources else ((), ())
         return ImpressionRow(name, session or name, customer or "", time, query, rows, arms, bits)
 
     def _action(self, row: Any) -> ActionRow:
@@ -230,3 +230,14 @@ class Loop:
 def _seqs(snapshot: Path) -> tuple[int, int]:
     shown, acted = map(int, snapshot.name.split("-"))
     return shown, acted
+
+
+@lru_cache(64)
+def _names(arms: str) -> tuple[str, ...]:
+    return tuple(json.loads(arms))
+
+
+def _bits(ranks: str) -> list[int]:
+    """`ImpressionRow.returned_by` from compact JSON like [[0,null],[7,3]]; lists of lists would take twice as long."""
+    rows = ranks[2:-2].split("],[") if len(ranks) > 2 else []
+    return [sum([1 << a for a, rank in enumerate(row.split(",")) if rank not in ("null", "")]) for row in rows]

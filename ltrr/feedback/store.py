@@ -125,10 +125,10 @@ class EventStore:
     def shown(self, after: int = 0, *, sources: bool = False) -> Iterator[Sequence[sa.Row]]:
         """Batches of (seq, id, customer, session, time in microseconds, normalised, query, shown) by seq.
 
-        sources: followed by the names of the arms and the ranks at which they returned each entity (half as slow).
+        sources: followed by the arms and the ranks at which they returned each entity, as `body` has them: JSON texts.
         """
         names = ("seq", "id", "customer", "session", "time", "normalised", "query", "shown")
-        body = [IMPRESSIONS.c.body[name] for name in ("arms", "ranks")] if sources else []
+        body = [IMPRESSIONS.c.body[name].as_string() for name in ("arms", "ranks")] if sources else []
         return self._rows(IMPRESSIONS, after, names=names, more=body)
 
     def acted(self, after: int = 0) -> Iterator[Sequence[sa.Row]]:

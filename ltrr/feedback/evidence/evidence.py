@@ -187,7 +187,8 @@ class Evidence:
     def like(self, queries: Sequence[Query]) -> Neighbours:
         """Finds remembered queries like each query: itself, and the nearest by words and by meaning.
 
-        Only those that tell the customer who asks something: a query that others have for themselves takes no place.
+        Others than itself come only if they tell the customer who asks something, so a query that other customers have
+        for themselves takes no place.
         """
         with self._lock:
             texts = [normalised(query.text) for query in queries]

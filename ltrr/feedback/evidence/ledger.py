@@ -233,14 +233,15 @@ class Ledger:
         out = np.zeros(int(counts.sum()), np.int64)
         if not self.sums.sources:
             return out
-        each = (e.returned_by or (0,) * len(e.rows) for e in impressions)
-        bits = np.fromiter(chain.from_iterable(each), np.int64, len(out))
         names = [tuple(e.arms) for e in impressions]
-        number = {arms: n for n, arms in enumerate(dict.fromkeys(names))}
-        which = np.repeat(np.array([number[arms] for arms in names], np.int64), counts)
-        for arms, n in number.items():
-            for bit, arm in enumerate(arms):
-                out |= ((which == n) & (bits >> bit & 1)) << self.sums.arm(arm)
+        numbers = {arms: [*map(self.sums.arm, arms)] for arms in dict.fromkeys(names)}
+        order = {arms: n for n, arms in enumerate(numbers)}
+        which = np.repeat(np.array([order[arms] for arms in names], np.int64), counts)  # (S,)
+        each = (e.returned_by or (0,) * len(e.rows) for e in impressions)
+        bits = np.fromiter(chain.from_iterable(each), np.int64, len(out))  # (S,) of the impression's own arms
+        for arms, n in order.items():
+            for bit, number in enumerate(numbers[arms]):
+                out |= ((which == n) & (bits >> bit & 1)) << number
         return out
 
 

@@ -36,8 +36,7 @@ class Increments(NamedTuple):
     @classmethod
     def difference(cls, new: Self, old: Self) -> Self:
         """The increments that lead from `old` to `new`."""
-        columns = (np.concatenate(pair) for pair in zip(new[:-1], old[:-1], strict=True))
-        return cls(*columns, np.concatenate([new.values, -old.values]))
+        return cls(*map(np.concatenate, zip(new, old._replace(values=-old.values), strict=True)))
 
 
 class Counts(NamedTuple):
@@ -242,8 +241,8 @@ class Sums:
 
     def counts(self, pairs: np.ndarray, customers: np.ndarray) -> Counts:
         """Evidence of pairs (P,) as customers (P,), -1 = unknown, may see it."""
-        succeeded, failed = self._people.values[pairs].T
-        return Counts(self._prior.values[pairs], *self._evidence(0, pairs, customers), succeeded, failed)
+        prior, people = self._prior.values[pairs], self._people.values[pairs]
+        return Counts(*(prior, *self._evidence(0, pairs, customers), *people.T))
 
     def by_arm(self, pairs: np.ndarray, customers: np.ndarray) -> np.ndarray:
         """(P, A, 3) successes, trials and failures as in `counts`, where each arm returned the candidate."""
