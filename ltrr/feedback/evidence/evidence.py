@@ -262,8 +262,8 @@ class Evidence:
         if by_meaning is not None:
             near = np.flatnonzero(by_meaning >= self._alike)
             numbers = np.frombuffer(sums.succeeded, np.int32)[near]
-            seen = sums.visible(numbers, customer, predicted=False)
-            yield *self._first(numbers[seen], by_meaning[near[seen]]), MEANING
+            shown = sums.visible(numbers, customer, predicted=False)
+            yield *self._first(numbers[shown], by_meaning[near[shown]]), MEANING
         if (number := sums.find_query(text)) >= 0:
             yield np.array([number]), np.ones(1), EXACT
 
