@@ -1,8 +1,8 @@
-"""From the event store to what learns from it: events go to disk first, then to every learner in the store's order.
+"""Brings events from the store to learners: each event goes to disk first, then to every learner in the store's order.
 
-Knows the store, learners by protocol and their snapshots; knows nothing about what they learn. Learners follow the
-store, so events of other processes reach them, too, and a restart gives what went on online: the newest snapshot, and
-the events after it.
+Knows the store, learners by protocol and their snapshots; does not know what they learn. Learners follow the store, so
+events of other processes reach them, too. A restart reads the newest snapshot and the events after it, which gives the
+same state as learning online.
 
     <folder>/<seq of the last impression>-<of the last action>/<learner>.npz
                                                              /loop.json  the store's id, the last erasure's seq
@@ -18,8 +18,9 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -29,20 +30,20 @@ from ltrr.types import ActionRow, ImpressionRow
 
 
 class Learner(Protocol):
-    """What learns from events, in whatever order they come; the same event twice changes nothing."""
+    """Learns from events in any order; the same event twice changes nothing."""
 
-    def take(self, seen: Sequence[ImpressionRow], did: Sequence[ActionRow]) -> None: ...
+    def take(self, impressions: Sequence[ImpressionRow], actions: Sequence[ActionRow], /) -> None: ...
 
     def customers(self) -> Iterable[str]:
-        """Names of whom it knows."""
+        """Names of known customers."""
         ...
 
     def erase(self, customer: str) -> None:
-        """Takes back what a customer taught."""
+        """Takes back what was learned from a customer."""
         ...
 
     def compact(self) -> None:
-        """Forgets what is of no use any more."""
+        """Forgets what has no effect any more."""
         ...
 
     def save(self, path: Path) -> None: ...
@@ -55,14 +56,22 @@ class Loop:
 
     Args:
         learners: by name; they know nothing yet.
-        rows: entity -> corpus row; what is not there is left out.
+        rows: entity -> corpus row; entities without one are left out.
         folder: of snapshots, made for these learners, this corpus and this store; None = every start replays all.
+        sources: whether learners get to know which arms returned each candidate; a replay takes half as long again.
     """
 
     def __init__(
-        self, store: EventStore, learners: Mapping[str, Learner], rows: Mapping[str, int], folder: Path | None = None
+        self,
+        store: EventStore,
+        learners: Mapping[str, Learner],
+        rows: Mapping[str, int],
+        folder: Path | None = None,
+        *,
+        sources: bool = False,
     ) -> None:
         self._store, self._learners, self._rows, self._folder = store, dict(learners), rows, folder
+        self._sources = sources
         self._lock = threading.RLock()
         self._at = self._saved = (0, 0)  # seq of the last impression and action that learners have; that are saved
         self._erased = 0  # seq of the last erasure that learners have
@@ -90,11 +99,11 @@ class Loop:
                         learner.erase(name)
                 self._erased, self._saved = erased[-1][0], (-1, -1)
             shown, acted = self._at
-            for batch in self._store.shown(shown):
-                self._give([self._seen(row) for row in batch], [])
+            for batch in self._store.shown(shown, sources=self._sources):
+                self._give([self._impression(row) for row in batch], [])
                 self._at = shown, acted = batch[-1].seq, acted
             for batch in self._store.acted(acted):
-                self._give([], [self._did(row) for row in batch])
+                self._give([], [self._action(row) for row in batch])
                 self._at = shown, acted = shown, batch[-1].seq
 
     def erase(self, customer: str) -> tuple[int, int]:
@@ -163,8 +172,8 @@ class Loop:
             for name, learner in self._learners.items():
                 learner.compact()
                 learner.save(whole / f"{name}.npz")
-            told = {"store": self._store.id, "erasures": self._erased}
-            (whole / "loop.json").write_text(json.dumps(told), encoding="utf-8")
+            state = {"store": self._store.id, "erasures": self._erased}
+            (whole / "loop.json").write_text(json.dumps(state), encoding="utf-8")
             if target.exists():  # of before an erasure
                 target.rename(Path(temporary) / target.name)
             whole.rename(target)
@@ -183,8 +192,8 @@ class Loop:
         shown, acted = _seqs(newest)
         last = self._store.last()
         try:
-            told = json.loads((newest / "loop.json").read_text(encoding="utf-8"))
-            if told["store"] != self._store.id or shown > last[0] or acted > last[1]:
+            state = json.loads((newest / "loop.json").read_text(encoding="utf-8"))
+            if state["store"] != self._store.id or shown > last[0] or acted > last[1]:
                 raise ValueError("made for another store, or for a later state of this one")
             paths = {name: newest / f"{name}.npz" for name in self._learners}
             for path in paths.values():
@@ -197,25 +206,38 @@ class Loop:
         for name, path in paths.items():
             self._learners[name].load(path)
         self._at = self._saved = shown, acted
-        self._erased = int(told["erasures"])
+        self._erased = int(state["erasures"])
 
-    def _give(self, seen: list[ImpressionRow], did: list[ActionRow]) -> None:
+    def _give(self, impressions: list[ImpressionRow], actions: list[ActionRow]) -> None:
         for name, learner in self._learners.items():
             try:
-                learner.take(seen, did)
+                learner.take(impressions, actions)
             except Exception as error:  # one that cannot learn must not stop searches, nor others from learning
-                first = next(iter([*seen, *did])).id
+                first = next(iter([*impressions, *actions])).id
                 warnings.warn(f"{name} could not learn from {first!r} and what came with it: {error!r}", stacklevel=3)
 
-    def _seen(self, row: object) -> ImpressionRow:
-        _, name, customer, session, time, query, _, shown = row  # type: ignore[misc]
-        return ImpressionRow(name, session or name, customer or "", time, query, [self._rows.get(e, -1) for e in shown])
+    def _impression(self, row: Any) -> ImpressionRow:
+        _, name, customer, session, time, query, _, shown, *sources = row
+        rows = [self._rows.get(entity, -1) for entity in shown]
+        arms, bits = (_names(sources[0]), _bits(sources[1])) if sources else ((), ())
+        return ImpressionRow(name, session or name, customer or "", time, query, rows, arms, bits)
 
-    def _did(self, row: object) -> ActionRow:
-        _, name, impression, entity, kind, time, seconds = row  # type: ignore[misc]
+    def _action(self, row: Any) -> ActionRow:
+        _, name, impression, entity, kind, time, seconds = row
         return ActionRow(name, impression, self._rows.get(entity, -1), kind, time, seconds)
 
 
 def _seqs(snapshot: Path) -> tuple[int, int]:
     shown, acted = map(int, snapshot.name.split("-"))
     return shown, acted
+
+
+@lru_cache(64)
+def _names(arms: str) -> tuple[str, ...]:
+    return tuple(json.loads(arms))
+
+
+def _bits(ranks: str) -> list[int]:
+    """`ImpressionRow.returned_by` from compact JSON like [[0,null],[7,3]]; lists of lists would take twice as long."""
+    rows = ranks[2:-2].split("],[") if len(ranks) > 2 else []
+    return [sum([1 << a for a, rank in enumerate(row.split(",")) if rank not in ("null", "")]) for row in rows]

@@ -122,10 +122,14 @@ class EventStore:
             rows = connection.execute(sa.select(IMPRESSIONS).where(IMPRESSIONS.c.id.in_(ids)))
             return [impression_of(row) for row in rows]
 
-    def shown(self, after: int = 0) -> Iterator[Sequence[sa.Row]]:
-        """Batches of (seq, id, customer, session, time in microseconds, normalised, query, shown) by seq."""
+    def shown(self, after: int = 0, *, sources: bool = False) -> Iterator[Sequence[sa.Row]]:
+        """Batches of (seq, id, customer, session, time in microseconds, normalised, query, shown) by seq.
+
+        sources: followed by the arms and the ranks at which they returned each entity, as `body` has them: JSON texts.
+        """
         names = ("seq", "id", "customer", "session", "time", "normalised", "query", "shown")
-        return self._rows(IMPRESSIONS, after, names=names)
+        body = [IMPRESSIONS.c.body[name].as_string() for name in ("arms", "ranks")] if sources else []
+        return self._rows(IMPRESSIONS, after, names=names, more=body)
 
     def acted(self, after: int = 0) -> Iterator[Sequence[sa.Row]]:
         """Batches of (seq, id, impression, entity, kind, time in microseconds, seconds), likewise."""
@@ -303,10 +307,16 @@ class EventStore:
         return again
 
     def _rows(
-        self, table: sa.Table, after: int, since: datetime = _FIRST, until: datetime = _LAST, names: Sequence[str] = ()
+        self,
+        table: sa.Table,
+        after: int,
+        since: datetime = _FIRST,
+        until: datetime = _LAST,
+        names: Sequence[str] = (),
+        more: Sequence[sa.ColumnElement] = (),
     ) -> Iterator[Sequence[sa.Row]]:
         """By seq, each batch in a transaction of its own, so that a slow reader holds nothing."""
-        wanted = sa.select(*table.c[*(names or table.c.keys())]).order_by(table.c.seq).limit(_GROUP)
+        wanted = sa.select(*table.c[*(names or table.c.keys())], *more).order_by(table.c.seq).limit(_GROUP)
         if (since, until) != (_FIRST, _LAST):  # + 0: not by the index of time, each batch would sort anew
             wanted = wanted.where(table.c.time + 0 >= micros(since), table.c.time + 0 < micros(until))
         while True:
