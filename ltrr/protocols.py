@@ -6,7 +6,7 @@ protocol here, and callers ask for the protocol. Legend: Q queries, K candidates
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -20,6 +20,26 @@ class Arm(Protocol):
 
     def search(self, queries: Sequence[Query], k: int) -> Candidates:
         """(Q, k) candidates; an arm with nothing to say returns padding."""
+        ...
+
+
+@runtime_checkable
+class Personalised(Protocol):
+    """An arm whose candidates depend on the customer."""
+
+    def customers(self) -> Iterable[str]:
+        """Names of the customers that it knows."""
+        ...
+
+
+@runtime_checkable
+class ObservesQueries(Protocol):
+    """An arm that remembers the queries with which customers found each document."""
+
+    rows: Mapping[str, int]  # document id -> corpus row
+
+    def observed(self) -> list[tuple[int, str, float]]:
+        """(row, query, score) of the pairs that enough customers agree on."""
         ...
 
 

@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from ltrr.feedback.store import EventStore
 from ltrr.types import ActionRow, ImpressionRow
 
 
+@runtime_checkable
 class Learner(Protocol):
     """What learns from events, in whatever order they come; the same event twice changes nothing."""
 
