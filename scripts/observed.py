@@ -1,4 +1,4 @@
-"""Writes the queries that customers found each document with, for full text to search: from the event store.
+"""Writes the queries with which customers found each document, for full-text search: from the event store.
 
 python scripts/observed.py --config configs/serve.yaml --data FOLDER --events sqlite:///runs/events.db --out DIR
                            [--predicted runs/expanded]
@@ -11,12 +11,14 @@ never written again: give each time a new one).
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ltrr.cli.arguments import arguments, main
 from ltrr.config import ConfigError
 from ltrr.data.expansions import read_expansions, write_observed
-from ltrr.feedback.loop import Loop
+from ltrr.feedback.loop import Learner, Loop
 from ltrr.feedback.store import EventStore
+from ltrr.protocols import ObservesQueries
 from ltrr.system.system import open_systems
 
 
@@ -43,8 +45,8 @@ def run() -> None:
     if flags.arm not in system.specs:
         raise ConfigError(f"arms: there is no arm {flags.arm!r} that learns; see configs/serve.yaml")
     predicted = read_expansions(flags.predicted, system.corpus) if flags.predicted else None
-    memory = system.make(flags.arm)[0]
-    if not hasattr(memory, "observed"):
+    memory: Any = system.make(flags.arm)[0]
+    if not isinstance(memory, ObservesQueries) or not isinstance(memory, Learner):
         raise ConfigError(f"--arm {flags.arm}: this arm observes no queries; name a memory arm")
     with EventStore(url) as store:
         Loop(store, {flags.arm: memory}, memory.rows)
