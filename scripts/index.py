@@ -25,7 +25,7 @@ def run() -> None:
         overrides += ["--cache", str(flags.out)]
     for system in open_systems(flags.config, overrides):
         for name in flags.arm or system.usable():
-            system.build(name, rebuild=flags.rebuild)
+            system.indexes.build(name, rebuild=flags.rebuild)
 
 
 if __name__ == "__main__":

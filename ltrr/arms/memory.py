@@ -43,6 +43,7 @@ class Memory:
         neighbours: remembered queries that are looked up for each query, 0 = none but itself.
         alike: similarity in [0, 1] that those need.
         sharpness: a neighbour's scores count similarity to this power; 0 = as the query's own.
+        sources: whether evidence is kept by arm, too, for policies that read it; replays take half as long again.
     """
 
     source_kind = "memory"
@@ -65,6 +66,7 @@ class Memory:
         neighbours: int = 20,
         alike: float = 0.5,
         sharpness: float = 8.0,
+        sources: bool = False,
     ) -> None:
         for name, value, good, fix in (
             ("strength", strength, strength > 0, "above 0"),
@@ -79,7 +81,7 @@ class Memory:
             self.evidence = Evidence(
                 self.rows, (document.title for document in corpus), encoder, distinct=distinct, cap=cap, budget=budget,
                 half_life=half_life, credit=credit, examination=examination, reward=reward, neighbours=neighbours,
-                alike=alike,
+                alike=alike, sources=sources,
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"arms.memory.{error}") from error
@@ -138,6 +140,11 @@ class Memory:
     def observe(self, events: Iterable[Impression | Action]) -> None:
         """Learns from events; known ones change nothing."""
         self.evidence.observe(events)
+
+    @property
+    def sources(self) -> bool:
+        """Whether it wants to know which arms returned each shown candidate."""
+        return self.evidence.sources
 
     def take(self, impressions: Sequence[ImpressionRow], actions: Sequence[ActionRow], /) -> None:
         """Learns from the rows of an event store; known ones change nothing."""

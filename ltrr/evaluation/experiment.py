@@ -29,7 +29,7 @@ class Staged(Protocol):
         """Whatever the ranker needs; its `fused` are the Candidates in the order before ranking."""
         ...
 
-    def rank_stages(self, queries: Sequence[Query], drawn: Any) -> Sequence[Candidates | None]:
+    def rank_stages(self, queries: Sequence[Query], retrieved: Any, /) -> Sequence[Candidates | None]:
         """(Q, K) of each of STAGES, all that was drawn; None for a stage that there is not."""
         ...
 

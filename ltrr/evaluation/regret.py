@@ -14,17 +14,10 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ltrr.evaluation.intervals import Interval
 from ltrr.types import Qrels, Query
 
 _DRAWS = 2_000
-
-
-class Interval(NamedTuple):
-    """A mean and the ends of its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 class Chosen(NamedTuple):
@@ -106,7 +99,7 @@ def gap_closed(recall: np.ndarray, base: np.ndarray, seeds: Sequence[Chosen], gr
     gained, possible = found - same, _hindsight(recall, weights, cuts) - same
     whole = _ratio(gained[:, :1].sum(axis=0), possible[:, :1].sum(axis=0))
     top, bottom = (np.take_along_axis(part[:, 1:], picks, 0).sum(axis=0) for part in (gained, possible))
-    return _interval(float(whole[0]), _ratio(top, bottom))
+    return Interval.of_draws(float(whole[0]), _ratio(top, bottom))
 
 
 def _curves(recall: np.ndarray, weights: np.ndarray, cuts: np.ndarray) -> np.ndarray:
@@ -151,14 +144,14 @@ def cost_saved(base: np.ndarray, seeds: Sequence[Chosen], groups: np.ndarray, cu
         ]
     )
     means = [saved(c.cuts.mean(axis=0)[None], c.recall.mean(axis=0)[None], wanted.mean()[None])[0] for c in seeds]
-    return _interval(float(np.mean(means)), np.take_along_axis(draws, picks, 0).mean(axis=0))
+    return Interval.of_draws(float(np.mean(means)), np.take_along_axis(draws, picks, 0).mean(axis=0))
 
 
 def mean_of(values: np.ndarray, groups: np.ndarray) -> Interval:
     """Of (S, Q) values, over groups of queries and seeds together."""
     weights, picks = _resampled(groups, len(values))
     draws = np.take_along_axis(values @ weights.T / weights.sum(axis=1), picks, 0).mean(axis=0)
-    return _interval(float(values.mean()), draws)
+    return Interval.of_draws(float(values.mean()), draws)
 
 
 def query_groups(queries: Sequence[Query], qrels: Qrels, alike: float = 0.6) -> np.ndarray:
@@ -195,8 +188,3 @@ def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     """top / bottom, 0 where that is 0 or rounding."""
     some = bottom > 1e-9
     return np.where(some, top / np.where(some, bottom, 1.0), 0.0)
-
-
-def _interval(mean: float, draws: np.ndarray) -> Interval:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(mean, float(low), float(high))

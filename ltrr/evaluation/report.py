@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, NullLocator
 
+from ltrr.evaluation.plots import save, tidy
 from ltrr.files import atomic_write
 from ltrr.metrics import PerQuery, write_run
 from ltrr.types import Run
@@ -184,8 +185,7 @@ def write_report(
         ("difference", plot_difference(results, baseline, title)),
         ("cost", plot_cost(results, title)),
     ):
-        with atomic_write(out / "plots" / f"{name}.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=160)
+        save(figure, out / "plots" / f"{name}.png", dpi=160)
     with atomic_write(out / "results.json") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     return json.loads(text)
@@ -250,7 +250,7 @@ def plot_quality(results: Sequence[SystemResult], title: str) -> Figure:
         panel.set_xlim(0, 1.12)
         panel.set_xticks(np.linspace(0, 1, 6))
         panel.set_xlabel(f"{measure}, mean over queries and 95 % interval", fontsize=12)
-        _tidy(panel, "x")
+        tidy(panel, "x", 12)
     panels[0].set_yticks(place, [s.shown for s in results], fontsize=13)
     panels[0].set_ylim(len(results) - 0.4, -0.6)
     figure.suptitle(title, fontsize=14)
@@ -281,7 +281,7 @@ def plot_difference(results: Sequence[SystemResult], baseline: str, title: str) 
         figure.legend(
             fontsize=12, frameon=False, loc="outside lower center", ncols=3, columnspacing=1.5, handlelength=1.6
         )
-    _tidy(panel, "both")
+    tidy(panel, "both", 12)
     return figure
 
 
@@ -304,7 +304,7 @@ def plot_cost(results: Sequence[SystemResult], title: str) -> Figure:
     panel.set_xlabel("milliseconds a query (log scale)", fontsize=13)
     panel.set_ylabel("nDCG@10, mean over queries", fontsize=13)
     panel.set_title(title, fontsize=14)
-    _tidy(panel, "both")
+    tidy(panel, "both", 12)
     figure.draw_without_rendering()  # the places of points and words are known from here on
     _name_points(panel, cost, quality, [s.shown for s in results], set(best.tolist()))
     return figure
@@ -337,10 +337,3 @@ def _name_points(panel: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]
 
 def _colours(results: Sequence[SystemResult]) -> list[str]:
     return [COLOURS[number % len(COLOURS)] for number in range(len(results))]
-
-
-def _tidy(panel: Axes, grid: Literal["both", "x"]) -> None:
-    panel.grid(axis=grid, color="0.9")
-    panel.set_axisbelow(True)
-    panel.tick_params(labelsize=12)
-    panel.spines[["top", "right"]].set_visible(False)

@@ -16,39 +16,18 @@ import tempfile
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 
 from ltrr.feedback.events import Action, Impression, digest_of
 from ltrr.feedback.store import EventStore
+from ltrr.protocols import Learning
 from ltrr.types import ActionRow, ImpressionRow
-
-
-class Learner(Protocol):
-    """Learns from events in any order; the same event twice changes nothing."""
-
-    def take(self, impressions: Sequence[ImpressionRow], actions: Sequence[ActionRow], /) -> None: ...
-
-    def customers(self) -> Iterable[str]:
-        """Names of known customers."""
-        ...
-
-    def erase(self, customer: str) -> None:
-        """Takes back what was learned from a customer."""
-        ...
-
-    def compact(self) -> None:
-        """Forgets what has no effect any more."""
-        ...
-
-    def save(self, path: Path) -> None: ...
-
-    def load(self, path: Path) -> None: ...
 
 
 class Loop:
@@ -64,7 +43,7 @@ class Loop:
     def __init__(
         self,
         store: EventStore,
-        learners: Mapping[str, Learner],
+        learners: Mapping[str, Learning],
         rows: Mapping[str, int],
         folder: Path | None = None,
         *,

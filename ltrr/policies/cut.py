@@ -73,8 +73,8 @@ class CutPolicy:
             raise ValueError(f"policy.budget: {budget:g} candidates are not from 1 to {self._num}, the deepest cut")
         if explore and not explore.exact:
             raise ValueError(
-                f"policy.explore: propensities of {type(explore).__name__} are estimates, and logged ones must be exact; use "
-                "Softmax, SquareCB, EpsilonGreedy or UCB here"
+                f"policy.explore: propensities of {type(explore).__name__} are estimates, and logged ones must be exact; "
+                "use Softmax, SquareCB, EpsilonGreedy or UCB here"
             )
         whole = {arm: depths.get(arm, 0) for arm in arms}
         query, each = pool_names(arms, self._num)

@@ -13,11 +13,9 @@ from fastapi.testclient import TestClient
 
 from ltrr.feedback.store import EventStore
 from ltrr.serving.app import create_app
+from ltrr.serving.recorder import recorder
 from ltrr.system.system import open_systems
 from tests.helpers import ROOT
-
-sys.path.insert(0, str(ROOT))
-from serve import recorder
 
 
 @pytest.fixture(scope="module")

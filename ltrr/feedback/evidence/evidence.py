@@ -49,7 +49,7 @@ class Recalled(NamedTuple):
 
 
 class Evidence:
-    """Counts by query, candidate, customer and arm: a `Learner` of the loop, for any number of readers.
+    """Counts by query, candidate, customer and arm: learns from a loop, for any number of readers.
 
     Args:
         rows: entity -> corpus row; other entities are left out.
@@ -100,7 +100,7 @@ class Evidence:
         ):  # fmt: skip
             if not good:
                 raise ValueError(f"{name}: {value} is not {fix}")
-        self.rows, self.encoder = rows, encoder
+        self.rows, self.encoder, self.sources = rows, encoder, sources
         self._neighbours, self._alike = neighbours, alike
         self._weights = WordWeights(titles)
         self._sum_options: dict[str, Any] = {"cap": cap, "budget": budget, "half_life": timedelta(days=half_life)}
@@ -112,7 +112,7 @@ class Evidence:
         self._changes = 0  # so far
         self._replace(self._empty())
 
-    # -- learning: the protocol of `ltrr.feedback.loop.Learner`, and predictions
+    # -- learning: the protocol `Learning`, and predictions
 
     def observe(self, events: Iterable[Impression | Action]) -> None:
         """Learns from events; known ones change nothing."""
