@@ -121,7 +121,9 @@ def mine(system: System, flags: argparse.Namespace, out: Path) -> dict[str, Any]
         "data": corpus.fingerprint,
         "split": flags.split,
         "arm": flags.arm,
-        "arms": {name: {"model": system.specs[name].get("model"), "build": system.identity(name)} for name in arms},
+        "arms": {
+            name: {"model": system.specs[name].get("model"), "build": system.indexes.identity(name)} for name in arms
+        },
         "teacher": {"model": flags.teacher, "id": teacher.id} if teacher else None,
         "candidates": flags.candidates,
         "window": [first, last],

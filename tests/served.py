@@ -15,7 +15,6 @@ from ltrr.policies.cut import CutPolicy
 from ltrr.policies.explorers import Softmax
 from ltrr.policies.features import QUERY, pool_features, pool_names, query_features
 from ltrr.policies.fixed import FixedPolicy
-from ltrr.policies.price import Price
 from ltrr.types import Candidates, Context, Pool, Query, RetrievalFeatures, Rounds
 from tests.test_funnel import RandomArm
 
@@ -59,21 +58,23 @@ def model(seed: int = 0) -> RelevanceLearner:
     return out
 
 
-def events(made: RelevanceLearner, policy: str = "depth x", seed: int = 0) -> tuple[list[Impression], list[Action]]:
+def events(learner: RelevanceLearner, name: str = "depth x", seed: int = 0) -> tuple[list[Impression], list[Action]]:
     """A page of each query, a minute apart; clicks and dismissals within minutes."""
     rng = np.random.default_rng(seed)
-    drawing = CutPolicy(
-        FixedPolicy(list(ARMS), DEPTHS, NUM),
-        made,
-        num=NUM,
-        price=Price(4, start=0.01),
-        explorer=Softmax(0.1, 0.9),
+    policy = CutPolicy(
+        list(ARMS),
+        learner,
+        DEPTHS,
+        budget=4,
+        explore=Softmax(0.1, 0.9),
+        features=query_features,
         seed=seed,
     )
-    page = Funnel(ARMS, drawing, ReciprocalRankFusion(), Backwards(), query_features).search(QUERIES, PAGE)
+    policy.set_prices({"candidates": 0.01})
+    page = Funnel(ARMS, policy, ReciprocalRankFusion(), Backwards()).search(QUERIES, PAGE)
     times = [START + timedelta(minutes=i) for i in range(len(QUERIES))]
     page = page._replace(impressions=[f"{seed}-i{i}" for i in range(len(QUERIES))])
-    shown = impressions_of(page, IDS, times=times, policy=policy)
+    shown = impressions_of(page, IDS, times=times, policy=name)
     did = [
         Action(f"{i.id}-{entity}-{kind}", i.id, entity, kind, i.time + timedelta(minutes=float(rng.exponential(5))))
         for i in shown

@@ -9,7 +9,7 @@ import yaml
 
 from ltrr.config import INJECTED, KEYS, ConfigError, check_known, construct, find_class, load_config
 from ltrr.data.beir import Corpus, Document
-from ltrr.system.system import LOADERS
+from ltrr.system.parts import LOADERS
 
 INJECTABLE = {"corpus": Corpus.from_documents([Document("d", "title", "text", {})])}
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from ltrr.funnel import FUSED, Funnel, FusedOrder, no_features
+from ltrr.funnel import FUSED, Funnel, FusedOrder
 from ltrr.fusion import ConvexFusion, ReciprocalRankFusion
 from ltrr.policies.fixed import FixedPolicy
 from ltrr.protocols import Policy, Ranker
@@ -43,10 +43,13 @@ class RandomArm:
 class TablePolicy:
     """Depths and cuts by the number that is the query's only feature."""
 
+    id = "table"
+
     def __init__(self, depths: np.ndarray, cut: np.ndarray):
         self._depths, self._cut = depths.astype(np.int32), cut.astype(np.int32)
+        self.features = number_of
 
-    def decide(self, features: np.ndarray) -> Decision:
+    def decide(self, queries: Sequence[Query], features: np.ndarray) -> Decision:
         at = features[:, 0].astype(int)
         return Decision(self._depths[at], self._cut[at], np.full(len(at), 0.25), np.full((len(at), 4), 0.5))
 
@@ -94,7 +97,7 @@ def test_the_page_is_that_of_the_steps_one_by_one(k: int) -> None:
     depths[5] = 0  # a query that asks nobody
     arms = arms_of()
     policy = TablePolicy(depths, cut)
-    page = Funnel(arms, policy, ReciprocalRankFusion(), ByNumber(), number_of).search(QUERIES, k)
+    page = Funnel(arms, policy, ReciprocalRankFusion(), ByNumber()).search(QUERIES, k)
     for i, query in enumerate(QUERIES):
         expected = slow_search(arms, dict(zip(arms, depths[i].tolist(), strict=True)), int(cut[i]), query, k)
         assert_page(page, i, expected)
@@ -135,7 +138,7 @@ def test_arms_are_asked_only_where_they_are_on() -> None:
     depths[[2, 7], 2] = [3, 9]
     arms = arms_of()
     policy = TablePolicy(depths, np.full(len(QUERIES), 10))
-    Funnel(arms, policy, ReciprocalRankFusion(), ByNumber(), number_of).search(QUERIES, 5)
+    Funnel(arms, policy, ReciprocalRankFusion(), ByNumber()).search(QUERIES, 5)
     assert arms["a"].asked == [([q.id for q in QUERIES], 4)]
     assert arms["b"].asked == []  # depth 0 for all: not called
     assert arms["c"].asked == [(["q2", "q7"], 9)]  # once, at the deepest
@@ -170,7 +173,7 @@ def test_a_query_that_no_arm_answers_has_an_empty_page(order: Ranker) -> None:
 
 def test_fixed_policy_decides_the_same_for_all() -> None:
     policy: Policy = FixedPolicy(["a", "b", "c"], {"c": 7, "a": 2}, 30)
-    decision = policy.decide(no_features(QUERIES))
+    decision = policy.decide(QUERIES, np.zeros((len(QUERIES), 0), np.float32))
     np.testing.assert_array_equal(decision.depths, [[2, 0, 7]] * len(QUERIES))  # the arms' order; not named = off
     np.testing.assert_array_equal(decision.cut, [30] * len(QUERIES))
     np.testing.assert_array_equal(decision.propensity, 1.0)

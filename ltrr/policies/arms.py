@@ -95,6 +95,7 @@ class ArmPolicy:
         """The same policy, at the same price, without exploring."""
         other = copy(self)
         other._how = Drawing(EpsilonGreedy(0.0))
+        other._rng = np.random.default_rng(0)  # its draws take none from this policy's
         other._price = Price(self._budget, start=self._price.value, name=self._price.name)
         return other
 

@@ -73,8 +73,8 @@ class CutPolicy:
             raise ValueError(f"policy.budget: {budget:g} candidates are not from 1 to {self._num}, the deepest cut")
         if explore and not explore.exact:
             raise ValueError(
-                f"policy.explore: propensities of {type(explore).__name__} are estimates, and logged ones must be exact; "
-                "use Softmax, SquareCB, EpsilonGreedy or UCB here"
+                f"policy.explore: propensities of {type(explore).__name__} are estimates, and logged ones must be "
+                "exact; use Softmax, SquareCB, EpsilonGreedy or UCB here"
             )
         whole = {arm: depths.get(arm, 0) for arm in arms}
         query, each = pool_names(arms, self._num)
@@ -134,6 +134,7 @@ class CutPolicy:
     def greedy(self) -> CutPolicy:
         """The same policy, at the same prices, without exploring."""
         other, before = copy(self), offers(self._before, Exploring)
+        other._rng = np.random.default_rng(0)  # its draws take none from this policy's
         other._explorer = EpsilonGreedy(0.0)
         other._before = before.greedy() if before else self._before
         other._price = Price(self._budget, start=self._price.value, name=self._price.name)

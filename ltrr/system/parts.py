@@ -48,11 +48,11 @@ class Parts:
 
     def arguments(self, where: str, cls: type, spec: Mapping[str, Any], **given: Any) -> dict[str, Any]:
         """A section's arguments with models, the corpus and `given` values, where the constructor asks for them."""
-        arguments, parameters = dict(spec), inspect.signature(cls).parameters
-        for name, value in arguments.items():
-            if isinstance(value, Mapping) and "class" in value:
-                arguments[name] = self.make(f"{where}.{name}", value, **given)
-        for parameter in LOADERS.keys() & (parameters.keys() - arguments.keys()):
+        parameters = inspect.signature(cls).parameters
+        sections = {name: value for name, value in spec.items() if isinstance(value, Mapping) and "class" in value}
+        parts = {name: self.make(f"{where}.{name}", section, **given) for name, section in sections.items()}
+        arguments = {**spec, **parts}
+        for parameter in LOADERS.keys() & (parameters.keys() - parts.keys()):
             options = {"model": arguments.pop("model")} if "model" in arguments else {}
             options |= arguments.pop("encoder", None) or {}
             if options or parameter != "learner":

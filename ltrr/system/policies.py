@@ -80,8 +80,8 @@ class Policies:
 
     def make(self, section: Mapping[str, Any], seed: int | None = None) -> Policy:
         """The policy of a section, at prices that hold its budgets on known queries. seed: of draws."""
-        section = current_section(section)
-        policy = self._constructed("policy", section, arms=self._arms, depths=self._depths, seed=seed)
+        section, seeded = current_section(section), {} if seed is None else {"seed": seed}
+        policy = self._constructed("policy", section, arms=self._arms, depths=self._depths, **seeded)
         if priced := offers(policy, Priced):
             self._set_prices(priced, policy, section)
         return policy

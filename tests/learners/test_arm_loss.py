@@ -12,7 +12,7 @@ from ltrr.fusion import ConvexFusion, union
 from ltrr.learners.arm_loss import ArmContributions, ArmLossLearner, contributions, drawn_to
 from ltrr.learners.relevance import RelevanceLearner
 from ltrr.learners.rounds_data import write_rounds
-from ltrr.policies.arms import choices
+from ltrr.policies.arm_choices import choices
 from ltrr.policies.features import pool_names
 from ltrr.types import Candidates, RetrievalFeatures, Rounds
 from tests.helpers import ROOT

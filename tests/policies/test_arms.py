@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from ltrr.learners.arm_loss import ArmLossLearner
-from ltrr.policies.arms import ArmPolicy, Costs, Exploring, ListedArms, UnlistedArms, choices, design, feasible_arms
+from ltrr.policies.arm_choices import Costs, Drawing, ListedArms, UnlistedArms, choices, design, feasible_arms
+from ltrr.policies.arms import ArmPolicy
 from ltrr.policies.explorers import UCB, EpsilonGreedy, Softmax
-from ltrr.policies.price import Price, best, price_for
+from ltrr.policies.features import ContextFeatures, Feature, Group
+from ltrr.policies.price import best, price_for
 from ltrr.types import RetrievalFeatures
 from tests.learners.test_arm_loss import ARMS, Teacher, world
 
@@ -28,6 +30,15 @@ def listed(depths: dict[str, int], costs: Costs | None = None, shallow: tuple[in
     feasible = feasible_arms(depths, shallow, costs or Costs({}), cut=10)
     assert isinstance(feasible, ListedArms)
     return feasible
+
+
+def policy_of(learner: ArmLossLearner, price: float, **options) -> ArmPolicy:
+    """Of both arms at their whole depth, at this price."""
+    columns = tuple(Feature(name, "") for name in learner.columns[0])
+    features = ContextFeatures([Group(columns, lambda queries: np.zeros((len(queries), len(columns))))])
+    policy = ArmPolicy(ARMS, learner, dict.fromkeys(ARMS, 100), cut=10, features=features, **{"shadow": 0.0} | options)
+    policy.set_prices({"arms": price}, "x")
+    return policy
 
 
 def test_choices_are_all_but_none() -> None:
@@ -107,7 +118,7 @@ def test_more_choices_than_can_be_listed_are_found_greedily() -> None:
     assert isinstance(feasible, UnlistedArms)
     learner, features = Believes(7), np.ones((1, 1))
     losses, price = learner.losses(features), 0.3
-    decision, cost = feasible.draw(losses, price, Exploring(EpsilonGreedy(0.0)), rng := np.random.default_rng(0))
+    decision, cost = feasible.draw(losses, price, Drawing(EpsilonGreedy(0.0)), rng := np.random.default_rng(0))
     depths, run = np.array([0, 5, 10, 20, 40]), np.array([2.0] + [1.0] * 6)
     own = -np.concatenate([losses[0, :28].reshape(7, 4), np.zeros((7, 1))], axis=1)
     own -= price * ((depths > 0) * run[:, None] + 0.02 * depths)
@@ -117,7 +128,7 @@ def test_more_choices_than_can_be_listed_are_found_greedily() -> None:
     many = np.tile(losses, (40_000, 1))
     monkey = feasible._best(losses, price)
     feasible._best = lambda losses, price: np.repeat(monkey, len(losses), axis=0)  # 40,000 times the same
-    drawn, _ = feasible.draw(many, price, Exploring(EpsilonGreedy(0.4), shadow=0.1), rng)
+    drawn, _ = feasible.draw(many, price, Drawing(EpsilonGreedy(0.4), shadow=0.1), rng)
     assert drawn.depths.any(axis=1).all()
     same, whole = (drawn.depths == decision.depths).all(axis=1), (drawn.depths == 40).all(axis=1)
     listed = 5**7 - 1
@@ -130,7 +141,7 @@ def test_more_choices_than_can_be_listed_are_found_greedily() -> None:
             at = drawn.depths[:, a] == level
             assert at.mean() == pytest.approx(drawn.marginals[at, a].mean(), abs=0.012)
     with pytest.raises(ValueError, match="use EpsilonGreedy"):
-        feasible.check(Exploring(Softmax()))
+        feasible.check(Drawing(Softmax()))
     with pytest.raises(ValueError, match="arms_cap"):
         feasible_arms(arms, Believes.shallow, Costs({}, cap=3.0))
 
@@ -141,9 +152,9 @@ def test_propensities_of_what_is_not_listed_are_those_of_a_list(epsilon: float, 
     levels = {"a": [5, 10, 40], "b": [], "c": [5, 8]}
     feasible = UnlistedArms(levels, Costs({}, drawn=0.02), 10, 4)
     losses = np.random.default_rng(0).random((1, design(np.ones((1, 3), int), 4).shape[1]))
-    how = Exploring(EpsilonGreedy(epsilon), shadow)
+    how = Drawing(EpsilonGreedy(epsilon), shadow)
     every = [row for row in product([0, 5, 10, 40], [0], [0, 5, 8]) if any(row)]
-    greedy, _ = feasible.draw(losses, 0.01, Exploring(EpsilonGreedy(0.0)), np.random.default_rng(0))
+    greedy, _ = feasible.draw(losses, 0.01, Drawing(EpsilonGreedy(0.0)), np.random.default_rng(0))
     best = tuple(greedy.depths[0].tolist())
     assert len(every) == len(ListedArms(levels, Costs({}, drawn=0.02), 10, 4).table) == 11
     share = {row: (1 - shadow) * (epsilon / 11 + (1 - epsilon) * (row == best)) for row in every}
@@ -163,7 +174,7 @@ def test_greedy_choices_are_never_dearer_than_need_be() -> None:
     feasible = UnlistedArms(levels, Costs({"a": 0.5}, drawn=0.01), 10, 3)
     losses = np.random.default_rng(0).random((20, design(np.ones((1, 5), int), 3).shape[1])) / 100
     price = feasible.price(losses, 0.6)
-    how = Exploring(EpsilonGreedy(0.0)), np.random.default_rng(0)
+    how = Drawing(EpsilonGreedy(0.0)), np.random.default_rng(0)
     assert feasible.draw(losses, price, *how)[1].mean() <= 0.6
     with pytest.raises(ValueError, match=r"policy\.arms_budget: 0\.5 is below"):
         feasible.price(losses, 0.5)
@@ -179,7 +190,7 @@ def test_the_price_of_greedy_choices_keeps_the_budget() -> None:
     learner = Believes(7)
     losses = learner.losses(np.random.default_rng(0).random((60, 1)))
     price = feasible.price(losses, 5.0)
-    _, costs = feasible.draw(losses, price, Exploring(EpsilonGreedy(0.0)), np.random.default_rng(0))
+    _, costs = feasible.draw(losses, price, Drawing(EpsilonGreedy(0.0)), np.random.default_rng(0))
     assert 4.5 < costs.mean() <= 5.0
 
 
@@ -199,10 +210,10 @@ def test_it_learns_who_may_be_spared(learned: ArmLossLearner) -> None:
 
 def test_what_is_drawn_can_be_computed_again(learned: ArmLossLearner) -> None:
     rounds, _ = world(4_000, seed=3)
-    feasible, how = listed({"words": 50, "people": 20}), Exploring(Softmax())
-    policy = ArmPolicy(feasible, learned, price=Price(1.5, start=0.1, name="arms x"), how=how, seed=0)
+    feasible, how = listed(dict.fromkeys(ARMS, 100)), Drawing(Softmax())
+    policy = policy_of(learned, 0.1, budget=1.5, explore=Softmax(), seed=0)
     expected = feasible.probabilities(learned.losses(rounds.query[:, :2]), 0.1, how)
-    decision = policy.decide(rounds.query[:, :2])
+    decision = policy.decide([], rounds.query[:, :2])
     assert decision.prices == {"arms x": 0.1}
     drawn = [np.flatnonzero((feasible.table.depths == row).all(axis=1))[0] for row in decision.depths]
     np.testing.assert_allclose(decision.propensity, expected[np.arange(4_000), drawn])
@@ -216,11 +227,10 @@ def test_what_is_drawn_can_be_computed_again(learned: ArmLossLearner) -> None:
 def test_the_price_finds_the_budget(learned: ArmLossLearner) -> None:
     """The right arm for everybody would cost 1.6."""
     rounds, _ = world(1_000, seed=4)
-    feasible = listed(dict.fromkeys(ARMS, 10), Costs({"people": 3.0}))
-    policy = ArmPolicy(feasible, learned, price=Price(1.3), how=Exploring(Softmax()), seed=0)
-    policy.price.follow({})
+    policy = policy_of(learned, 0.0, budget=1.3, costs={"people": 3.0}, explore=Softmax(), seed=0)
+    policy.follow({})
     each = np.array([1.0, 3.0])
-    costs = [((policy.decide(rounds.query[:, :2]).depths > 0) @ each).mean() for _ in range(100)]
+    costs = [((policy.decide([], rounds.query[:, :2]).depths > 0) @ each).mean() for _ in range(100)]
     assert costs[0] > 1.5
     assert np.mean(costs[50:]) == pytest.approx(1.3, abs=0.03)
 
@@ -228,14 +238,14 @@ def test_the_price_finds_the_budget(learned: ArmLossLearner) -> None:
 def test_some_queries_run_all_arms(learned: ArmLossLearner) -> None:
     rounds, _ = world(50, seed=5)
     feasible, losses = listed(dict.fromkeys(ARMS, 10)), learned.losses(rounds.query[:, :2])
-    found = feasible.probabilities(losses, 1.0, Exploring(EpsilonGreedy(0.0), shadow=0.1))
+    found = feasible.probabilities(losses, 1.0, Drawing(EpsilonGreedy(0.0), shadow=0.1))
     np.testing.assert_allclose(found[:, -1], 0.1)
     capped = listed(dict.fromkeys(ARMS, 10), Costs({}, cap=1.0))  # all arms cost more: there are no such pages
-    shown = capped.probabilities(losses, 1.0, Exploring(EpsilonGreedy(0.0), shadow=0.1))
+    shown = capped.probabilities(losses, 1.0, Drawing(EpsilonGreedy(0.0), shadow=0.1))
     np.testing.assert_allclose(shown.max(axis=1), 1.0)
     np.testing.assert_allclose(found.sum(axis=1), 1.0)
     with pytest.raises(ValueError, match=r"policy\.explore: UCB needs deviations"):
-        feasible.check(Exploring(UCB()))
-    shy = ArmPolicy(feasible, learned, price=Price(1.0, start=1.0), how=Exploring(EpsilonGreedy(0.0)))
-    assert not shy.decide(rounds.query[:, :2]).depths.all(axis=1).any()
+        feasible.check(Drawing(UCB()))
+    shy = policy_of(learned, 1.0, budget=1.0)
+    assert not shy.decide([], rounds.query[:, :2]).depths.all(axis=1).any()
     assert listed({"words": 10, "people": 0}).table.depths.tolist() == [[10, 0]]  # one without a depth never runs

@@ -23,7 +23,6 @@ from ltrr.feedback.store import EventStore
 from ltrr.learners.relevance import RelevanceLearner
 from ltrr.learners.rounds_data import read_rounds
 from ltrr.policies.features import pool_features, pool_names
-from ltrr.system.features import open_history
 from ltrr.system.system import System, open_systems
 from ltrr.types import Candidates, Context, Query, RetrievalFeatures, Rounds
 from tests.helpers import ROOT, WORDS
@@ -105,7 +104,7 @@ def loop(music, tmp_path_factory) -> Loop:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     lexical = "ltrr.arms.lexical.Lexical"
     arms = {"title": {"class": lexical, "tune": False, "fields": {"title": {"sources": ["title"]}}}}
-    arms |= {"all": {"class": lexical, "tune": False}, "dense": {"class": "test_events_history.Words"}}
+    arms |= {"all": {"class": lexical, "tune": False}, "dense": {"class": f"{__name__}.Words"}}
     policy = {"features": ["text", "time", "history"], "budget": 3.0, "depths": {"title": 10, "all": 10}}
     policy["explore"] = {"class": "ltrr.policies.explorers.Softmax", "temperature": 0.02, "floor": 0.9}
     settings = {"cache": str(folder / "cache"), "data": {"path": str(music)}, "arms": arms, "policy": policy}

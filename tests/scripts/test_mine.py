@@ -44,7 +44,7 @@ def fakes(monkeypatch):
 @pytest.fixture
 def config(tmp_path) -> Path:
     path = tmp_path / "mine.yaml"
-    arms = {"words": {"class": "test_system.Words"}, "popular": {"class": "ltrr.arms.popular.Popular"}}
+    arms = {"words": {"class": "tests.system.test_system.Words"}, "popular": {"class": "ltrr.arms.popular.Popular"}}
     fusion = {"arms": ["words", "popular"]}
     path.write_text(yaml.safe_dump({"cache": str(tmp_path / "cache"), "arms": arms, "fusion": fusion}))
     return path
@@ -187,7 +187,7 @@ BAD: dict[str, tuple[list[Any], str]] = {
     "teacher on test": (["--split", "test", "--candidates", "--teacher", "x"], "must not train anything"),
     "unknown arm": (["--arm", "wrods"], "did you mean 'words'"),
     "arm that is not there": (
-        ["--arm", "sparse", "--arms.sparse", "{class: test_system.FakeSparseArm, model: null}"],
+        ["--arm", "sparse", "--arms.sparse", "{class: tests.system.test_system.FakeSparseArm, model: null}"],
         "sparse",
     ),
     "unknown split": (["--split", "trian"], "trian"),

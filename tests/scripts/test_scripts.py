@@ -106,10 +106,11 @@ def test_evaluating_the_split_that_a_model_was_trained_on_is_said(music, fast_co
     """In this process, with an arm of test_system whose model is a fake."""
     note = {"data": open_dataset(music).corpus.fingerprint, "splits": ["train"], "queries": "0"}
     (tmp_path / "ltrr.json").write_text(json.dumps(note))
-    monkeypatch.setattr("ltrr.system.system.LOADERS", {"encoder": "test_system.FakeEncoder"})
+    monkeypatch.setattr("ltrr.system.parts.LOADERS", {"encoder": "tests.system.test_system.FakeEncoder"})
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     flags = ("--config", fast_config, "--data", music, "--split", "train", "--out", tmp_path / "out")
-    arms = f"{{lexical: {{class: test_system.Words}}, dense: {{class: test_system.FakeArm, model: {tmp_path}}}}}"
+    fakes = "tests.system.test_system"
+    arms = f"{{lexical: {{class: {fakes}.Words}}, dense: {{class: {fakes}.FakeArm, model: {tmp_path}}}}}"
     flags = ("evaluate.py", *flags, "--arms", arms)
     monkeypatch.setattr(sys, "argv", [str(flag) for flag in flags])
     runpy.run_path(str(ROOT / "scripts/evaluate.py"), run_name="__main__")

@@ -13,8 +13,7 @@ import pytest
 from ltrr.arms.personal import Personal
 from ltrr.config import ConfigError
 from ltrr.data.beir import open_dataset
-from ltrr.policies.features import QUERY
-from ltrr.system.features import open_context, open_history
+from ltrr.policies.features import QUERY, ContextFeatures
 from ltrr.system.system import System
 from ltrr.types import Candidates, Context, Query
 
@@ -54,6 +53,18 @@ class Tastes:
         return self._arm.open(corpus, root)
 
 
+class Looks:
+    """Somebody's own policy, which looks at features."""
+
+    id = "looks"
+
+    def __init__(self, features: ContextFeatures, model: str = ""):
+        self.features = features
+
+    def decide(self, queries, features):
+        raise NotImplementedError
+
+
 @pytest.fixture(scope="module")
 def data(music, tmp_path_factory) -> Path:
     """The music catalogue, of whose queries some name a locale, and a table: a fan of jazz songs."""
@@ -72,11 +83,11 @@ def data(music, tmp_path_factory) -> Path:
 def settings(data, tmp_path_factory) -> dict:
     arms = {
         "lexical": {"class": "ltrr.arms.lexical.Lexical", "tune": False},
-        "dense": {"class": "test_context.Vectors"},
-        "personal": {"class": "test_context.Tastes", "interactions": str(data / "interactions.tsv")},
-        "mine": {"class": "test_funnel.RandomArm", "seed": 0},
+        "dense": {"class": f"{__name__}.Vectors"},
+        "personal": {"class": f"{__name__}.Tastes", "interactions": str(data / "interactions.tsv")},
+        "mine": {"class": "tests.test_funnel.RandomArm", "seed": 0},
     }
-    return {"arms": arms, "cache": str(tmp_path_factory.mktemp("cache")), "policy": {"features": GROUPS}}
+    return {"arms": arms, "cache": str(tmp_path_factory.mktemp("cache"))}
 
 
 @pytest.fixture(scope="module")
@@ -87,20 +98,21 @@ def system(data, settings) -> System:
 @pytest.fixture(scope="module")
 def found(system) -> dict[str, np.ndarray]:
     """Column -> value of each of QUERIES."""
-    values = system.context(QUERIES)
-    assert values.shape == (len(QUERIES), len(system.context.columns))
+    features = system.features.open(GROUPS)
+    values = features(QUERIES)
+    assert values.shape == (len(QUERIES), len(features.columns))
     assert values.dtype == np.float32
     assert not np.isinf(values).any()
-    assert all(feature.unit for feature in system.context.columns)
-    columns = dict(zip((feature.name for feature in system.context.columns), values.T, strict=True))
+    assert all(feature.unit for feature in features.columns)
+    columns = dict(zip((feature.name for feature in features.columns), values.T, strict=True))
     assert len(columns) == values.shape[1], "each name once"
     return columns
 
 
 def test_without_names_it_is_text_and_time(system, settings):
-    plain = System(settings | {"policy": {}}, system.dataset)
-    assert plain.context.columns == QUERY
-    both = open_context(["time", "text"], system)
+    plain = System(settings | {"policy": {"class": f"{__name__}.Looks"}}, system.dataset)
+    assert plain.policy().features.columns == QUERY
+    both = system.features.open(["time", "text"])
     assert [f.name for f in both.columns] == [f.name for f in (*QUERY[3:], *QUERY[:3])]
 
 
@@ -119,7 +131,7 @@ def test_a_person_and_a_genre_are_understood(found):
 
 
 def test_rare_words_weigh_more_and_unknown_ones_are_counted(system):
-    context = open_context(["idf"], system)
+    context = system.features.open(["idf"])
     texts = ["song", "ilse", "song qwerty", "qwerty", ""]
     rarest, mean, unknown = context([Query(text, text) for text in texts]).T
     assert rarest[1] > rarest[0] > 0
@@ -146,7 +158,7 @@ def test_a_known_customer_has_a_taste(found):
 
 
 def test_alike_texts_have_alike_embeddings_and_none_has_none(system):
-    embedded = open_context(["embedding"], system)
+    embedded = system.features.open(["embedding"])
     one, same, other, empty = embedded([Query(str(i), text) for i, text in enumerate(("a b", "a b", "paper", " "))])
     np.testing.assert_allclose(one, same, atol=1e-5)
     assert np.abs(one - other).max() > 1e-3
@@ -155,16 +167,16 @@ def test_alike_texts_have_alike_embeddings_and_none_has_none(system):
 
 
 def test_history_comes_from_the_file_beside_the_model(system, settings, tmp_path):
-    history = open_history(system, system.drawn)
+    history = system.features.history(system.drawn)
     returned = np.ones((1, 2, len(system.drawn)), bool)
     history.update(QUERIES[:1], returned, np.array([[1.0, 0.0]]))
     history.save(tmp_path / "history.npz")
-    policy = {"features": ["history"], "model": str(tmp_path)}
-    context = System(settings | {"policy": policy}, system.dataset).context
+    policy = {"class": f"{__name__}.Looks", "features": ["history"], "model": str(tmp_path)}
+    context = System(settings | {"policy": policy}, system.dataset).policy().features
     again = Query("again", "Nora  QUINN songs!")  # as normalised, the same
     np.testing.assert_allclose(context([again])[0], history.features([again])[0], rtol=1e-6)
     assert context([again])[0, 0] == pytest.approx(np.log(2))
-    assert open_context(["history"], system)([again])[0, 0] == 0
+    assert system.features.open(["history"])([again])[0, 0] == 0
 
 
 def test_judgements_change_nothing(system, settings, data, found, tmp_path):
@@ -180,14 +192,15 @@ def test_judgements_change_nothing(system, settings, data, found, tmp_path):
         path.write_text("\n".join([header, *dict.fromkeys(told)]) + "\n", encoding="utf-8")
     other = System(settings | {"cache": str(tmp_path / "cache")}, open_dataset(blind, query_fields=["locale"]))
     assert other.dataset.split("test").qrels != system.dataset.split("test").qrels
-    assert other.context.columns == system.context.columns
-    np.testing.assert_allclose(other.context(QUERIES), np.stack([*found.values()], axis=1), atol=1e-5)
+    features = other.features.open(GROUPS)
+    assert features.columns == system.features.open(GROUPS).columns
+    np.testing.assert_allclose(features(QUERIES), np.stack([*found.values()], axis=1), atol=1e-5)
 
 
 def test_what_a_config_lacks_is_named(system, settings):
     with pytest.raises(ConfigError, match="did you mean 'locale'"):
-        open_context(["locales"], system)
+        system.features.open(["locales"])
     fewer = System(settings | {"arms": {"lexical": settings["arms"]["lexical"]}}, system.dataset)
     for group, kind in (("embedding", "dense"), ("history", "dense"), ("customer", "personal")):
         with pytest.raises(ConfigError, match=f"'{group}' needs a {kind} arm"):
-            open_context([group], fewer)
+            fewer.features.open([group])

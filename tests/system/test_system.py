@@ -94,7 +94,7 @@ class FakeScorer:
 @pytest.fixture(autouse=True)
 def loaders(monkeypatch):
     fakes = {"encoder": "FakeEncoder", "sparse_encoder": "FakeEncoder", "scorer": "FakeScorer"}
-    monkeypatch.setattr("ltrr.system.system.LOADERS", {name: f"{__name__}.{fake}" for name, fake in fakes.items()})
+    monkeypatch.setattr("ltrr.system.parts.LOADERS", {name: f"{__name__}.{fake}" for name, fake in fakes.items()})
     FakeScorer.asked.clear()
 
 
@@ -153,7 +153,7 @@ def test_a_part_whose_model_is_null_is_not_there(make) -> None:
     assert not system.has_ranker
     assert list(system.funnel().arms) == ["words"]
     with pytest.raises(ConfigError, match=r"arms\.sparse\.model is null.*--arms\.sparse\.model FOLDER"):
-        system.build("sparse")
+        system.indexes.build("sparse")
     on = make(arms={"words": WORDS, "sparse": sparse | {"model": "m"}}, ranker=RANKER | {"model": "m"})
     assert on.usable() == on.fusion_arms == ["words", "sparse"]
     assert on.has_ranker
@@ -251,11 +251,11 @@ def test_an_arm_to_compare_with_is_tuned_on_the_same_queries(make, tmp_path) -> 
 
 def test_caches_depend_on_what_lies_behind_arguments(make, tmp_path) -> None:
     arms = {"own": {"class": f"{__name__}.Tunable", "notes": str(tmp_path)}}
-    before = make(arms=arms).identity("own")
-    assert make(arms=arms).identity("own") == before
+    before = make(arms=arms).indexes.identity("own")
+    assert make(arms=arms).indexes.identity("own") == before
     (tmp_path / "notes.txt").write_text("new")
     Tunable.tuned_on.clear()
-    assert make(arms=arms).identity("own") != before
+    assert make(arms=arms).indexes.identity("own") != before
     assert Tunable.tuned_on  # and was tuned again
 
 
