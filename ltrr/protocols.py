@@ -168,6 +168,15 @@ class Mixing(Protocol):
 
 
 @runtime_checkable
+class Personalised(Protocol):
+    """Returns other candidates to other customers."""
+
+    def customers(self) -> Iterable[str]:
+        """Names of the customers that it knows."""
+        ...
+
+
+@runtime_checkable
 class Profiled(Protocol):
     """Knows what customers engaged with."""
 

@@ -17,7 +17,7 @@ from ltrr.feedback.events import Action, Impression
 from ltrr.funnel import Funnel
 from ltrr.metrics import drop_self, evaluate, to_run
 from ltrr.policies.fixed import FixedPolicy
-from ltrr.protocols import Arm, Encoder, Learning, Ranker, offers
+from ltrr.protocols import Arm, Encoder, Personalised, Ranker, offers
 from ltrr.types import Candidates, Query, Run
 
 MEASURES = ("nDCG@10", "R@10")
@@ -51,11 +51,11 @@ class LearningArm(Arm, Protocol):
 class CachedArm:
     """An Arm that asks another once for each text and locale, for arms that no feedback changes.
 
-    An arm that learns from customers (`Learning`) is asked once for each customer, too.
+    A `Personalised` arm is asked once for each customer, too.
     """
 
     def __init__(self, arm: Arm, k: int) -> None:
-        self._arm, self._k, self._personal = arm, k, offers(arm, Learning) is not None
+        self._arm, self._k, self._personal = arm, k, offers(arm, Personalised) is not None
         self._answers: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
 
     def search(self, queries: Sequence[Query], k: int) -> Candidates:
