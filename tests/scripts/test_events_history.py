@@ -309,4 +309,4 @@ def test_a_damaged_file_or_one_of_other_arms_or_embeddings_is_named(loop, mine):
     with pytest.raises(ValueError, match=r"history.npz: its queries were embedded by another dense arm"):
         assert other.context
     with pytest.raises(ValueError, match="a history of the arms title, all, dense, not all, dense"):
-        system.features.history(opened(loop.config), ARMS[1:], path)
+        opened(loop.config).features.history(ARMS[1:], path)
