@@ -45,6 +45,11 @@ def table(name: str, data: str, *options: str) -> Step:
     return Step(name, f"{name}/results.json", command)
 
 
+def measured(name: str, benchmarks: str) -> Step:
+    """Benchmarks, by name or subject."""
+    return Step(name, f"{name}/rows.jsonl", f"scripts/benchmarks/run.py {benchmarks} --out runs/{name}/rows.jsonl")
+
+
 def mined(name: str, data: str, *options: str) -> Step:
     """Negatives or candidates."""
     command = f"scripts/mine.py --data {{data}}/{data} --out runs/mined/{name} {' '.join(options)}"
@@ -225,10 +230,10 @@ STEPS = [
          "scripts/ope.py --open-bandit {data}/open-bandit --out runs/ope-open-bandit"),
     Step("personal", "personal/results.json",
          "scripts/personal.py --data {data}/lastfm-hetrec2k --out runs/personal"),
-    Step("store", "store/results.json", "scripts/benchmark_store.py"),
-    Step("benchmark_memory", "benchmark_memory/results.json", "scripts/benchmark_memory.py"),
-    Step("benchmark_policy", "benchmark_policy/results.json", "scripts/benchmark_policy.py"),
-    Step("benchmark", "benchmark/benchmark.json", "scripts/benchmark.py --data {data}/msrd-movies --device cpu"),
+    measured("store", "store"),
+    measured("benchmark_memory", "memory"),
+    measured("benchmark_policy", "policy"),
+    measured("benchmark", "arms funnel index encoders training --data {data}/msrd-movies"),
 ]  # fmt: skip
 
 

@@ -66,6 +66,7 @@ _EXPERIMENTS = [  # title, step; with a table.md, or with figures in results.jso
     ("Memory at size", "benchmark_memory"),
     ("Decisions and updates of a policy", "benchmark_policy"),
 ]
+_BENCHMARKS = ("store", "benchmark_memory", "benchmark_policy", "benchmark")  # steps of scripts/benchmarks/run.py
 _PEERS = {  # step -> learner, explorer; on the same queries, features and arms, each with rounds of its own
     "policy-msrd": ("ours", "softmax"),
     "policy-squarecb": ("ours", "SquareCB"),
@@ -83,6 +84,13 @@ _PEERS = {  # step -> learner, explorer; on the same queries, features and arms,
 def whatever_is_in(path: Path) -> dict:
     """A JSON file, {} where it is not there yet."""
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def benchmark_rows(path: Path) -> dict[str, dict]:
+    """Reads JSON lines: "benchmark: case" -> value, unit, ratio, ratio_to. The last row of a case counts; {} for no file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else ()
+    keys, rows = ("value", "unit", "ratio", "ratio_to"), [json.loads(line) for line in lines]
+    return {f"{row['benchmark']}: {row['case']}": {key: row[key] for key in keys if key in row} for row in rows}
 
 
 def table(folder: Path) -> str:
@@ -169,14 +177,6 @@ def named(people: dict) -> list[str]:
     return lines
 
 
-def speed(bench: dict) -> list[str]:
-    lines = [*_shown(["scripts/benchmark.py --data {data}/msrd-movies --device cpu"]), "", "Compare ratios, not times."]
-    lines += ["", "| what | figures |", "| --- | --- |"]
-    for name, row in bench["figures"].items():
-        lines.append(f"| {name} | {', '.join(f'{key} {value:.3g}' for key, value in row.items())} |")
-    return lines
-
-
 def minutes(costs: dict, before: list[str]) -> list[str]:
     """Of each step, those of earlier measurements included."""
     rows = rows_of(before)
@@ -219,12 +219,13 @@ def run() -> None:
     flags = parser.parse_args()
     runs, commands, kept = flags.runs, {step.name: step.command for step in STEPS}, kept_of(flags.out)
     read = {name: whatever_is_in(runs / name / "results.json") for _, name in (*_PARTS, *_EXPERIMENTS)}
+    read |= {name: benchmark_rows(runs / name / "rows.jsonl") for name in _BENCHMARKS}
     costs = {path.stem: json.loads(path.read_text()) for path in sorted((runs / "costs").glob("*.json"))}
     people = whatever_is_in(runs / "msrd" / "person_queries.json")
-    bench = whatever_is_in(runs / "benchmark" / "benchmark.json")
     figures = {name: read[name]["systems"] for _, name in _PARTS if read[name]}
     figures |= {name: read[name] for _, name in _EXPERIMENTS}
-    figures |= {"people": people.get("systems", {}), "speed": bench.get("figures", {})}
+    figures |= {"people": people.get("systems", {})}
+    figures["benchmarks"] = {case: row for name in _BENCHMARKS for case, row in read[name].items()}
     figures["quickstart cost"] = whatever_is_in(runs / "quickstart" / "cost.json")
     every, chosen, missed, num_met = goals(figures, kept.get("Goals", []))
     made = {"Goals": every}
@@ -234,7 +235,9 @@ def run() -> None:
         shown = [*(step.command for step in needed(commands[name])), commands[name]]
         made[title] = [*_shown(shown), "", *experiment(runs / name, read[name])] if read[name] else []
     made["Policies of other schools on MSRD, one pass"] = peers(runs, commands)
-    made["Speed"] = speed(bench) if bench else []
+    bench = _shown([commands["benchmark"]])
+    bench += ["", "Compare ratios, not times.", "", *experiment(runs / "benchmark", read["benchmark"])]
+    made["Speed"] = bench if read["benchmark"] else []
     made["Minutes of each step"] = minutes(costs, kept.get("Minutes of each step", []))
     lines = [
         "# Results",
