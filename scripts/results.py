@@ -87,7 +87,7 @@ def whatever_is_in(path: Path) -> dict:
 
 
 def benchmark_rows(path: Path) -> dict[str, dict]:
-    """Reads JSON lines: "benchmark: case" -> value, unit, ratio, ratio_to. The last row of a case counts; {} for no file."""
+    """Reads JSON lines: "benchmark: case" -> value, unit, ratio, ratio_to. The last row of a case counts."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else ()
     keys, rows = ("value", "unit", "ratio", "ratio_to"), [json.loads(line) for line in lines]
     return {f"{row['benchmark']}: {row['case']}": {key: row[key] for key in keys if key in row} for row in rows}
