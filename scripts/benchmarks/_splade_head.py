@@ -66,7 +66,7 @@ def measure(head: str, device: str, precision: str) -> dict[str, float]:
         start = time.perf_counter()
         out = step()
         spent.append(time.perf_counter() - start)
-    return {"s": min(spent), "MiB": peak(device) - before, "active": (out > 0).float().mean().item()}
+    return {"s": min(spent), "MiB": peak(device) - before, "active": out.gt(0).float().mean().item()}
 
 
 if __name__ == "__main__":
