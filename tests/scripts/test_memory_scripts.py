@@ -75,16 +75,6 @@ def test_observed_queries_follow_predicted_ones(music: Path, tmp_path: Path) -> 
         write_observed(tmp_path / "o", corpus, [(3, "b", 0.5)])
 
 
-def test_benchmarks_of_memory_and_store_write_their_figures(tmp_path: Path) -> None:
-    script("scripts/benchmark_memory.py", "--events", 3000, "--out", tmp_path / "m")
-    found = json.loads((tmp_path / "m" / "results.json").read_text())
-    assert (found["events"], found["pairs"] > 1000) == (3000, True)
-    assert {"replay_s", "lookup_median_ms", "lookup_p99_ms", "snapshot_s", "restart_s", "peak_gib"} <= set(found)
-    script("scripts/benchmark_store.py", "--num", 300, "--repeats", 2, "--out", tmp_path / "s")
-    found = json.loads((tmp_path / "s" / "results.json").read_text())
-    assert set(found["sqlite"]) >= {"lowest ratio", "events_per_s", "raw_per_s", "ratio", "mean_group"}
-
-
 def test_the_store_tells_where_customers_look(music: Path, tmp_path: Path) -> None:
     """Clicks that were simulated with known examination, through the store, into memory's override; then Parquet."""
     corpus, rng = open_dataset(music).corpus, np.random.default_rng(0)
