@@ -174,7 +174,7 @@ class Lexical:
                         best = (loss, chosen)
         return best[1]
 
-    # -- what is searched
+    # -- fields and priors
 
     def text_fields(self, corpus: Corpus) -> tuple[TextField, ...]:
         """Lists the fields that this config searches in the corpus; raises ValueError for an unknown source or key."""

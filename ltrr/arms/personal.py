@@ -155,13 +155,13 @@ class Personal:
         """Learns from events, in any order; repeated events change nothing."""
         self.take(*light(events, self._rows))
 
-    def take(self, seen: Sequence[ImpressionRow], did: Sequence[ActionRow]) -> None:
+    def take(self, impressions: Sequence[ImpressionRow], actions: Sequence[ActionRow], /) -> None:
         """Learns like `observe`, from an event store's rows."""
         with self._lock:
-            for impression in seen:
+            for impression in impressions:
                 self._impressions.setdefault(impression.id, impression)
                 self._settle(impression.id)
-            for action in did:
+            for action in actions:
                 self._actions.setdefault(action.impression, {}).setdefault(action.id, action)
                 self._settle(action.impression)
 
@@ -199,21 +199,23 @@ class Personal:
     def load(self, path: Path) -> None:
         """Restores the events that `save` wrote."""
         with np.load(path, allow_pickle=False) as file:
-            seen, did, erased = json.loads(file["state"].tobytes())
+            impressions, actions, erased = json.loads(file["state"].tobytes())
         with self._lock:
-            self._restart([ImpressionRow(*fields) for fields in seen], [ActionRow(*fields) for fields in did], erased)
+            self._restart([ImpressionRow(*row) for row in impressions], [ActionRow(*row) for row in actions], erased)
 
     def _all_actions(self) -> Iterator[ActionRow]:
         return chain.from_iterable(actions.values() for actions in self._actions.values())
 
-    def _restart(self, seen: Iterable[ImpressionRow], did: Iterable[ActionRow], erased: Iterable[str]) -> None:
+    def _restart(
+        self, impressions: Iterable[ImpressionRow], actions: Iterable[ActionRow], erased: Iterable[str]
+    ) -> None:
         """Replaces the state by these events; erased: digests of erased customers' names."""
-        self._impressions = {impression.id: impression for impression in seen}
+        self._impressions = {impression.id: impression for impression in impressions}
         self._actions: dict[str, dict[str, ActionRow]] = {}  # impression -> id of the action -> action
         self._rewards: dict[str, list[tuple[float, str, int, float]]] = {}  # impression -> day, itself, row, reward
         self._rewarded: dict[tuple[str, str | None], set[str]] = {}  # (customer, session; None = all) -> impressions
         self._erased = set(erased)
-        for action in did:
+        for action in actions:
             self._actions.setdefault(action.impression, {})[action.id] = action
         for impression in self._impressions:
             self._settle(impression)
@@ -234,7 +236,7 @@ class Personal:
         return sorted(e for i in self._rewarded.get((customer, session), ()) for e in self._rewards[i])
 
     def _engaged(self, customer: str | None) -> tuple[np.ndarray, np.ndarray]:
-        """Returns rows and decayed weights: strengths or sign(r) · log₂(1 + |r|) of rewards; 0 if none is > 0."""
+        """Returns rows and decayed weights (table strength or sign(r) · log₂(1 + |r|) of rewards), 0 if none is > 0."""
         u = self._customer_numbers.get(customer or "")
         u = None if u is not None and digest_of(customer or "") in self._erased else u
         part = slice(0, 0) if u is None else slice(self._starts[u], self._starts[u + 1])

@@ -159,7 +159,7 @@ def _context(values: Mapping[str, Any]) -> Context:
 def _read_queries(path: Path, fields: Sequence[str]) -> list[Query]:
     queries: list[Query] = []
     lines: dict[str, int] = {}  # id -> line
-    seen: dict[str, None] = {}  # metadata fields with a value
+    used: dict[str, None] = {}  # metadata fields with a value
     with open(path, "rb") as file:
         for record in read_records(file, path):
             line = record.line.number
@@ -169,7 +169,7 @@ def _read_queries(path: Path, fields: Sequence[str]) -> list[Query]:
             if not record.text.strip():
                 raise error_at(path, line, "a query without text", "write it or remove the line", id=record.id)
             metadata = {field: value for field, value in record.metadata.items() if not is_empty(value)}
-            seen.update(dict.fromkeys(metadata))
+            used.update(dict.fromkeys(metadata))
             try:
                 context = _context({field: metadata[field] for field in fields if field in metadata})
             except ValueError:
@@ -179,8 +179,8 @@ def _read_queries(path: Path, fields: Sequence[str]) -> list[Query]:
     if not queries:
         raise DataError(f"{path}: no query in it\n  Fix: one JSON object a line with _id and text")
     for field in fields:
-        if field not in seen:
-            raise DataError(f"query_fields: no query of {path} has a value in {field!r}; there are {list(seen)[:50]}")
+        if field not in used:
+            raise DataError(f"query_fields: no query of {path} has a value in {field!r}; there are {list(used)[:50]}")
     return queries
 
 

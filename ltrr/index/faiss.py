@@ -139,7 +139,7 @@ class FaissIndex:
         return top_k(docs.astype(np.int32), np.where(docs < 0, -np.inf, scores).astype(np.float32), k)
 
     def _product(self, queries: np.ndarray, k: int) -> Candidates:
-        """Searches a flat index with numpy, whose matrix product is several times faster than FAISS's wheels."""
+        """Searches a flat index with numpy, whose matrix product is several times faster than in FAISS's wheels."""
         assert self._flat is not None
         rows = np.arange(len(self), dtype=np.int32)
         step = max(1, SCORES_AT_ONCE // max(len(self), 1))

@@ -85,7 +85,7 @@ def build(
         folder = root / f".tmp-{uuid.uuid4().hex}"
         folder.mkdir()
         counts = write(folder)
-        assert not (folder / "manifest.json").exists(), "the name is ours: an engine's own goes into a subfolder"
+        assert not (folder / "manifest.json").exists(), "the name is reserved: an engine's own goes into a subfolder"
         manifest = Manifest(
             format=FORMAT,
             kind=kind,

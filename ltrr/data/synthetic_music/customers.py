@@ -72,7 +72,7 @@ def draw_customers(world: World, num: int, rng: np.random.Generator) -> Customer
 def choose(
     world: World, customers: Customers, who: np.ndarray, among: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Chooses a row of `among` for each customer of `who` (B,): by taste, language and favourites, of 32 ∝ √plays."""
+    """Chooses a row of `among` for each of `who` (B,): draws 32 ∝ √plays, then one by taste, language, favourites."""
     languages, chosen = np.array(list(LOCALES.values())), [np.empty(0, np.int64)]
     for start in range(0, len(who), 4096):
         batch = who[start : start + 4096]
