@@ -13,7 +13,7 @@ from pathlib import Path
 def arguments(
     doc: str, config: str, out: str | None = None, extra: Callable | None = None
 ) -> tuple[argparse.Namespace, list[str]]:
-    """Parses flags; returns them with the remaining overrides. out: default folder, "" = no default, None = no --out."""
+    """Parses flags; returns them with the remaining overrides. out: default folder, "" = none; None = no --out."""
     sys.path.insert(0, os.getcwd())  # finds `class: my_package.my_arm.MyArm` in the current folder
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path(config), help=f"YAML (default {config})")
