@@ -60,16 +60,16 @@ class Loop:
         self.catch_up()
 
     def record(self, events: Sequence[Impression | Action]) -> None:
-        """Returns when the events are on disk and learned. ValueError names one that cannot be stored.
+        """Returns when the events are on disk and learned. Raises ValueError naming an event that cannot be stored.
 
-        While a snapshot is made, which takes seconds, they are learned when it is done, so that nobody waits for it.
+        During a snapshot, which takes seconds, events are learned only afterwards, so that callers do not wait.
         """
         self._store.append(events)
         if not self._saving:
             self.catch_up()
 
     def catch_up(self) -> None:
-        """Learns what the store has and learners have not, and forgets whom it has erased since."""
+        """Applies new erasures, then passes the store's new events to the learners."""
         with self._lock:
             if erased := self._store.erasures(self._erased):
                 digests = {digest for _, digest in erased}
@@ -86,9 +86,9 @@ class Loop:
                 self._at = shown, acted = shown, batch[-1].seq
 
     def erase(self, customer: str) -> tuple[int, int]:
-        """Removes a customer's events from the store, from learners and from snapshots; (impressions, actions).
+        """Removes a customer's events from the store, learners and snapshots; returns counts (impressions, actions).
 
-        Other processes on the same store follow when they next catch up, those that are down when they start.
+        Other processes on the same store follow when they next catch up, or when they start.
         """
         with self._lock:
             self.catch_up()
@@ -97,7 +97,7 @@ class Loop:
         return removed
 
     def snapshot(self) -> None:
-        """Compacts learners and saves them, whole or not at all; nothing where nothing is new."""
+        """Compacts and saves the learners, atomically; does nothing if nothing is new."""
         with self._lock:
             self.catch_up()
             if self._folder is None or self._at == self._saved:
@@ -111,7 +111,7 @@ class Loop:
             self.catch_up()
 
     def keep(self, every: timedelta, days: float | None = None) -> None:
-        """From now on, in the background: catches up, removes events older than `days`, snapshots."""
+        """Starts a background thread that catches up, removes events older than `days`, and snapshots."""
         if every <= timedelta(0):
             raise ValueError(f"serve.snapshot_s: {every.total_seconds():g} is not above 0")
         if days is not None and not 0 < days < 100_000:
@@ -120,7 +120,7 @@ class Loop:
         self._keeper.start()
 
     def close(self) -> None:
-        """A last snapshot. The store stays open."""
+        """Stops the background thread and takes a last snapshot. The store stays open."""
         self._stop.set()
         if self._keeper:
             self._keeper.join()
@@ -139,7 +139,7 @@ class Loop:
                 if days is not None:
                     self._store.expire(datetime.now(UTC) - timedelta(days=days))
                 self.snapshot()
-            except Exception as error:  # a full disk, a database that is away: the next time
+            except Exception as error:  # such as a full disk or an unreachable database: retry next time
                 warnings.warn(f"snapshot of what was learned: {error}", stacklevel=2)
 
     def _save(self, folder: Path) -> None:
@@ -153,17 +153,17 @@ class Loop:
                 learner.save(whole / f"{name}.npz")
             state = {"store": self._store.id, "erasures": self._erased}
             (whole / "loop.json").write_text(json.dumps(state), encoding="utf-8")
-            if target.exists():  # of before an erasure
+            if target.exists():  # written before an erasure
                 target.rename(Path(temporary) / target.name)
             whole.rename(target)
             for path in folder.glob("[0-9]*-[0-9]*"):
                 if path != target:
-                    path.rename(Path(temporary) / path.name)  # and so removed
+                    path.rename(Path(temporary) / path.name)  # removed with the temporary folder
 
     def _restore(self) -> None:
         if self._folder is None:
             return
-        for path in self._folder.glob(".new-*"):  # of a process that was killed
+        for path in self._folder.glob(".new-*"):  # left by a killed process
             shutil.rmtree(path, ignore_errors=True)
         newest = max(self._folder.glob("[0-9]*-[0-9]*"), key=_seqs, default=None)
         if newest is None:
@@ -178,7 +178,7 @@ class Loop:
             for path in paths.values():
                 with np.load(path, allow_pickle=False) as file:
                     for name in file.files:
-                        file[name]  # read and checked before a learner is touched
+                        file[name]  # read it all before a learner changes
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             warnings.warn(f"{newest}: not used, learning anew from the store: {error}", stacklevel=4)
             return
@@ -191,7 +191,7 @@ class Loop:
         for name, learner in self._learners.items():
             try:
                 learner.take(impressions, actions)
-            except Exception as error:  # one that cannot learn must not stop searches, nor others from learning
+            except Exception as error:  # a failing learner must not stop searches or other learners
                 first = next(iter([*impressions, *actions])).id
                 warnings.warn(f"{name} could not learn from {first!r} and what came with it: {error!r}", stacklevel=3)
 
