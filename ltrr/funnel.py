@@ -87,7 +87,7 @@ class Funnel:
         """7) Retrieved candidates in the ranker's order, (Q, K); its first candidates are the page."""
         return self._ranker.rank(queries, retrieved.pool) if self._ranker else retrieved.fused
 
-    def rank_stages(self, queries: Sequence[Query], retrieved: Retrieved) -> Sequence[Candidates | None]:
+    def rank_stages(self, queries: Sequence[Query], retrieved: Retrieved, /) -> Sequence[Candidates | None]:
         """For evaluation, (Q, K) each: unranked; by the ranker's own scores, where it mixes the two; as served."""
         if self._ranker is None:
             return None, None, retrieved.fused

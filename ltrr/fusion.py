@@ -1,7 +1,7 @@
-"""The union of what the arms returned, and static ways to order it: reciprocal ranks and convex combination.
+"""Unites the arms' candidates into a pool and orders it without learning from clicks: reciprocal ranks, weighted sums.
 
-Knows candidates, ranks and scores; knows nothing about queries' texts, documents or how the arms work. Both rankers
-are baselines of whatever is learned later. Legend: Q queries, K candidates of the union, A arms, F features.
+Knows candidates, ranks and scores; knows nothing about query texts, documents or how arms work.
+Legend: Q queries, K candidates of the union, A arms, F features, W columns of all arms' lists, I weighted lists.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from ltrr.protocols import Ranker
 from ltrr.types import Candidates, Pool, Query, top_k
 
 Norm = Literal["minmax", "zscore"]
-MISSING = 1e-4  # how far below the window's lowest value a candidate lies that an arm did not return
-WINDOW = 100  # ranks over which an arm's scores are scaled, so that drawing deeper does not change the scale
+MISSING = 1e-4  # a candidate that the arm did not return gets the window's lowest value less this
+WINDOW = 100  # first ranks of an arm that set its scale, so that drawing deeper does not change it
 
 
 def union(arms: Mapping[str, Candidates]) -> Pool:
-    """Every document that any arm returned, once, with each arm's rank and score (rows ascending, pads last, K ≥ 1)."""
+    """Unites candidates: each document once, with each arm's rank and score (rows ascending, pads last, K ≥ 1)."""
     names, drawn = tuple(arms), list(arms.values())
     docs = np.concatenate([c.docs for c in drawn], axis=1)  # (Q, W)
     scores = np.concatenate([c.scores for c in drawn], axis=1)
     widths = [c.docs.shape[1] for c in drawn]
     rank, source = np.concatenate([np.arange(w) for w in widths]), np.repeat(np.arange(len(drawn)), widths)  # (W,)
-    # 1) Sort row << 32 | column within each query, so that equal rows are neighbours; the pad is the largest row.
+    # 1) Sort row << 32 | column within each query, so that equal rows are neighbours and pads come last.
     keys = docs.astype(np.uint32).astype(np.uint64) << np.uint64(32) | np.arange(docs.shape[1], dtype=np.uint64)
     keys.sort(axis=1)
     column, row = (keys & np.uint64(0xFFFFFFFF)).astype(np.int32), (keys >> np.uint64(32)).astype(np.uint32)
-    # 2) Number the different rows of each query.
+    # 2) Number the distinct rows of each query.
     real, first = row < np.uint32(0xFFFFFFFF), np.ones(row.shape, bool)
     first[:, 1:] = row[:, 1:] != row[:, :-1]
     slot = np.cumsum(first, axis=1, dtype=np.int32) - 1  # (Q, W)
     shape = (len(docs), int((first & real).sum(axis=1).max(initial=1)))  # K ≥ 1: scaling needs a column
-    # 3) Put each arm's rank and score where its row is.
+    # 3) Store each arm's rank and score in the slot of its row.
     query, at = np.nonzero(real)
     place, column = slot[query, at], column[query, at]
     pool = Pool(
@@ -53,7 +53,7 @@ def union(arms: Mapping[str, Candidates]) -> Pool:
 
 
 def take(pool: Pool, chosen: Candidates) -> Pool:
-    """The pool restricted to the chosen candidates, in their order; a pad stays a pad."""
+    """Restricts the pool to the chosen candidates, in their order; pads stay pads."""
     order = np.argsort(pool.docs.astype(np.uint32), axis=1)  # pads last
     ordered = np.take_along_axis(pool.docs.astype(np.uint32), order, 1)
     place = np.stack([np.searchsorted(o, d) for o, d in zip(ordered, chosen.docs.astype(np.uint32), strict=True)])
@@ -65,17 +65,17 @@ def take(pool: Pool, chosen: Candidates) -> Pool:
 
 
 def reciprocal_ranks(pool: Pool, k: float = 60.0) -> np.ndarray:
-    """Σ_a 1 / (k + rank_a), ranks from 1 (Cormack et al. 2009): (Q, K)."""
+    """Reciprocal rank fusion (Q, K): Σ_a 1 / (k + rank_a), ranks from 1 (Cormack et al. 2009)."""
     return np.nansum(1.0 / (k + 1.0 + pool.ranks), axis=2)
 
 
 def scale(pool: Pool, norm: Norm) -> np.ndarray:
-    """Scores of each arm made comparable over its first WINDOW ranks, (Q, K, A), never NaN.
+    """Scales each arm's scores over its first WINDOW ranks so that arms are comparable: (Q, K, A), never NaN.
 
-    minmax: best 1, last of the window 0; zscore: (s − mean) / deviation over the window (Bruch et al. 2023 compare
-    them); a window of equal scores is 1. Deeper candidates follow below the window's lowest in their order, all
-    within MISSING, and a candidate that the arm did not return lies MISSING below it: however deep an arm is drawn,
-    values of the window and of what is missing stay the same. An arm that returned nothing is 0 everywhere.
+    minmax maps the best to 1 and the window's last to 0; zscore is (s − mean) / deviation over the window (Bruch et al.
+    2023 compare them). If all scores of the window are equal, they become 1. Deeper candidates lie less than MISSING
+    below the window's lowest value, in their order; candidates that the arm did not return lie MISSING below it. So
+    these values do not depend on the depth to which an arm is drawn. An arm that returned nothing is 0 everywhere.
     """
     returned, inside = ~np.isnan(pool.scores), pool.ranks < WINDOW  # (Q, K, A)
     silent = ~returned.any(axis=1, keepdims=True)  # (Q, 1, A)
@@ -92,17 +92,17 @@ def scale(pool: Pool, norm: Norm) -> np.ndarray:
     centre, low, width = (np.where(flat, fill, x) for x, fill in ((centre, 0.0), (low, 0.0), (width, 1.0)))
     floor = np.where(flat, 0.0, (low - centre) / width)
     scaled = np.where(flat, 1.0, (pool.scores - centre) / width)
-    below = np.maximum(floor - np.where(flat, -pool.ranks, scaled), 0.0)  # how far a deeper candidate lies below
+    below = np.maximum(floor - np.where(flat, -pool.ranks, scaled), 0.0)  # distance of deeper candidates
     deeper = floor - MISSING * below / (1.0 + below)
     return np.where(silent, 0.0, np.where(inside, scaled, np.where(returned, deeper, floor - MISSING)))
 
 
-def weighted_sum(found: Candidates, owner: np.ndarray, weights: np.ndarray, num_queries: int, k: int) -> Candidates:
-    """Lists (I, k) -> (Q, k): a document's score is the weighted sum over the lists of its query."""
-    line, column = np.nonzero((found.docs >= 0) & (weights > 0)[:, None])
-    keys = owner[line].astype(np.int64) << 32 | found.docs[line, column]
+def weighted_sum(lists: Candidates, owner: np.ndarray, weights: np.ndarray, num_queries: int, k: int) -> Candidates:
+    """Merges lists (I, k) into (Q, k) by weighted sums of scores; owner (I,): query of each list, weights (I,)."""
+    line, column = np.nonzero((lists.docs >= 0) & (weights > 0)[:, None])
+    keys = owner[line].astype(np.int64) << 32 | lists.docs[line, column]
     unique, inverse = np.unique(keys, return_inverse=True)
-    scores = np.bincount(inverse, weights[line] * found.scores[line, column], len(unique))
+    scores = np.bincount(inverse, weights[line] * lists.scores[line, column], len(unique))
     cuts = np.searchsorted(unique >> 32, np.arange(num_queries + 1))
     docs = (unique & 0xFFFFFFFF).astype(np.int32)
     pieces = [slice(a, b) for a, b in pairwise(cuts)]
@@ -110,22 +110,22 @@ def weighted_sum(found: Candidates, owner: np.ndarray, weights: np.ndarray, num_
 
 
 class NothingToFit(ValueError):
-    """No query has a relevant candidate."""
+    """Raised by a fit if no query has a relevant candidate."""
 
 
 def fit_listwise(
     features: np.ndarray, grades: np.ndarray, mask: np.ndarray, l2: float = 1e-3
 ) -> tuple[np.ndarray, float]:
-    """Non-negative weights of a linear score by the listwise softmax cross-entropy (ListNet, Cao et al. 2007).
+    """Fits non-negative weights of a linear score by listwise softmax cross-entropy (ListNet, Cao et al. 2007).
 
     Args:
         features: (Q, K, F), any finite scale.
-        grades: (Q, K) ≥ 0, the target distribution is grades / Σ grades; queries with none are ignored.
-        mask: (Q, K) true where there is a candidate.
-        l2: penalty on the weights.
+        grades: (Q, K) ≥ 0; targets are grades / Σ grades, and queries with only 0 are ignored.
+        mask: (Q, K), true for candidates, false for pads.
+        l2: penalty on the squared weights.
 
     Returns:
-        weights (F,) and the mean loss in nats.
+        weights (F,) and the mean loss in nats, penalty included. Raises NothingToFit if no query has a grade above 0.
     """
     useful = (grades * mask).sum(axis=1) > 0
     features, grades, mask = features[useful], (grades * mask)[useful], mask[useful]
@@ -148,34 +148,34 @@ def fit_listwise(
 
 
 class ReciprocalRankFusion:
-    """A Ranker: the pool by Σ 1 / (k + rank)."""
+    """A Ranker: orders the pool by Σ 1 / (k + rank)."""
 
     def __init__(self, k: float = 60.0):
         self.k = k
 
     def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
-        """(Q, K) all of the pool."""
+        """Orders all candidates of the pool, (Q, K)."""
         return _order(pool, reciprocal_ranks(pool, self.k))
 
 
 class OnlyArms:
-    """A Ranker that looks at some arms only; what none of them returned comes last."""
+    """A Ranker that reads only some arms; candidates that none of them returned come last."""
 
     def __init__(self, arms: Sequence[str], ranker: Ranker):
         self._arms, self._ranker = tuple(arms), ranker
 
     def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
-        """(Q, K) all of the pool."""
+        """Orders all candidates of the pool, (Q, K)."""
         keep = [pool.arms.index(arm) for arm in self._arms]
         only = Pool(self._arms, pool.docs, pool.ranks[:, :, keep], pool.scores[:, :, keep])
         return self._ranker.rank(queries, only)
 
 
 class ConvexFusion:
-    """A Ranker: the pool by a weighted sum of scaled scores; weights by arm, absent = 0.
+    """A Ranker: orders the pool by a weighted sum of scaled scores; weights by arm, absent = 0.
 
-    added: arms whose scores are probabilities, with their weights: they are added as they are, so that an arm which
-        returns one doubtful candidate does not call it its best.
+    added: weights of arms whose scores are probabilities and are added unscaled. Scaling would turn a single doubtful
+        candidate of an arm into a best one.
     """
 
     def __init__(self, weights: Mapping[str, float], norm: Norm = "minmax", added: Mapping[str, float] | None = None):
@@ -184,7 +184,7 @@ class ConvexFusion:
 
     @classmethod
     def fit(cls, pool: Pool, grades: np.ndarray, arms: Sequence[str]) -> tuple[ConvexFusion, float]:
-        """Weights (they sum to 1) and scale by the lower listwise loss; grades (Q, K) of the pool's candidates."""
+        """Fits weights (sum 1) under both norms, keeps the lower listwise loss; grades (Q, K) of the candidates."""
         fits: list[tuple[float, ConvexFusion]] = []
         keep = [pool.arms.index(arm) for arm in arms]
         norms: tuple[Norm, ...] = ("minmax", "zscore")
@@ -196,7 +196,7 @@ class ConvexFusion:
         return best, loss
 
     def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
-        """(Q, K) all of the pool."""
+        """Orders all candidates of the pool, (Q, K)."""
         weights = np.array([self.weights.get(arm, 0.0) for arm in pool.arms])
         scores = scale(pool, self.norm) @ weights
         for arm, weight in self.added.items():

@@ -1,8 +1,8 @@
-"""Run + Qrels -> scores of every query, by ir-measures' pytrec_eval, and TREC run files.
+"""Scores a run against qrels with ir-measures' pytrec_eval, query by query, and reads and writes TREC run files.
 
 Knows string ids, scores and grades; knows nothing about corpora, arms or indexes. trec_eval ranks a query's documents
-by score descending, compared as float32, then by document id descending; every measure here, and the rank column of a
-written file, follows that one order. Legend: Q queries, K candidates, M measures.
+by descending float32 score, ties by descending document id. All measures here and the rank column of written files
+follow that order. Legend: Q queries, K candidates, M measures.
 """
 
 from __future__ import annotations
@@ -25,49 +25,49 @@ _LINE = "query Q0 document rank score tag"
 
 
 class PerQuery(NamedTuple):
-    """Every measure of every query that has a positive."""
+    """All measures of each query that has a positive."""
 
     query_ids: list[str]  # Q
-    measures: tuple[str, ...]  # M names as asked for
+    measures: tuple[str, ...]  # M names as requested
     values: np.ndarray  # (Q, M) float64
 
     def of(self, measure: str) -> np.ndarray:
-        """(Q,) values of one measure; ValueError where it was not computed."""
+        """Values of one measure, (Q,). Raises ValueError if it was not computed."""
         if measure not in self.measures:
             raise ValueError(f"{measure} was not computed, only {', '.join(self.measures)}: add it to `measures`")
         return self.values[:, self.measures.index(measure)]
 
     def mean(self) -> dict[str, float]:
-        """The mean over the queries, by measure."""
+        """Mean over queries, by measure."""
         return dict(zip(self.measures, self.values.mean(axis=0).tolist(), strict=True))
 
 
 def evaluate(run: Run, qrels: Qrels, measures: Sequence[str] = MEASURES) -> PerQuery:
-    """Scores a run on the queries of `qrels`, in their order, with names as ir-measures writes them ("nDCG@10").
+    """Scores a run on the queries of `qrels`, in their order. Measures are named as in ir-measures ("nDCG@10").
 
-    A grade of 1 or more is a positive. A query with no positive is left out: pytrec_eval gives it 0 whatever the run,
-    and would count that 0. A query with no results scores 0, as in ir-measures: pytrec_eval alone leaves it out, which
-    rewards a run for its silence. A query of the run that `qrels` does not name is ignored. Beside what pytrec_eval
-    has, RR@k is its RR where the rank is at most k, else 0, and Judged@k is the judged share of the first k results
-    (of all, where there are fewer), 0 with none. Errors: ValueError for a measure that is unknown or not computed here,
-    and where no query has a positive.
+    A grade of 1 or more is a positive. Queries without a positive are left out: pytrec_eval would count 0 for any run.
+    Queries without results score 0, as in ir-measures: pytrec_eval alone leaves them out, which rewards runs that
+    return nothing. Queries of the run that are not in `qrels` are ignored. In addition to pytrec_eval's measures, RR@k
+    is RR if the rank is at most k, else 0; Judged@k is the judged share of the first k results (of all results if there
+    are fewer; 0 without results). Errors: ValueError for a measure that is unknown or not computed here, and if no
+    query has a positive.
     """
     graded = {query: grades for query, grades in qrels.items() if max(grades.values(), default=0) > 0}
     if not graded:
         raise ValueError("the qrels have no query with a positive (a grade of 1 or more): check the split")
-    found = {query: run[query] for query in graded if query in run}
+    results = {query: run[query] for query in graded if query in run}
     parsed = [_parse(name) for name in measures]
-    shares = [measure for measure in parsed if measure.NAME == "Judged"]
-    plain = _calculate(found, graded, [_source(measure) for measure in parsed if measure not in shares])
-    all_relevant = {query: dict.fromkeys(grades, 1) for query, grades in graded.items()}
-    precision = _calculate(found, all_relevant, [_source(measure) for measure in shares])
-    num_found = np.array([len(found.get(query, ())) for query in graded])  # (Q,)
+    judged = [measure for measure in parsed if measure.NAME == "Judged"]
+    values_of = _calculate(results, graded, [_source(measure) for measure in parsed if measure not in judged])
+    all_graded = {query: dict.fromkeys(grades, 1) for query, grades in graded.items()}
+    precision = _calculate(results, all_graded, [_source(measure) for measure in judged])
+    num_results = np.array([len(results.get(query, ())) for query in graded])  # (Q,)
 
     def column(measure) -> np.ndarray:
-        if measure in shares:
+        if measure in judged:
             k = measure["cutoff"]
-            return precision[_source(measure)] * k / np.clip(num_found, 1, k)
-        values = plain[_source(measure)]
+            return precision[_source(measure)] * k / np.clip(num_results, 1, k)
+        values = values_of[_source(measure)]
         if _is_cut_rr(measure):
             return np.where(values * (measure["cutoff"] + 0.5) > 1, values, 0.0)
         return values
@@ -76,7 +76,7 @@ def evaluate(run: Run, qrels: Qrels, measures: Sequence[str] = MEASURES) -> PerQ
 
 
 def _calculate(run: Run, qrels: Qrels, measures: list) -> dict:
-    """pytrec_eval's (Q,) values by measure, in the order of the qrels, 0 where the run has no such query."""
+    """Computes pytrec_eval's values (Q,) by measure, in the order of the qrels; 0 for queries missing in the run."""
     row = {query: place for place, query in enumerate(qrels)}
     columns = {measure: np.zeros(len(row)) for measure in measures}
     for metric in _PROVIDER.iter_calc(list(columns), qrels, run) if columns else ():
@@ -84,7 +84,7 @@ def _calculate(run: Run, qrels: Qrels, measures: list) -> dict:
     return columns
 
 
-def _parse(name: str):  # ir_measures has no public name for the type
+def _parse(name: str):  # ir_measures exports no type to annotate with
     try:
         measure = ir_measures.parse_measure(name)
     except (NameError, ValueError) as problem:
@@ -95,7 +95,7 @@ def _parse(name: str):  # ir_measures has no public name for the type
 
 
 def _source(measure):
-    """The measure of pytrec_eval that this one is made from, mostly itself."""
+    """The measure of pytrec_eval from which this one is computed, usually itself."""
     if _is_cut_rr(measure):
         return ir_measures.RR(rel=measure["rel"], judged_only=measure["judged_only"])
     if measure.NAME == "Judged" and "cutoff" in measure.params:
@@ -108,7 +108,7 @@ def _is_cut_rr(measure) -> bool:
 
 
 def drop_self(run: Run) -> Run:
-    """BEIR's rule for ArguAna and Quora: a result whose id equals the query's is dropped."""
+    """Drops results whose id equals the query's, as BEIR does for ArguAna and Quora."""
     return {
         query: {doc: score for doc, score in docs.items() if doc != query} if query in docs else docs
         for query, docs in run.items()
@@ -116,10 +116,10 @@ def drop_self(run: Run) -> Run:
 
 
 def to_run(query_ids: Sequence[str], candidates: Candidates, doc_ids: Sequence[str]) -> Run:
-    """Candidates (Q, K) of the queries, pads skipped, as a Run that trec_eval ranks in exactly the candidates' order.
+    """Converts candidates (Q, K) to a Run that trec_eval ranks in exactly the candidates' order; pads are skipped.
 
-    `doc_ids[row]` is the id of a corpus row. trec_eval keeps float32, so a tie is not broken by anything finer: each
-    score becomes s'_i = min(s_i, the float32 just below s'_(i−1)). Scores that leave room stay as they are.
+    `doc_ids[row]` is the id of a corpus row. trec_eval compares float32 scores and breaks ties by id, so each score
+    becomes s'_i = min(s_i, largest float32 below s'_(i−1)). Scores that already fall strictly do not change.
     """
     filled = candidates.docs >= 0  # (Q, K), pads last
     assert np.isfinite(candidates.scores[filled]).all(), "a candidate that is no pad has a finite score"
@@ -133,20 +133,20 @@ def to_run(query_ids: Sequence[str], candidates: Candidates, doc_ids: Sequence[s
 
 
 def _strictly_falling(scores: np.ndarray) -> np.ndarray:
-    """min(s_i, next float32 below s'_(i−1)) along a row: with floats numbered in order, min_j≤i(s_j + j) − i."""
+    """min(s_i, next float32 below s'_(i−1)) along rows: with floats numbered in order, min_{j≤i}(s_j + j) − i."""
     lowest = np.iinfo(np.int32).min
     bits = scores.astype(np.float32).view(np.int32).astype(np.int64)  # (Q, K)
-    number = np.where(bits < 0, lowest - bits, bits)  # neighbouring floats have neighbouring numbers; −0 = 0
+    number = np.where(bits < 0, lowest - bits, bits)  # adjacent floats get adjacent numbers; −0 and 0 the same
     place = np.arange(scores.shape[1])
     number = np.minimum.accumulate(number + place, axis=1) - place
     return np.where(number < 0, lowest - number, number).astype(np.int32).view(np.float32)
 
 
 def read_run(path: str | Path) -> Run:
-    """A TREC run file; only the query, document and score fields count, ranks do not.
+    """Reads a TREC run file: the query, document and score fields; ranks are ignored.
 
-    Errors: ValueError naming file and line where a line is not six fields, its score not a finite number, or its
-    document already listed for the query.
+    Errors: ValueError naming file and line if a line does not have six fields, its score is not a finite number, or its
+    document was already listed for the query.
     """
     run: Run = {}
     number = 0
@@ -185,9 +185,9 @@ def _diagnosis(line: str, run: Run) -> str:
 
 
 def write_run(run: Run, path: str | Path, tag: str) -> None:
-    """A TREC run file of that tag, ranks from 1 in trec_eval's order, scores that read back to the same float.
+    """Writes a TREC run file, atomically: ranks from 1 in trec_eval's order, scores that read back as the same float.
 
-    Errors: ValueError for an id or a tag that is empty or has white space, which the format cannot hold.
+    Errors: ValueError for an id or a tag that is empty or has white space, which the format cannot represent.
     """
     _check_fields([tag], "tag")
     _check_fields(list(run), "query")

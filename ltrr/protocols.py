@@ -171,6 +171,15 @@ class Mixing(Protocol):
 
 
 @runtime_checkable
+class Personalised(Protocol):
+    """Returns other candidates to other customers."""
+
+    def customers(self) -> Iterable[str]:
+        """Names of the customers that it knows."""
+        ...
+
+
+@runtime_checkable
 class Profiled(Protocol):
     """Knows what customers engaged with."""
 
@@ -192,7 +201,7 @@ class Embedding(Protocol):
 class Learning(Protocol):
     """Learns from an event store's rows, in whatever order they come; the same row twice changes nothing."""
 
-    def take(self, seen: Sequence[ImpressionRow], did: Sequence[ActionRow]) -> None: ...
+    def take(self, impressions: Sequence[ImpressionRow], actions: Sequence[ActionRow], /) -> None: ...
 
     def customers(self) -> Iterable[str]:
         """Names of the customers from whom it learned."""
@@ -209,6 +218,25 @@ class Learning(Protocol):
     def save(self, path: Path) -> None: ...
 
     def load(self, path: Path) -> None: ...
+
+
+@runtime_checkable
+class ObservesQueries(Protocol):
+    """Remembers the queries with which customers found each document."""
+
+    rows: Mapping[str, int]  # document id -> corpus row
+
+    def observed(self) -> list[tuple[int, str, float]]:
+        """(row, query, score) of the pairs that enough customers agree on."""
+        ...
+
+
+@runtime_checkable
+class Sourced(Protocol):
+    """A learner that may want to know which arms returned each shown candidate."""
+
+    @property
+    def sources(self) -> bool: ...
 
 
 # -- abilities of policies

@@ -157,6 +157,8 @@ class ImpressionRow(NamedTuple):
     time: int
     query: str  # normalised
     rows: Sequence[int]  # shown, best first; -1 = not in the corpus
+    arms: Sequence[str] = ()  # names; () = who returned the candidates is unknown
+    returned_by: Sequence[int] = ()  # for each shown candidate: bit a is set if arm a returned it
 
 
 class ActionRow(NamedTuple):

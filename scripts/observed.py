@@ -1,4 +1,4 @@
-"""Writes the queries that customers found each document with, for full text to search: from the event store.
+"""Writes the queries with which customers found each document, for full-text search: from the event store.
 
 python scripts/observed.py --config configs/serve.yaml --data FOLDER --events sqlite:///runs/events.db --out DIR
                            [--predicted runs/expanded]
@@ -17,6 +17,7 @@ from ltrr.config import ConfigError
 from ltrr.data.expansions import read_expansions, write_observed
 from ltrr.feedback.loop import Loop
 from ltrr.feedback.store import EventStore
+from ltrr.protocols import Learning, ObservesQueries, offers
 from ltrr.system.system import open_systems
 
 
@@ -43,11 +44,12 @@ def run() -> None:
     if flags.arm not in system.specs:
         raise ConfigError(f"arms: there is no arm {flags.arm!r} that learns; see configs/serve.yaml")
     predicted = read_expansions(flags.predicted, system.corpus) if flags.predicted else None
-    memory = system.indexes.make(flags.arm)[0]
-    if not hasattr(memory, "observed"):
+    arm = system.indexes.make(flags.arm)[0]
+    memory, learning = offers(arm, ObservesQueries), offers(arm, Learning)
+    if memory is None or learning is None:
         raise ConfigError(f"--arm {flags.arm}: this arm observes no queries; name a memory arm")
     with EventStore(url) as store:
-        Loop(store, {flags.arm: memory}, memory.rows)
+        Loop(store, {flags.arm: learning}, memory.rows)
     observed = memory.observed()
     write_observed(flags.out, system.corpus, observed, predicted)
     print(f"{len(observed):,} queries of {len({row for row, *_ in observed}):,} documents in {flags.out}")

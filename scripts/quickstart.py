@@ -19,12 +19,11 @@ import sys
 import time
 from pathlib import Path
 
-from evaluate import evaluate
-
 from ltrr.cli.arguments import arguments, main
 from ltrr.data.beir import Corpus, open_collection
 from ltrr.data.synthetic_music.catalogue import write_catalogue
 from ltrr.files import atomic_write
+from ltrr.system.evaluate import evaluate_system
 from ltrr.system.system import open_systems
 from ltrr.system.tuning import trained_on
 
@@ -148,7 +147,7 @@ def run() -> None:
             system.indexes.build(name, report=lambda line: print("  ", line))
         print("4) Retrieval arms, their fusions and the whole funnel on the test queries")
         out = flags.out if len(systems) == 1 else flags.out / system.dataset.name
-        evaluate(system, "test", out, "lexical", None if flags.data else "intent")
+        evaluate_system(system, "test", out, "lexical", None if flags.data else "intent")
     if not flags.data:
         print(
             "5) How many candidates a query deserves: the same number for all, against a policy that learns from clicks"

@@ -5,19 +5,14 @@ A plugin (`pytest_plugins`), so that all test modules share one server.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from ltrr.feedback.schema import open_database
 from ltrr.feedback.store import EventStore
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-from benchmark_store import postgres_server
+from scripts.benchmarks.postgres import postgres_server
 
 
 @pytest.fixture(scope="session")

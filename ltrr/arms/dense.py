@@ -1,6 +1,6 @@
-"""Documents whose vectors are nearest to the query's.
+"""Dense retrieval: finds the documents whose vectors are nearest to the query's vector.
 
-Knows documents, an encoder and a vector index; knows nothing about what the encoder is.
+Knows documents, an encoder and a vector index; does not know how the encoder makes vectors.
 Legend: N documents, D dimensions, Q queries, K candidates.
 """
 
@@ -25,16 +25,16 @@ class Dense:
     """Dense retrieval arm.
 
     Args:
-        encoder: texts to unit vectors.
-        kind: flat (exact), ivf, hnsw or pq; this and the next six are explained at `ltrr.index.faiss.Spec`.
-        nlist: lists of ivf and pq; 0 = by N.
-        nprobe: lists searched a query; 0 = by nlist.
-        m: links of a node of hnsw.
-        ef_construction: candidates while linking a node of hnsw.
-        ef_search: candidates while searching hnsw.
-        pq_bytes: bytes a vector of pq.
-        text_fields: metadata fields whose values are encoded after title and text; null = all fields of words.
-        shard: documents encoded at a time; a build that was killed loses no more than one shard.
+        encoder: maps texts to unit vectors.
+        kind: index type: flat (exact), ivf, hnsw or pq; `ltrr.index.faiss.Spec` explains this and the next six.
+        nlist: number of inverted lists of ivf and pq; 0 = chosen from N.
+        nprobe: inverted lists searched per query; 0 = chosen from nlist.
+        m: links per node of the hnsw graph.
+        ef_construction: candidates considered when a node is linked into the hnsw graph.
+        ef_search: candidates considered when the hnsw graph is searched.
+        pq_bytes: bytes per vector of pq.
+        text_fields: metadata fields whose values are encoded after title and text; null = all text and keyword fields.
+        shard: documents encoded at a time; a killed build loses at most one shard of work.
     """
 
     source_kind = "dense"
@@ -55,18 +55,18 @@ class Dense:
     ) -> None:
         self._encoder = encoder
         self._spec = Spec(kind, nlist, nprobe, m, ef_construction, ef_search, pq_bytes)
-        self._named = text_fields
+        self._text_fields = text_fields
         self._shard = shard
 
-    # -- life: build once, open, search
+    # -- life cycle: build once, open, search
 
     def build(self, corpus: Corpus, root: Path) -> None:
-        """Encodes the corpus and writes the index under `root`, atomically; resumes a build that was killed.
+        """Encodes the corpus and writes the index under `root`, atomically; resumes a killed build.
 
-        Raises ValueError for an unknown text field and for a corpus too small for the kind.
+        Raises ValueError for an unknown text field and for a corpus too small for the index type.
         """
-        fields = corpus.word_fields(self._named)
-        # One document tells D, so that a spec which does not fit is refused before hours of encoding.
+        fields = corpus.word_fields(self._text_fields)
+        # Encode one document to learn D, so that an unsuitable spec fails before hours of encoding.
         dimension = self._encoder.encode([document_text(corpus[0], fields)]).shape[1]
         self._spec.num_lists(len(corpus), dimension)
 
@@ -79,34 +79,34 @@ class Dense:
         manifest.build(root, write=write, **self._basis(corpus))
 
     def open(self, corpus: Corpus, root: Path) -> Self:
-        """Opens what `build` wrote; IndexRefused where it is damaged or of another corpus, encoder or config."""
+        """Opens the built index; raises IndexRefused if it is damaged or of another corpus, encoder or config."""
         folder, _ = manifest.open_index(root, **self._basis(corpus))
         self._index = FaissIndex.load(folder, self._spec)
         return self
 
     def search(self, queries: Sequence[Query], k: int) -> Candidates:
-        """(Q, k) nearest documents; padding for a query without text."""
+        """Finds the (Q, k) nearest documents; a query without text gets padding."""
         docs, scores = self._index.search(self.embed(queries), k)
-        silent = np.array([not query.text.strip() for query in queries], bool)
-        docs[silent], scores[silent] = -1, -np.inf
+        textless = np.array([not query.text.strip() for query in queries], bool)
+        docs[textless], scores[textless] = -1, -np.inf
         return Candidates(docs, scores)
 
     def embed(self, queries: Sequence[Query]) -> np.ndarray:
-        """(Q, D) float32 unit vectors; zeros for a query without text."""
+        """Encodes queries as (Q, D) float32 unit vectors; a query without text gets zeros."""
         vectors = np.zeros((len(queries), self._index.dimension), np.float32)
-        spoken = [i for i, query in enumerate(queries) if query.text.strip()]
-        if spoken:
-            vectors[spoken] = self._encoder.encode([queries[i].text for i in spoken], is_query=True)
+        with_text = [i for i, query in enumerate(queries) if query.text.strip()]
+        if with_text:
+            vectors[with_text] = self._encoder.encode([queries[i].text for i in with_text], is_query=True)
         return vectors
 
     # -- building
 
     def _basis(self, corpus: Corpus) -> dict[str, Any]:
-        config = {**self._spec.built(), "text_fields": corpus.word_fields(self._named)}
+        config = {**self._spec.built(), "text_fields": corpus.word_fields(self._text_fields)}
         return {"kind": "dense", "corpus": corpus.fingerprint, "model": self._encoder.id, "config": config}
 
     def _encoded(self, corpus: Corpus, fields: Sequence[str], dimension: int, work: Path) -> np.ndarray:
-        """(N, D) vectors in row order, a memmap."""
+        """Encodes the corpus into an (N, D) float32 memmap in row order."""
 
         def encode(texts: list[str]) -> dict[str, np.ndarray]:
             return {"vectors": np.asarray(self._encoder.encode(texts), np.float32)}

@@ -1,7 +1,7 @@
-"""Who engaged with what: a table, what it teaches of entities, and what is popular where.
+"""Reads a table of engagement, learns entity vectors from it, and ranks documents by popularity in each locale.
 
-Knows a TSV and a corpus's rows; knows nothing about queries, events or texts.
-Legend: N documents, U customers and E engagements of the table, C learned dimensions, L locales, K documents of each.
+Knows a TSV file and corpus rows; knows nothing about queries, events or texts.
+Legend: N documents, U customers and E entries of the table, C learned dimensions, L locales, K documents per locale.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ from ltrr.data.lines import error_at, read_lines, shown
 from ltrr.query_understanding.fields import log_prior, number_column, prior_fields
 from ltrr.types import top_k
 
-_AGREE = 3  # customers of a locale who must have engaged with a document before it is popular there
-_KEPT = 1_000  # documents of each locale
+_MIN_CUSTOMERS = 3  # of a locale who engaged with a document, before their engagement counts as popularity there
+_MAX_POPULAR = 1_000  # documents kept per locale
 
 
 class Engagement(NamedTuple):
-    """A table of engagement, ordered by customer and row; each pair once."""
+    """Engagement of customers with documents: one entry per (customer, row) pair, sorted by customer, then row."""
 
     names: np.ndarray  # (U,) str
     locales: np.ndarray  # (U,) str, "" = unknown
-    who: np.ndarray  # (E,) int64 into names
-    rows: np.ndarray  # (E,) int64 of documents
-    strength: np.ndarray  # (E,) log(1 + weight), relative to the customer's mean
-    days: np.ndarray  # (E,) since 1970, of the latest line; NaN = unknown
+    who: np.ndarray  # (E,) int64 index into names
+    rows: np.ndarray  # (E,) int64 corpus rows
+    strength: np.ndarray  # (E,) log(1 + weight), divided by the customer's mean
+    days: np.ndarray  # (E,) time of the pair's latest line, in days since 1970; NaN = unknown
 
     @classmethod
     def read(cls, path: Path | None, corpus: Corpus) -> Self:
-        """A TSV with a header: customer, entity, weight > 0 and, where the header has them, `timestamp` and `locale`.
+        """Reads a TSV with a header: customer, entity, weight > 0, and optionally `timestamp` and `locale`.
 
-        Pairs that come twice are added up; a customer's first locale counts. Without a path it is empty. DataError
-        names the line.
+        Weights of a repeated pair are added; a customer has the locale of their first line. No path gives an empty
+        table. Raises DataError, which names the line.
         """
         if path is None:
             return cls(*(np.zeros(0, kind) for kind in "UUqqdd"))
         customers: dict[str, tuple[int, str]] = {}  # name -> number, locale
-        found: list[tuple[int, int, float, float]] = []  # customer, row, weight, day
+        entries: list[tuple[int, int, float, float]] = []  # customer, row, weight, day
         with path.open("rb") as file:
             rows = ((line, line.text.rstrip("\r\n").split("\t")) for line in read_lines(file, path))
             _, header = next(rows, (None, []))
             for line, cells in rows:
                 fix = f"by tabs, one value for each of {', '.join(header)}; a weight above 0; ISO 8601 times"
                 try:
-                    (customer, entity, weight), more = cells[:3], dict(zip(header[3:], cells[3:], strict=True))
-                    day = day_of(datetime.fromisoformat(more["timestamp"])) if "timestamp" in more else np.nan
+                    (customer, entity, weight), optional = cells[:3], dict(zip(header[3:], cells[3:], strict=True))
+                    day = day_of(datetime.fromisoformat(optional["timestamp"])) if "timestamp" in optional else np.nan
                     if not 0 < float(weight) < float("inf"):
                         raise ValueError
                 except ValueError:
@@ -59,9 +59,9 @@ class Engagement(NamedTuple):
                 if entity not in corpus:
                     fix = "remove the line, or give the corpus that these interactions are about"
                     raise error_at(path, line.number, "no document has this id", fix, id=entity)
-                number, _ = customers.setdefault(customer, (len(customers), more.get("locale", "")))
-                found.append((number, corpus.row(entity), float(weight), day))
-        number, row, weights, days = np.array(found, np.float64).reshape(-1, 4).T
+                number, _ = customers.setdefault(customer, (len(customers), optional.get("locale", "")))
+                entries.append((number, corpus.row(entity), float(weight), day))
+        number, row, weights, days = np.array(entries, np.float64).reshape(-1, 4).T
         pairs, inverse = np.unique(number.astype(np.int64) * len(corpus) + row.astype(np.int64), return_inverse=True)
         latest = np.full(len(pairs), np.nan)
         np.fmax.at(latest, inverse, days)
@@ -75,12 +75,12 @@ class Engagement(NamedTuple):
 def co_engagement(
     table: Engagement, num_documents: int, *, components: int, damping: float, ridge: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N, C) vectors, of mean square 1 where there is engagement, and the (N,) factors by which engagement is summed.
+    """Learns (N, C) entity vectors and the (N,) factors that weigh entities in a customer's sum.
 
-    The right singular vectors of the customer x entity matrix, in which customers are divided by the root of their sum
-    and entities by their count to the power `damping`, times sqrt(s² / (s² + ridge · s₁²)). The sum over a customer's
-    entities, times an entity, is then the low-rank ridge regression of Jin et al. 2021, "Towards a better understanding
-    of linear models for recommendation".
+    Takes the right singular vectors of the customer x entity matrix, times sqrt(s² / (s² + ridge · s₁²)), scaled to a
+    mean square norm of 1. Rows of the matrix are divided by the root of the customer's sum, columns by the entity's
+    count ** damping. The dot product of a customer's weighted sum and an entity is then the low-rank ridge regression
+    of Jin et al. 2021, "Towards a better understanding of linear models for recommendation".
     """
     counts = np.bincount(table.rows, minlength=num_documents)
     factors = (np.maximum(counts, 1.0) ** -damping).astype(np.float32)
@@ -97,25 +97,25 @@ def co_engagement(
 
 
 def popular_of(table: Engagement, corpus: Corpus) -> dict[str, np.ndarray]:
-    """The most popular documents of each locale, "" = of all: names (L,), docs and scores (L, K)."""
-    fields = [] if len(table.rows) else prior_fields(corpus)
-    overall = log_prior(number_column(corpus, fields[0]) if fields else np.bincount(table.rows, minlength=len(corpus)))
-    of = {"": overall}
+    """Ranks the most popular documents per locale ("" = everywhere): names (L,), docs and scores (L, K)."""
+    priors = [] if len(table.rows) else prior_fields(corpus)
+    overall = log_prior(number_column(corpus, priors[0]) if priors else np.bincount(table.rows, minlength=len(corpus)))
+    by_locale = {"": overall}
     if table.locales.any():
         places = table.locales[table.who]
         for name in sorted({*places.tolist()} - {""}):
             counts = np.bincount(table.rows[places == name], minlength=len(corpus))
-            of[name] = np.where(counts >= _AGREE, counts, 0) + overall
+            by_locale[name] = np.where(counts >= _MIN_CUSTOMERS, counts, 0) + overall
     elif corpus.fields.get("locale") == "keyword":
         for row, document in enumerate(corpus):
             for name, _ in field_values(document, "locale"):
-                of.setdefault(name, np.full(len(corpus), -np.inf))[row] = overall[row]
-    scores = np.array([*of.values()], np.float32)  # (L, N)
+                by_locale.setdefault(name, np.full(len(corpus), -np.inf))[row] = overall[row]
+    scores = np.array([*by_locale.values()], np.float32)  # (L, N)
     rows = np.where(np.isfinite(scores), np.arange(len(corpus), dtype=np.int32), -1)
-    docs, scores = top_k(rows, scores, min(_KEPT, len(corpus)))
-    return {"names": np.array([*of], np.str_), "docs": docs, "scores": scores}
+    docs, scores = top_k(rows, scores, min(_MAX_POPULAR, len(corpus)))
+    return {"names": np.array([*by_locale], np.str_), "docs": docs, "scores": scores}
 
 
 def day_of(time: datetime) -> float:
-    """Days since 1970; a time without a zone is UTC."""
+    """Converts a time to days since 1970; a time without a zone is read as UTC."""
     return time.replace(tzinfo=time.tzinfo or UTC).timestamp() / 86_400

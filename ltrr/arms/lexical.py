@@ -1,8 +1,8 @@
-"""Full-text search: BM25 over several fields with boosts, and a popularity prior.
+"""Searches full text: BM25 over several fields with boosts, and a popularity prior.
 
-Knows texts and one numeric field; knows nothing about what words mean (that is `structured`). The prior multiplies a
-document's score by 1 + strength · prior(d), prior(d) = log(1 + value) / log(1 + largest value) in [0, 1]; it is stored
-inside the document vectors, so that the engine's top-k is exact.
+Knows texts and one number field; does not interpret words (`ltrr.arms.structured` does). The prior multiplies a
+document's score by 1 + strength · prior(d), where prior(d) = log(1 + value) / log(1 + largest value) in [0, 1]. The
+factor is stored inside the document vectors, so that the engine's top-k is exact.
 Legend: Q queries, K candidates, F fields, N documents.
 """
 
@@ -32,23 +32,23 @@ from ltrr.query_understanding.fields import (
 )
 from ltrr.types import Candidates, Qrels, Query
 
-_BM25 = ((1.2, 0.75), (0.9, 0.4))  # (k1, b) tried: Robertson's and Anserini's defaults
-_STRENGTHS = (0.0, 0.1, 0.25, 0.5, 1.0)
+_BM25 = ((1.2, 0.75), (0.9, 0.4))  # (k1, b) that `tune` tries: Robertson's and Anserini's defaults
+_STRENGTHS = (0.0, 0.1, 0.25, 0.5, 1.0)  # of the prior, that `tune` tries
 
 
 class Lexical:
     """BM25 arm.
 
     Args:
-        fields: name -> TextField arguments; by default `title` and `all` (title, text and every metadata field of words
-            or years), each with both analysers: title_english, title_folded, all_english, all_folded.
+        fields: name -> TextField arguments; by default `title` and `all` (title, text and every text, keyword or year
+            field), each with both analysers: title_english, title_folded, all_english, all_folded.
         boosts: field name -> weight ≥ 0 at query time; by default all_english alone, which is plain BM25.
-        k1: BM25's saturation where a field gives none.
-        b: BM25's length normalisation where a field gives none.
-        prior: numeric metadata field for the popularity prior, or null.
-        prior_strength: ≥ 0, how much a document of the largest prior gains (.25 = 25 %).
-        expansion: folder of generated queries (scripts/expand.py), or null. They are one more source, `expansion`, and
-            by default two more fields, expansion_english and expansion_folded, without weight until boosts are given or
+        k1: BM25's term saturation, for fields that do not set their own.
+        b: BM25's length normalisation, for fields that do not set their own.
+        prior: number field for the popularity prior, or null.
+        prior_strength: ≥ 0, relative gain of the document with the largest prior (.25 = 25 %).
+        expansion: folder of generated queries (scripts/expand.py), or null. Adds the source `expansion` and, by
+            default, the fields expansion_english and expansion_folded, which have weight 0 until boosts are set or
             tuned (doc2query: Nogueira & Lin 2019).
     """
 
@@ -72,15 +72,15 @@ class Lexical:
 
     @staticmethod
     def content(arguments: Mapping[str, Any]) -> list[str]:
-        """Checksums of the files that these constructor arguments name, for the keys of caches."""
+        """Returns checksums of the files that these constructor arguments name, for cache keys."""
         return [expansion_id(folder)] if (folder := arguments.get("expansion")) else []
 
-    # -- life: build once, open, search
+    # -- life cycle: build once, open, search
 
     def build(self, corpus: Corpus, root: Path) -> None:
         """Writes the index under `root`, atomically."""
         fields = self.text_fields(corpus)
-        self._field_weights(fields)  # a wrong name must not wait for the build
+        self._field_weights(fields)  # refuses an unknown name before the build starts
         scale = self._multiplier(corpus)
         expansions = self._expansions(corpus)
         terms = documents_of(corpus, "lexical: terms", expansions=expansions)
@@ -100,7 +100,7 @@ class Lexical:
         manifest.build(root, write=write, **self._basis(corpus, fields))
 
     def open(self, corpus: Corpus, root: Path) -> Self:
-        """Opens what `build` wrote; IndexRefused where it is damaged or of another corpus or config."""
+        """Opens the built index; raises IndexRefused if it is damaged or of another corpus or config."""
         fields = self.text_fields(corpus)
         folder, sealed = manifest.open_index(root, **self._basis(corpus, fields))
         self._coder = TextCoder.load(folder / "terms.npz", fields)
@@ -109,7 +109,7 @@ class Lexical:
         return self
 
     def search(self, queries: Sequence[Query], k: int) -> Candidates:
-        """(Q, k) documents that share a term with the query."""
+        """Finds the (Q, k) best documents that share a term with the query."""
         return self._engine.search([self._coder.query(q.text, self._weights) for q in queries], k)
 
     # -- choosing boosts, k1, b and the prior from judged queries
@@ -117,21 +117,21 @@ class Lexical:
     def tune(
         self, corpus: Corpus, queries: Sequence[Query], qrels: Qrels, given: Collection[str] = (), seed: int = 0
     ) -> dict[str, Any]:
-        """Constructor arguments that minimise the listwise loss over the best 100 of each query.
+        """Finds the constructor arguments with the least listwise loss over the 100 best candidates of each query.
 
-        At most 2,000 queries and 200,000 documents (judged ones always) are used. Arguments named in `given` stay as
-        they are. Compared at equal candidates: (k1, b), the prior's field and strength; boosts by `fit_listwise`.
-        Nothing ({}) where no query has a positive among its candidates.
+        Uses at most 2,000 queries, and all judged documents plus at most 200,000 others. Arguments named in `given` do
+        not change. Every (k1, b), prior field and strength is tried on the same candidates; `fit_listwise` fits the
+        boosts. Returns {} if no query has a positive among its candidates.
         """
         rng = np.random.default_rng(seed)
         judged = [q for q in queries if any(g > 0 for g in qrels[q.id].values())]
         judged = [judged[i] for i in rng.permutation(len(judged))[:2000]]
         if not judged:
             return {}
-        wanted = corpus.rows([d for q in judged for d in qrels[q.id]])
+        judged_rows = corpus.rows([d for q in judged for d in qrels[q.id]])
         sample = rng.choice(len(corpus), 200_000, replace=False) if len(corpus) > 200_000 else np.arange(len(corpus))
-        rows = np.union1d(wanted, sample)
-        place = {int(row): i for i, row in enumerate(rows)}
+        rows = np.union1d(judged_rows, sample)
+        sample_index = {int(row): i for i, row in enumerate(rows)}
         fields = self.text_fields(corpus)
         expansions = self._expansions(corpus)
         terms = documents_of(corpus, "lexical: terms", expansions=expansions)
@@ -154,7 +154,7 @@ class Lexical:
                 for i, query in enumerate(judged):
                     gains = np.zeros(len(rows))
                     for doc, grade in qrels[query.id].items():
-                        gains[place[corpus.row(doc)]] = max(grade, 0)
+                        gains[sample_index[corpus.row(doc)]] = max(grade, 0)
                     grades[i] = gains[docs[i]]
             features = np.stack([_gather(s, docs) for s in scores], axis=2)  # (Q, K, F)
             if fixed is not None:
@@ -174,10 +174,10 @@ class Lexical:
                         best = (loss, chosen)
         return best[1]
 
-    # -- what is searched
+    # -- fields and priors
 
     def text_fields(self, corpus: Corpus) -> tuple[TextField, ...]:
-        """The fields of this corpus under this config; ValueError names an unknown source or argument."""
+        """Lists the fields that this config searches in the corpus; raises ValueError for an unknown source or key."""
         if self._fields is None:
             words = [f for f, kind in corpus.fields.items() if kind in ("text", "keyword") or year_like(corpus, f)]
             parts = {"title": ("title",), "all": ("title", "text", *words)}
@@ -189,7 +189,7 @@ class Lexical:
                 for analyser in ("english", "folded")
             )
         out = []
-        there = {"title", "text", *corpus.fields, *(() if self._expansion is None else ("expansion",))}
+        allowed = {"title", "text", *corpus.fields, *(() if self._expansion is None else ("expansion",))}
         for name, arguments in self._fields.items():
             known = {f.name for f in dataclasses.fields(TextField)} - {"name"}
             if unknown := set(arguments) - known:
@@ -198,18 +198,18 @@ class Lexical:
                 )
             sources = tuple(arguments.get("sources", (name,)))
             for source in sources:
-                if source not in there:
-                    raise ValueError(f"fields.{name}.sources: no field {source!r}; this corpus has {sorted(there)}")
+                if source not in allowed:
+                    raise ValueError(f"fields.{name}.sources: no field {source!r}; this corpus has {sorted(allowed)}")
             if (analyser := arguments.get("analyser", "english")) not in ANALYSERS:
                 raise ValueError(f"fields.{name}.analyser: no analyser {analyser!r}; there are {', '.join(ANALYSERS)}")
-            rest: dict[str, Any] = {"k1": self._k1, "b": self._b} | {
+            options: dict[str, Any] = {"k1": self._k1, "b": self._b} | {
                 k: v for k, v in arguments.items() if k != "sources"
             }
-            out.append(TextField(name, sources, **rest))
+            out.append(TextField(name, sources, **options))
         return tuple(out)
 
     def _field_weights(self, fields: Sequence[TextField]) -> np.ndarray:
-        """(F,) boosts; ValueError names an unknown field."""
+        """Returns the (F,) boosts; raises ValueError for an unknown field."""
         boosts = self._boosts if self._boosts is not None else {_default_field(fields): 1.0}
         names = [f.name for f in fields]
         if unknown := set(boosts) - set(names):
@@ -248,15 +248,15 @@ def _default_field(fields: Sequence[TextField]) -> str:
 
 
 def _best(scores, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Columns of the k best entries of each row of a sparse matrix, (Q, k), and which of them exist."""
-    docs, found = np.zeros((scores.shape[0], k), np.int64), np.zeros((scores.shape[0], k), bool)
+    """Finds the columns of the k largest entries in each row of a sparse matrix, (Q, k), and which of them exist."""
+    docs, exists = np.zeros((scores.shape[0], k), np.int64), np.zeros((scores.shape[0], k), bool)
     for i in range(scores.shape[0]):
         row = slice(scores.indptr[i], scores.indptr[i + 1])
         order = np.argsort(-scores.data[row], kind="stable")[:k]
-        docs[i, : len(order)], found[i, : len(order)] = scores.indices[row][order], True
-    return docs, found
+        docs[i, : len(order)], exists[i, : len(order)] = scores.indices[row][order], True
+    return docs, exists
 
 
 def _gather(scores, docs: np.ndarray) -> np.ndarray:
-    """Entries of a sparse matrix (Q, N) at columns (Q, K)."""
+    """Reads the entries of a sparse (Q, N) matrix at columns (Q, K)."""
     return np.stack([scores[i].toarray().ravel()[docs[i]] for i in range(len(docs))])

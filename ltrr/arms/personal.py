@@ -1,9 +1,9 @@
-"""What a customer is likely to want: the entities whose vectors are nearest to those of what they engaged with.
+"""Personal retrieval: finds the entities whose vectors are nearest to those that the customer engaged with.
 
-An entity's vector has two parts: one learned from who engaged with what, and one of its text, which a new entity has,
-too. A customer's is a sum over what they engaged with; events move it at once, while entity vectors stay those of the
-last build. Knows a table of engagement, events and a text encoder; knows nothing about a query's words.
-Legend: Q queries, K candidates, N documents, C learned dimensions, D all.
+An entity's vector has two parts: one learned from engagement, and one encoded from its text, which new entities have
+too. A customer's vector is a weighted sum over the entities they engaged with. Events change it at once; entity vectors
+change only when the index is built. Knows a table of engagement, events and a text encoder; ignores a query's words.
+Legend: Q queries, K candidates, N documents, C learned dimensions, D all dimensions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
@@ -31,29 +31,29 @@ from ltrr.protocols import Encoder
 from ltrr.types import ActionRow, Candidates, ImpressionRow, Query, top_k
 
 _BATCH = 128  # queries scored at once
-_LAST, _SESSION = 5, 0.5  # entities of a session that count, and their weight beside the customer's 1
-_GRACE, _FORGOTTEN = 7, 10  # days that an event waits for its other half; half lives after which nothing counts
+_LAST, _SESSION = 5, 0.5  # entities of a session that count, and their weight relative to the customer's history
+_GRACE, _FORGOTTEN = 7, 10  # days an impression and its actions wait for each other; half-lives until rewards expire
 _DAY = microseconds(timedelta(days=1))
-_RIDGE = 3.0  # documents' worth, of learned vectors that are predicted from text
+_RIDGE = 3.0  # ridge penalty when learned vectors are predicted from text
 
 
 class Personal:
     """Personal retrieval arm.
 
-    A query's vector: what its context's customer engaged with and, at half that weight, the last entities of the
-    session that the context's attribute `session` names. Who is unknown in both gets what is popular in their locale:
-    among customers of that locale where the table has locales, otherwise among documents of that `locale`.
+    A query's vector is the sum over the entities that the context's customer engaged with plus, at half weight, the
+    last entities of the session that the context attribute `session` names. A query without either gets popular
+    documents: popular with customers of its locale if the table has locales, else among documents of that `locale`.
 
     Args:
-        encoder: for the text part.
-        interactions: TSV of engagement (`Engagement.read`); null = none before the first event.
-        components: dimensions that are learned from engagement.
-        damping: of entities that many engaged with: their counts to this power divide, 0 to .5.
-        ridge: how much weaker dimensions are shrunk, relative to the strongest.
-        text: weight of the text part, 0 (the encoder is not asked) to 1 (nothing else counts).
-        text_fields: metadata fields whose values are encoded after title and text; null = all fields of words.
+        encoder: encodes the text part.
+        interactions: TSV of engagement (`Engagement.read`); null = no engagement before the first event.
+        components: number of dimensions learned from engagement.
+        damping: 0 to .5; an entity is divided by its number of engagements to this power.
+        ridge: shrinkage of the weaker dimensions, relative to the strongest.
+        text: weight of the text part, 0 (encoder not used) to 1 (learned part not used).
+        text_fields: metadata fields whose values are encoded after title and text; null = all text and keyword fields.
         half_life: days; engagement that is this much older than the customer's latest counts half.
-        reward: what actions are worth (`Reward.configured`); null = as by default.
+        reward: rewards of actions (`Reward.configured`); null = the defaults.
     """
 
     source_kind = "personal"
@@ -76,19 +76,19 @@ class Personal:
         self._encoder = encoder if text else None
         self._path = Path(interactions) if interactions else None
         self._learning = {"components": components, "damping": damping, "ridge": ridge}
-        self._text, self._named, self._half_life = text, text_fields, half_life
+        self._text, self._text_fields, self._half_life = text, text_fields, half_life
         self._reward, self._lock = Reward.configured(reward), threading.Lock()
 
     @staticmethod
     def content(arguments: dict[str, Any]) -> list[str]:
-        """Checksums of the files that these constructor arguments name, for the keys of caches."""
+        """Returns checksums of the files that these constructor arguments name, for cache keys."""
         path = arguments.get("interactions")
         return [hashlib.sha256(Path(path).read_bytes()).hexdigest()] if path else []
 
-    # -- life: build once, open, search
+    # -- life cycle: build once, open, search
 
     def build(self, corpus: Corpus, root: Path) -> None:
-        """Learns the entity vectors and writes them under `root`, atomically; an encoding that was killed goes on."""
+        """Learns the entity vectors and writes them under `root`, atomically; resumes a killed encoding."""
 
         def write(folder: Path) -> dict[str, int]:
             table = Engagement.read(self._path, corpus)
@@ -105,7 +105,7 @@ class Personal:
         manifest.build(root, write=write, **self._basis(corpus))
 
     def open(self, corpus: Corpus, root: Path) -> Self:
-        """Opens what `build` wrote; IndexRefused where it is damaged or of another corpus, table, encoder or config."""
+        """Opens the built index; raises IndexRefused if damaged or of another corpus, table, encoder or config."""
         folder, _ = manifest.open_index(root, **self._basis(corpus))
         with np.load(folder / "personal.npz", allow_pickle=False) as data:
             self._vectors = np.concatenate([data["learned"], data["text"]], axis=1)  # (N, D)
@@ -114,131 +114,136 @@ class Personal:
             self._table = Engagement(*(data[f"table_{name}"] for name in Engagement._fields))
             popular = (data[f"popular_{name}"] for name in ("names", "docs", "scores"))
             self._popular = {str(name): (docs, scores) for name, docs, scores in zip(*popular, strict=True)}
-        self._number = {name: number for number, name in enumerate(self._table.names.tolist())}
-        self._starts = np.searchsorted(self._table.who, np.arange(len(self._number) + 1))  # (U + 1,)
+        self._customer_numbers = {name: number for number, name in enumerate(self._table.names.tolist())}
+        self._starts = np.searchsorted(self._table.who, np.arange(len(self._customer_numbers) + 1))  # (U + 1,)
         self._rows = {entity: row for row, entity in enumerate(corpus.ids)}
         self._restart((), (), ())
         return self
 
     def search(self, queries: Sequence[Query], k: int) -> Candidates:
-        """(Q, k) entities with a score above 0; for who is unknown, popular ones, no more than 1,000."""
+        """Finds the (Q, k) best entities with a score above 0; for an unknown customer, at most 1,000 popular ones."""
         vectors, out = self.embed(queries), Candidates.empty(len(queries), k)
         known = np.linalg.norm(vectors, axis=1) > 0
         for start in range(0, len(queries), _BATCH):
-            some = np.flatnonzero(known[start : start + _BATCH]) + start
-            scores = vectors[some] @ self._vectors.T  # (B, N)
+            batch = np.flatnonzero(known[start : start + _BATCH]) + start
+            scores = vectors[batch] @ self._vectors.T  # (B, N)
             rows = np.where(scores > 0, np.arange(len(self._vectors), dtype=np.int32), -1)
-            out.docs[some], out.scores[some] = top_k(rows, np.where(rows < 0, np.float32(-np.inf), scores), k)
+            out.docs[batch], out.scores[batch] = top_k(rows, np.where(rows < 0, np.float32(-np.inf), scores), k)
         for i in np.flatnonzero(~known).tolist():
             docs, scores = self._popular.get(queries[i].context.locale or "", self._popular[""])
             out.docs[i, : len(docs)], out.scores[i, : len(docs)] = docs[:k], scores[:k]
         return out
 
     def embed(self, queries: Sequence[Query]) -> np.ndarray:
-        """(Q, D) float32, to be multiplied with entity vectors; zeros for who is unknown."""
+        """Returns (Q, D) float32 query vectors, scored by dot product with entities; zeros for an unknown customer."""
         with self._lock:
-            own = [self._engaged(query.context.customer) for query in queries]
-            last = [self._visited(query.context.attributes.get("session"), query.context.customer) for query in queries]
+            engaged = [self._engaged(query.context.customer) for query in queries]
+            visited = [
+                self._visited(query.context.attributes.get("session"), query.context.customer) for query in queries
+            ]
         weights = np.repeat(np.array([1 - self._text, self._text], np.float32), [len(p) for p in self._parts])
-        return (self._sums(own) + np.float32(_SESSION) * self._sums(last)) * weights
+        return (self._sums(engaged) + np.float32(_SESSION) * self._sums(visited)) * weights
 
     def profile(self, customer: str) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of what a customer engaged with, and weights, below 0 for what they dismissed; none = unknown."""
+        """Returns rows a customer engaged with, and weights, below 0 if dismissed; empty for an unknown customer."""
         with self._lock:
             return self._engaged(customer)
 
     # -- learning
 
     def observe(self, events: Iterable[Impression | Action]) -> None:
-        """Learns from events, in any order; those that it has had change nothing."""
+        """Learns from events, in any order; repeated events change nothing."""
         self.take(*light(events, self._rows))
 
-    def take(self, seen: Sequence[ImpressionRow], did: Sequence[ActionRow]) -> None:
-        """As `observe`, from the light rows of an event store."""
+    def take(self, impressions: Sequence[ImpressionRow], actions: Sequence[ActionRow], /) -> None:
+        """Learns like `observe`, from an event store's rows."""
         with self._lock:
-            for s in seen:
-                self._seen.setdefault(s.id, s)
-                self._settle(s.id)
-            for d in did:
-                self._did.setdefault(d.impression, {}).setdefault(d.id, d)
-                self._settle(d.impression)
+            for impression in impressions:
+                self._impressions.setdefault(impression.id, impression)
+                self._settle(impression.id)
+            for action in actions:
+                self._actions.setdefault(action.impression, {}).setdefault(action.id, action)
+                self._settle(action.impression)
 
     def customers(self) -> list[str]:
-        """Names of whom it knows, from events or from the table."""
+        """Lists the customers known from events or the table."""
         with self._lock:
-            return [*{*self._number, *(s.customer for s in self._seen.values())} - {""}]
+            return [*{*self._customer_numbers, *(s.customer for s in self._impressions.values())} - {""}]
 
     def erase(self, customer: str) -> None:
-        """Forgets a customer, the table's engagement included; entity vectors forget them with the next build."""
+        """Erases a customer's events and table engagement; entity vectors forget them only at the next build."""
         with self._lock:
-            seen = [s for s in self._seen.values() if s.customer != customer]
-            gone = {s.id for s in self._seen.values() if s.customer == customer}
-            did = [d for i, of in self._did.items() if i not in gone for d in of.values()]
-            self._restart(seen, did, [*self._erased, digest_of(customer)])
+            impressions = [i for i in self._impressions.values() if i.customer != customer]
+            erased = self._impressions.keys() - {i.id for i in impressions}
+            actions = [a for a in self._all_actions() if a.impression not in erased]
+            self._restart(impressions, actions, [*self._erased, digest_of(customer)])
 
     def compact(self) -> None:
-        """Forgets events that were without their other half for a week, and what hardly counts any more."""
+        """Drops impressions and actions without a counterpart for a week, and rewards older than ten half-lives."""
         with self._lock:
-            now = max(
-                (e.time for e in chain(self._seen.values(), *(d.values() for d in self._did.values()))), default=0
-            )
-            waits, counts = now - _GRACE * _DAY, now - _FORGOTTEN * self._half_life * _DAY
-            seen = [s for s in self._seen.values() if s.time >= (counts if self._earned.get(s.id) else waits)]
-            kept = {s.id for s in seen}
-            did = [d for i, of in self._did.items() for d in of.values() if i in kept or d.time >= waits]
-            self._restart(seen, did, self._erased)
+            now = max((e.time for e in chain(self._impressions.values(), self._all_actions())), default=0)
+            unmatched, rewarded = now - _GRACE * _DAY, now - _FORGOTTEN * self._half_life * _DAY  # oldest times kept
+            impressions = self._impressions.values()
+            impressions = [i for i in impressions if i.time >= (rewarded if self._rewards.get(i.id) else unmatched)]
+            kept = {i.id for i in impressions}
+            actions = [a for a in self._all_actions() if a.impression in kept or a.time >= unmatched]
+            self._restart(impressions, actions, self._erased)
 
     def save(self, path: Path) -> None:
-        """What came since the build, in one file without objects; whole or not at all."""
+        """Writes the events since the build to one npz file, atomically and without pickled objects."""
         with self._lock:
-            state = [[*self._seen.values()], [d for of in self._did.values() for d in of.values()], [*self._erased]]
+            state = [[*self._impressions.values()], [*self._all_actions()], [*self._erased]]
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez(file, state=np.frombuffer(json.dumps(state).encode(), np.uint8))
 
     def load(self, path: Path) -> None:
-        """Goes on from what `save` wrote."""
+        """Restores the events that `save` wrote."""
         with np.load(path, allow_pickle=False) as file:
-            seen, did, erased = json.loads(file["state"].tobytes())
+            impressions, actions, erased = json.loads(file["state"].tobytes())
         with self._lock:
-            self._restart([ImpressionRow(*fields) for fields in seen], [ActionRow(*fields) for fields in did], erased)
+            self._restart([ImpressionRow(*row) for row in impressions], [ActionRow(*row) for row in actions], erased)
 
-    def _restart(self, seen: Iterable[ImpressionRow], did: Iterable[ActionRow], erased: Iterable[str]) -> None:
-        self._seen: dict[str, ImpressionRow] = {}
-        self._did: dict[str, dict[str, ActionRow]] = {}  # impression -> action -> did
-        self._earned: dict[str, list[tuple[float, str, int, float]]] = {}  # impression -> day, itself, row, reward
-        self._of: dict[tuple[str, str | None], set[str]] = {}  # (customer, session; None = all) -> impressions
-        self._erased = set(erased)  # digest_of names
-        for s in seen:
-            self._seen[s.id] = s
-        for d in did:
-            self._did.setdefault(d.impression, {})[d.id] = d
-        for impression in self._seen:
+    def _all_actions(self) -> Iterator[ActionRow]:
+        return chain.from_iterable(actions.values() for actions in self._actions.values())
+
+    def _restart(
+        self, impressions: Iterable[ImpressionRow], actions: Iterable[ActionRow], erased: Iterable[str]
+    ) -> None:
+        """Replaces the state by these events; erased: digests of erased customers' names."""
+        self._impressions = {impression.id: impression for impression in impressions}
+        self._actions: dict[str, dict[str, ActionRow]] = {}  # impression -> id of the action -> action
+        self._rewards: dict[str, list[tuple[float, str, int, float]]] = {}  # impression -> day, itself, row, reward
+        self._rewarded: dict[tuple[str, str | None], set[str]] = {}  # (customer, session; None = all) -> impressions
+        self._erased = set(erased)
+        for action in actions:
+            self._actions.setdefault(action.impression, {})[action.id] = action
+        for impression in self._impressions:
             self._settle(impression)
 
-    def _settle(self, impression: str) -> None:
-        """What an impression earned, once it and an action are there."""
-        if impression in self._seen and impression in self._did:
-            seen = self._seen[impression]
-            earned = sorted(worth(self._reward, seen, self._did[impression].values()).items())
-            self._earned[impression] = [(seen.time / _DAY, impression, row, reward) for row, reward in earned]
-            for who in ((seen.customer, None), (seen.customer, seen.session)):
-                self._of.setdefault(who, set()).add(impression)
+    def _settle(self, id: str) -> None:
+        """Computes an impression's rewards, once the impression and an action of it have arrived."""
+        if id in self._impressions and id in self._actions:
+            impression = self._impressions[id]
+            rewards = sorted(worth(self._reward, impression, self._actions[id].values()).items())
+            self._rewards[id] = [(impression.time / _DAY, id, row, reward) for row, reward in rewards]
+            for key in ((impression.customer, None), (impression.customer, impression.session)):
+                self._rewarded.setdefault(key, set()).add(id)
 
     # -- profiles: rows and weights
 
     def _history(self, customer: str, session: str | None = None) -> list[tuple[float, str, int, float]]:
-        """Day, impression, row and reward of what was earned, oldest first."""
-        return sorted(e for i in self._of.get((customer, session), ()) for e in self._earned[i])
+        """Lists day, impression, row and reward of the customer's rewards, oldest first."""
+        return sorted(e for i in self._rewarded.get((customer, session), ()) for e in self._rewards[i])
 
     def _engaged(self, customer: str | None) -> tuple[np.ndarray, np.ndarray]:
-        """The table's strengths (1 on average) and sign · log₂(1 + |rewards|); nothing where nothing is liked."""
-        u = self._number.get(customer or "")
+        """Returns rows and decayed weights (table strength or sign(r) · log₂(1 + |r|) of rewards), 0 if none is > 0."""
+        u = self._customer_numbers.get(customer or "")
         u = None if u is not None and digest_of(customer or "") in self._erased else u
         part = slice(0, 0) if u is None else slice(self._starts[u], self._starts[u + 1])
         earned = [(day, row, reward) for day, _, row, reward in (self._history(customer) if customer else ())]
         new, rows, rewards = np.array(earned, np.float64).reshape(-1, 3).T
         days = np.concatenate([self._table.days[part], new])
-        ages = np.nan_to_num(np.fmax.reduce(days, initial=-np.inf) - days)  # what has no time does not age
+        ages = np.nan_to_num(np.fmax.reduce(days, initial=-np.inf) - days)  # an unknown time counts as age 0
         known, new = np.split(0.5 ** (ages / self._half_life), [len(days) - len(rewards)])
         rows, inverse = np.unique(rows.astype(np.int64), return_inverse=True)
         rewards = np.bincount(inverse, rewards * new, len(rows))
@@ -246,9 +251,9 @@ class Personal:
         return np.concatenate([self._table.rows[part], rows]), weights * (weights > 0).any()
 
     def _visited(self, session: str | None, customer: str | None) -> tuple[np.ndarray, np.ndarray]:
-        """The last entities of a customer's session, 1 each, and of its part before it was known who they are.
+        """Returns the last liked rows of a session, each with weight 1.
 
-        Another customer's session of the same name is another one.
+        Includes the session's impressions without a customer; excludes another customer's session of the same name.
         """
         history = sorted(h for who in {customer or "", ""} for h in self._history(who, session)) if session else []
         liked = [row for *_, row, reward in history[::-1] if reward > 0]
@@ -256,7 +261,7 @@ class Personal:
         return rows, np.ones(len(rows))
 
     def _sums(self, profiles: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """(Q, D) sums of entity vectors, each part of unit length or zero."""
+        """Sums entity vectors per profile, (Q, D), and scales each of the two parts to unit length (zeros stay)."""
         starts = np.cumsum([0, *(len(rows) for rows, _ in profiles)])
         rows = np.concatenate([np.zeros(0, np.int64), *(rows for rows, _ in profiles)])
         weights = np.concatenate([np.zeros(0), *(weights for _, weights in profiles)])
@@ -269,21 +274,21 @@ class Personal:
     # -- building
 
     def _basis(self, corpus: Corpus) -> dict[str, Any]:
-        fields = corpus.word_fields(self._named) if self._encoder else None
+        fields = corpus.word_fields(self._text_fields) if self._encoder else None
         config = {**self._learning, "interactions": self.content({"interactions": self._path}), "text_fields": fields}
         model = self._encoder.id if self._encoder else None
         return {"kind": "personal", "corpus": corpus.fingerprint, "model": model, "config": config}
 
     def _encoded(self, corpus: Corpus, root: Path) -> np.ndarray:
-        """(N, D - C) unit vectors of the text, halfway whitened; D - C is 0 without an encoder."""
+        """Encodes texts as (N, D - C) half-whitened unit vectors (variance^-1/4); D - C is 0 without an encoder."""
         if (encoder := self._encoder) is None:
             return np.zeros((len(corpus), 0), np.float32)
-        fields = corpus.word_fields(self._named)
+        fields = corpus.word_fields(self._text_fields)
         work = manifest.work_folder(root, json.dumps([corpus.fingerprint, encoder.id, fields]))
         name, encode = "personal", lambda texts: {"vectors": encoder.encode(texts)}
         shards = encode_shards(corpus, fields, encode, work=work, size=4096, name=name)
         vectors = np.concatenate([arrays["vectors"] for _, arrays in shards])
-        variances, axes = np.linalg.eigh(np.cov(vectors.T))  # an encoder's texts share much that tells them not apart
+        variances, axes = np.linalg.eigh(np.cov(vectors.T))  # whiten: text vectors share large components
         scales = np.maximum(variances, 1e-4 * variances[-1]) ** -0.25
         vectors = ((vectors - vectors.mean(axis=0)) @ (axes * scales)).astype(np.float32)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)

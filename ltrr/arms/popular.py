@@ -1,6 +1,6 @@
-"""The most popular documents, of any type and locale or of those that the query's context names.
+"""Returns the most popular documents, optionally only those with the type, locale, … of the query's context.
 
-Knows one numeric field and, optionally, keyword fields to filter by; knows nothing about the query's words.
+Knows one number field and, optionally, keyword fields to filter by; ignores the query's words.
 Legend: Q queries, K candidates, N documents.
 """
 
@@ -22,27 +22,27 @@ class Popular:
     """Popularity arm.
 
     Args:
-        field: number field to order by; by default the corpus's first number field that is not a year. A corpus
-            without one has no popular documents: every answer is padding.
-        by: keyword fields that must equal the context's value of that name (`locale`, or an attribute such as `type`)
-            where the context has one.
+        field: number field to order by; by default the corpus's first number field that is not a year. Without such
+            a field every search returns padding.
+        by: keyword fields that must equal the context's value of that name (`locale`, or an attribute such as `type`);
+            a field without a value in the context does not filter.
     """
 
     source_kind = "popular"
-    needs_fields = True  # of no use to a corpus without metadata
+    needs_fields = True  # useless for a corpus without metadata
 
     def __init__(self, *, field: str | None = None, by: Sequence[str] = ()):
         self._field, self._by = field, tuple(by)
 
     def build(self, corpus: Corpus, root: Path) -> None:
-        """Writes the order under `root`, atomically."""
+        """Writes the documents in order of popularity under `root`, atomically."""
         field = self._chosen(corpus)
         for name in self._by:
             if corpus.fields.get(name) != "keyword":
                 known = [f for f, kind in corpus.fields.items() if kind == "keyword"]
                 raise ValueError(f"arms.popular.by: {name!r} is no keyword field; this corpus has {known}")
         score = log_prior(number_column(corpus, field)) if field else np.zeros(0)
-        score = score.astype(np.float32)  # before it is sorted: what float32 makes equal goes by row
+        score = score.astype(np.float32)  # before sorting, so that scores equal in float32 are ordered by row
         order = np.argsort(-score, kind="stable").astype(np.int32)
         arrays = {"order": order, "score": score[order]}
         for name in self._by:
@@ -60,7 +60,7 @@ class Popular:
         manifest.build(root, write=write, **self._basis(corpus))
 
     def open(self, corpus: Corpus, root: Path) -> Self:
-        """Opens what `build` wrote; IndexRefused where it is damaged or of another corpus or config."""
+        """Opens the built index; raises IndexRefused if it is damaged or of another corpus or config."""
         folder, _ = manifest.open_index(root, **self._basis(corpus))
         with np.load(folder / "popular.npz", allow_pickle=False) as data:
             self._order, self._score = data["order"], data["score"]
@@ -72,15 +72,15 @@ class Popular:
         return self
 
     def search(self, queries: Sequence[Query], k: int) -> Candidates:
-        """(Q, k), the same for all queries with the same context values."""
+        """Returns the (Q, k) most popular documents, equal for queries with equal context values."""
         groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
         for i, query in enumerate(queries):
             context = {"locale": query.context.locale, **query.context.attributes}
             groups.setdefault(tuple((f, v) for f in self._by if (v := context.get(f))), []).append(i)
         out = Candidates.empty(len(queries), k)
-        for wanted, members in groups.items():
+        for filters, members in groups.items():
             keep = np.ones(len(self._order), bool)
-            for key in wanted:
+            for key in filters:
                 keep &= self._having.get(key, np.zeros(len(self._order), bool))
             at = np.flatnonzero(keep)[:k]
             out.docs[members, : len(at)] = self._order[at]

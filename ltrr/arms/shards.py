@@ -1,7 +1,7 @@
-"""Encoding a corpus in shards, so that a build that was killed loses no more than one of them.
+"""Encodes a corpus shard by shard, so that a killed build loses at most one shard of work.
 
-Knows documents, files and checksums; knows nothing about what an encoder makes of texts. N documents become files
-`<first row>.npz` in a folder that the next build of the same key finds again (`ltrr.index.manifest.work_folder`).
+Knows documents, files and checksums; does not know what an encoder returns. Each shard is a file `<first row>.npz` in a
+work folder, which the next build with the same key reuses (`ltrr.index.manifest.work_folder`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ def encode_shards(
     size: int,
     name: str,
 ) -> Iterator[tuple[range, dict[str, np.ndarray]]]:
-    """Rows and arrays of every shard, in row order; what lies whole in `work` is not encoded again.
+    """Encodes the shards missing from `work`, then yields rows and arrays of every shard in row order.
 
-    encode: texts (title, text and these metadata fields) -> named arrays. size: documents a shard. name: of the bar.
+    encode: texts (title, text and these metadata fields) -> named arrays. size: documents per shard. name: label of the
+    progress bar.
     """
     shards = [range(start, min(start + size, len(corpus))) for start in range(0, len(corpus), size)]
     missing = [rows for rows in shards if not _is_done(work, rows)]
@@ -55,7 +56,7 @@ def _seal(work: Path, rows: range) -> Path:
 
 
 def _is_done(work: Path, rows: range) -> bool:
-    """Whether the shard lies there as it was written: a killed or powerless build may have left half."""
+    """Whether the shard is complete: a build that was killed or lost power may have left a partial file."""
     seal = _seal(work, rows)
     return seal.exists() and _file(work, rows).exists() and seal.read_text() == _digest(work, rows)
 

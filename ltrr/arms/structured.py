@@ -1,12 +1,12 @@
-"""Structured search: each interpretation of a query becomes a filtered search, weighted by its likelihood.
+"""Structured search: runs one filtered search per interpretation of a query, weighted by its likelihood.
 
-Knows documents' field values (given or tagged from their text) and how to search them; what a query may mean is
-`understanding`, which values a document without metadata has is `tagging`. A document's vector holds one dimension
-a value (its weight) beside its terms, so that
+Knows documents' field values and how to search them. `query_understanding.vocabulary` interprets queries, and
+`query_understanding.tagging` predicts values for documents without them. A document's vector holds the weight of each
+of its values beside its terms, so that, among the documents that satisfy every reading,
 
     score(d | interpretation) = Σ_readings evidence · weight(d, value) + BM25 of the words left over,
 
-among the documents that satisfy every reading; the arm's score is Σ likelihood · score.
+and the arm's score is Σ_interpretations likelihood · score.
 Legend: Q queries, K candidates, N documents, V values, I interpretations.
 """
 
@@ -39,35 +39,35 @@ from ltrr.query_understanding.tagging import Tagger
 from ltrr.query_understanding.vocabulary import Interpretation, Reading, Vocabulary, normalise
 from ltrr.types import Candidates, Qrels, Query, Sparse
 
-_DEPTH = 200  # candidates of an interpretation, at least
-_RELATED = 0.3  # what the document most related to the named one gains, as a share of the best score
-_NAMED = 0.5  # share of the query's information that a title must have to name a document
-_TUNING = 300  # queries that tuning looks at
+_DEPTH = 200  # least number of candidates per interpretation
+_RELATED = 0.3  # score gained by the document most related to the named one, as a share of the best score
+_NAMED = 0.5  # share of the query's information that a title must hold to name its document
+_TUNING = 300  # most queries used for tuning
 _GRID: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("title_boost", (0.5, 0.25, 1.0, 2.0)),
     ("text_boost", (0.5, 0.25, 1.0, 2.0)),
     ("text_evidence", (0.5, 0.25, 0.75)),
     ("temperature", (2.0, 1.0, 4.0)),
 )
-_SELECTIVE = 200  # a value of at most so many documents may be the name of an entity
+_SELECTIVE = 200  # a value of at most this many documents may be the name of an entity
 
 
 class Structured:
-    """Query understanding + structured search arm, for any corpus with metadata.
+    """Structured search arm with query understanding, for any corpus with metadata.
 
     Args:
-        fields: keyword fields to understand; by default all of the corpus.
-        prior: numeric field for the popularity prior, or null.
-        prior_strength: ≥ 0, how much a document of the largest prior gains (.25 = 25 %).
-        title_boost: BM25 weight of the title for words that no reading explains.
-        text_boost: the same for title, text and metadata together.
-        text_evidence: evidence of a word as plain text, as a share of its idf, 0..1.
+        fields: keyword fields whose values queries may mention; by default all of the corpus.
+        prior: number field for the popularity prior, or null.
+        prior_strength: ≥ 0, relative gain of the document with the largest prior (.25 = 25 %).
+        title_boost: BM25 weight of the title, for words that no reading explains.
+        text_boost: BM25 weight of title, text and metadata together, for the same words.
+        text_evidence: evidence of reading a word as plain text, as a share of its idf, 0..1.
         temperature: nats; larger = more even likelihoods.
-        tag_missing: tag documents that lack a field from their text.
+        tag_missing: whether documents that lack a field are tagged from their text.
     """
 
     source_kind = "structured"
-    needs_fields = True  # of no use to a corpus without metadata
+    needs_fields = True  # useless for a corpus without metadata
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Structured:
         tags = vocabulary.tags()
         names = _selective_names(vocabulary)
         prior = self._prior_column(corpus)
-        kept: list[Sparse] = []
+        tag_batches: list[Sparse] = []
 
         def batches() -> Iterator[Batch]:
             start = 0
@@ -110,7 +110,7 @@ class Structured:
                 predicted = tagger.tag(batch)
                 weighted = [_weighted_tags(d, keywords, tags, names, p) for d, p in zip(batch, predicted, strict=True)]
                 values = _sparse(weighted)
-                kept.append(values)
+                tag_batches.append(values)
                 scale = 1 + self._strength * prior[rows.start : rows.stop]
                 scaled = values._replace(values=values.values * np.repeat(scale, np.diff(values.ptr)))
                 every = Sparse(np.arange(len(batch) + 1), np.full(len(batch), _EVERY, np.uint32), scale)
@@ -128,19 +128,19 @@ class Structured:
             vocabulary.save(folder)
             tagger.save(folder)
             counts = {"documents": SparseEngine.create(folder / "engine", batches()), "values": len(vocabulary.values)}
-            sizes = np.concatenate([np.diff(s.ptr) for s in kept])
+            sizes = np.concatenate([np.diff(s.ptr) for s in tag_batches])
             np.savez(
                 folder / "tags.npz",
                 ptr=np.concatenate([[0], np.cumsum(sizes)]),
-                tags=np.concatenate([s.terms for s in kept]),
-                weights=np.concatenate([s.values for s in kept]),
+                tags=np.concatenate([s.terms for s in tag_batches]),
+                weights=np.concatenate([s.values for s in tag_batches]),
             )
             return counts | {"tagged": tagger.num_tagged}
 
         manifest.build(root, write=write, **self._basis(corpus, fields))
 
     def open(self, corpus: Corpus, root: Path) -> Self:
-        """Opens what `build` wrote; IndexRefused where it is damaged or of another corpus or config."""
+        """Opens the built index; raises IndexRefused if it is damaged or of another corpus or config."""
         fields = _text_fields(self._keywords(corpus))
         folder, sealed = manifest.open_index(root, **self._basis(corpus, fields))
         self._corpus = corpus
@@ -154,10 +154,10 @@ class Structured:
     def tune(
         self, corpus: Corpus, queries: Sequence[Query], qrels: Qrels, given: Collection[str] = (), seed: int = 0
     ) -> dict[str, Any]:
-        """Constructor arguments by nDCG@10 of at most 300 judged queries: the prior, then one argument after another.
+        """Finds constructor arguments by nDCG@10 on at most 300 judged queries, one argument after another.
 
-        The prior is the number field of which positives have most, by mean percentile; none where that is below 60 %.
-        Arguments named in `given` stay as they are.
+        The prior comes first: the number field with the highest mean percentile of the positives, or none if that is
+        below 60 %. Arguments named in `given` do not change.
         """
         judged = [q for q in queries if any(grade > 0 for grade in qrels[q.id].values())]
         judged = [judged[i] for i in np.random.default_rng(seed).permutation(len(judged))[:_TUNING]]
@@ -180,68 +180,68 @@ class Structured:
                     arm._boosts = np.array([trial["title_boost"], trial["text_boost"]])
                     arm._text_evidence, arm._temperature = trial["text_evidence"], trial["temperature"]
                     run = to_run([q.id for q in judged], arm.search(judged, 10), corpus.ids)
-                    found = evaluate(run, {q.id: qrels[q.id] for q in judged}, ("nDCG@10",)).mean()["nDCG@10"]
-                    if found > score:
-                        score, best = found, best | {name: value}
+                    ndcg = evaluate(run, {q.id: qrels[q.id] for q in judged}, ("nDCG@10",)).mean()["nDCG@10"]
+                    if ndcg > score:
+                        score, best = ndcg, best | {name: value}
         return best
 
     def interpret(self, text: str) -> list[Interpretation]:
-        """What the query may mean, likeliest first."""
+        """Lists the interpretations of a query, likeliest first."""
         return self.vocabulary.interpret(text, text_evidence=self._text_evidence, temperature=self._temperature)
 
     def search(self, queries: Sequence[Query], k: int) -> Candidates:
-        """(Q, k) documents by Σ likelihood · score over the interpretations, then what is related to the named one."""
+        """Finds the (Q, k) best documents by Σ likelihood · score, with those related to a document the query names."""
         understood = [self.interpret(q.text) for q in queries]
         flat = [(i, one) for i, several in enumerate(understood) for one in several]
-        depth = max(k, _DEPTH)  # a document may be low in one interpretation and high in the sum
-        found = self._engine.search(
+        depth = max(k, _DEPTH)  # a document that ranks low in one interpretation may rank high in the sum
+        results = self._engine.search(
             [self._vector(one) for _, one in flat], depth, [_where(one.readings) for _, one in flat]
         )  # (I, k)
         owner = np.array([i for i, _ in flat], np.int64)
         weights = np.array([one.likelihood for _, one in flat])
-        alive = (found.docs >= 0).any(axis=1)  # an interpretation that nothing satisfies was none
+        alive = (results.docs >= 0).any(axis=1)  # drop interpretations that no document satisfies
         weights = np.where(alive, weights, 0.0)
         weights /= np.maximum(np.bincount(owner, weights, len(queries)), 1e-9)[owner]
-        merged = weighted_sum(found, owner, weights, len(queries), depth)
+        merged = weighted_sum(results, owner, weights, len(queries), depth)
         return self._with_related(queries, merged, depth).first(k)
 
     def related_by(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Values that relate other documents to this one and their weights: its own, the rarer the more."""
+        """Returns the ids and weights of a document's values, weighted by idf, to find documents that share them."""
         tags, weights = self._tags.row(row)
         df = self.vocabulary.df[tags]
-        near = (df >= 2) & (df <= self.vocabulary.num_docs / 4)
-        return tags[near], (weights[near] * np.log(self.vocabulary.num_docs / df[near])).astype(np.float32)
+        shared = (df >= 2) & (df <= self.vocabulary.num_docs / 4)
+        return tags[shared], (weights[shared] * np.log(self.vocabulary.num_docs / df[shared])).astype(np.float32)
 
-    def _named(self, query: Query, found: np.ndarray) -> int | None:
-        """The first of the three best documents whose title stands in the query and is most of it."""
+    def _named(self, query: Query, rows: np.ndarray) -> int | None:
+        """Finds the first of the three best documents whose title is in the query and holds most of its information."""
         asked = set(normalise(query.text))
-        for row in found[:3].tolist():
+        for row in rows[:3].tolist():
             title = set(normalise(self._corpus[row].title)) if row >= 0 else set()
             if title and title <= asked and self.vocabulary.share(title, asked) >= _NAMED:
                 return row
         return None
 
-    def _with_related(self, queries: Sequence[Query], found: Candidates, k: int) -> Candidates:
-        """Adds what shares values with a best result that the query names: an artist's songs, a director's films."""
-        named = [(i, row) for i, query in enumerate(queries) if (row := self._named(query, found.docs[i])) is not None]
+    def _with_related(self, queries: Sequence[Query], merged: Candidates, k: int) -> Candidates:
+        """Adds documents that share values with a document the query names: an artist's songs, a director's films."""
+        named = [(i, row) for i, query in enumerate(queries) if (row := self._named(query, merged.docs[i])) is not None]
         if not named:
-            return found
+            return merged
         asked = np.array([i for i, _ in named])
-        more = self._engine.search([self.related_by(row) for _, row in named], k)
-        best = np.maximum(more.scores[:, :1], 1e-9)
-        scaled = np.where(more.docs >= 0, more.scores / best * _RELATED * found.scores[asked, :1], -np.inf)
+        related = self._engine.search([self.related_by(row) for _, row in named], k)
+        best = np.maximum(related.scores[:, :1], 1e-9)
+        scaled = np.where(related.docs >= 0, related.scores / best * _RELATED * merged.scores[asked, :1], -np.inf)
         both = Candidates(
-            np.concatenate([found.docs, more.docs]), np.concatenate([found.scores, scaled.astype(np.float32)])
+            np.concatenate([merged.docs, related.docs]), np.concatenate([merged.scores, scaled.astype(np.float32)])
         )
         owner = np.concatenate([np.arange(len(queries)), asked])
         return weighted_sum(both, owner, np.ones(len(owner)), len(queries), k)
 
     def _vector(self, one: Interpretation) -> tuple[np.ndarray, np.ndarray]:
-        """Dimensions and weights of an interpretation: its values, then the words left over."""
+        """Returns dimensions and weights of an interpretation: its values, then the words left over."""
         terms, values = self._coder.query(one.text, self._boosts) if one.text else (np.empty(0, np.uint32),) * 2
         tags = [t for reading in one.readings for t in reading.tags]
         weights = [reading.evidence * w for reading in one.readings for w in reading.weights]
-        if any(reading.span for reading in one.readings):  # every document has it: a range alone still has a score
+        if any(reading.span for reading in one.readings):  # a dimension of all documents gives a range its score
             tags.append(_EVERY)
             weights.append(sum(reading.evidence for reading in one.readings if reading.span))
         both = merge(
@@ -257,7 +257,7 @@ class Structured:
         return list(self._fields) if self._fields is not None else known
 
     def _numbers(self, corpus: Corpus) -> dict[str, np.ndarray]:
-        """Years, and dates as fractional years, of every document: name -> (N,)."""
+        """Reads year fields, and date fields as calendar years: name -> (N,)."""
         out = {f: number_column(corpus, f) for f in corpus.fields if year_like(corpus, f)}
         for field, kind in corpus.fields.items():
             if kind == "date":
@@ -279,7 +279,7 @@ class Structured:
         return {"kind": "structured", "corpus": corpus.fingerprint, "model": None, "config": config}
 
 
-# Dimensions: value ids below, terms above (the bit halves the hash space; `merge` adds what collides).
+# Dimensions: value ids lie below _TEXT, terms above. `merge` adds terms that collide because that bit is set.
 _TEXT = np.uint32(1 << 31)
 _EVERY = (1 << 31) - 1
 
@@ -302,7 +302,7 @@ def _text_fields(keywords: Sequence[str]) -> tuple[TextField, ...]:
 
 
 def _selective_names(vocabulary: Vocabulary) -> dict[str, list[int]]:
-    """Normalised selective values -> their ids: a document titled so is what others name (a song's artist)."""
+    """Maps normalised rare values to their ids: a document with such a title is what the value names (an artist)."""
     out: dict[str, list[int]] = {}
     for i, value in enumerate(vocabulary.values):
         if 2 <= vocabulary.df[i] <= _SELECTIVE:
@@ -317,15 +317,15 @@ def _weighted_tags(
     names: Mapping[str, Sequence[int]],
     predicted: Mapping[tuple[str, str], float],
 ) -> dict[int, float]:
-    """Value id -> weight of a document: given, named by its own title, or predicted from its text."""
+    """Maps a document's value ids to weights: from its metadata, its title, or predicted from its text."""
     out = {tags[key]: weight for key, weight in predicted.items()}
     for tag in names.get(" ".join(normalise(document.title)), ()):
         out[tag] = 1.0
     for field in keywords:
-        given = [(value, weight) for value, weight in field_values(document, field) if weight > 0]
-        most = max([1.0, *(weight for _, weight in given)])  # counts become shares of the largest
-        for value, weight in given:
-            out[tags[field, value]] = weight / most
+        weighted = [(value, weight) for value, weight in field_values(document, field) if weight > 0]
+        largest = max([1.0, *(weight for _, weight in weighted)])  # counts become shares of the largest
+        for value, weight in weighted:
+            out[tags[field, value]] = weight / largest
     return out
 
 

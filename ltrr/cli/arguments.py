@@ -1,4 +1,4 @@
-"""What every script shares: --config, --data, --out, dotted overrides, and errors on one screen."""
+"""Shared by all scripts: --config, --data, --out, dotted overrides, and short error messages."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 
 def arguments(
-    doc: str, config: str, out: str | None = None, extra: Callable | None = None
+    doc: str | None, config: str, out: str | None = None, extra: Callable | None = None
 ) -> tuple[argparse.Namespace, list[str]]:
-    """Parsed flags and the overrides left over; --data and --out become paths of the config."""
-    sys.path.insert(0, os.getcwd())  # so that `class: my_package.my_arm.MyArm` is found where the user is
+    """Parses flags; returns them with the remaining overrides. out: default folder, "" = none; None = no --out."""
+    sys.path.insert(0, os.getcwd())  # finds `class: my_package.my_arm.MyArm` in the current folder
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path(config), help=f"YAML (default {config})")
     parser.add_argument("--data", help="BEIR folder, zip or hub name; overrides data.path")
@@ -24,12 +24,12 @@ def arguments(
         extra(parser)
     flags, overrides = parser.parse_known_args()
     if flags.data:
-        overrides += ["--data.path", json.dumps(flags.data)]  # a string, even where it looks like a number
+        overrides += ["--data.path", json.dumps(flags.data)]  # a string, even if it looks like a number
     return flags, overrides
 
 
 def main(run: Callable[[], None]) -> None:
-    """Runs a script; a user's mistake ends with its message and status 2, not with a traceback."""
+    """Runs a script; a user's mistake (ValueError, OSError) prints its message and exits with status 2."""
     try:
         run()
     except KeyboardInterrupt:

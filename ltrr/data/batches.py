@@ -1,6 +1,6 @@
-"""Which training pairs stand in which batch of which device: a function of the seed and the epoch.
+"""Assigns training pairs to the batches of each device, as a function of the seed and the epoch.
 
-Knows lengths; knows nothing about texts. Legend: B pairs of a batch.
+Knows the lengths of pairs; knows nothing about their texts. Legend: B pairs of a batch.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-_WINDOW = 50  # batches among which pairs are sorted by length
+_WINDOW = 50  # batches per window; pairs are sorted by length within a window
 
 
 class Batches:
-    """Batches of (epoch, index) for one device, similar lengths together, in an order that follows from the seed.
+    """Yields batches of (epoch, index) for one device: pairs of similar length, in an order fixed by the seed.
 
-    Every device gets equally many full batches; what is left over comes in another epoch, which shuffles again.
+    All devices get the same number of full batches. Pairs left over are skipped; the next epoch shuffles anew.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class Batches:
         world: int,
         position: Callable[[int], tuple[int, int]],
     ) -> None:
-        """lengths: of each training pair, any unit. position: number of batches -> (epoch, first batch)."""
+        """lengths: of each training pair, in any unit. position: maps the number of batches to (epoch, first batch)."""
         self._lengths, self._size, self._seed = lengths, size, seed
         self._rank, self._world = rank, world
         self._position = position
@@ -41,12 +41,12 @@ class Batches:
             yield [(epoch, int(index)) for index in batch]
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """(batches, B) indexes of one epoch for this device."""
+        """Returns the pair indexes of one epoch for this device, (batches, B)."""
         rng = np.random.default_rng((self._seed, epoch))
         order = rng.permutation(len(self._lengths))[: len(self) * self._world * self._size]
         window = _WINDOW * self._size * self._world
         for start in range(0, len(order), window):  # sorted within windows, so that epochs still differ
             part = order[start : start + window]
             order[start : start + window] = part[np.argsort(self._lengths[part], kind="stable")]
-        steps = order.reshape(len(self), self._world, self._size)  # devices of one step get similar lengths
+        steps = order.reshape(len(self), self._world, self._size)  # all devices of a step get similar lengths
         return steps[rng.permutation(len(self)), self._rank]

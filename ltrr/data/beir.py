@@ -1,7 +1,7 @@
-"""Data sets in the BEIR layout: `corpus.jsonl`, `queries.jsonl`, `qrels/<split>.tsv`, in a folder, a zip or on the hub.
+"""Opens data sets in the BEIR layout: `corpus.jsonl`, `queries.jsonl`, `qrels/<split>.tsv`; a folder, zip or hub name.
 
-Knows where the files are, and queries and qrels; documents are read by corpus.py, whose names are given on here. Query
-metadata stops here, except the fields the caller names.
+Knows where the files are, and reads queries and qrels; corpus.py reads documents, and its names are re-exported here.
+Drops query metadata, except the fields that the caller names.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ __all__ = [
 
 CACHE = Path("~/.cache/ltrr/data")  # extracted zips and downloads
 HEADER = ["query-id", "corpus-id", "score"]
-SPLITS = ("train", "dev", "test")  # the order in which they are listed, others after
+SPLITS = ("train", "dev", "test")  # the order in which splits are listed; others follow
 
 
 class Split(NamedTuple):
-    """The queries that a qrels file judges, in the order of queries.jsonl, and their grades."""
+    """The queries judged by a qrels file, in the order of queries.jsonl, and their grades."""
 
     queries: list[Query]
     qrels: Qrels
 
 
 class Dataset:
-    """A corpus, queries and the qrels of its splits, which are read and checked when asked for."""
+    """A corpus, its queries, and the qrels of its splits; a split is read and checked on first use."""
 
     def __init__(self, folder: Path, corpus: Corpus, queries: list[Query], qrels: Mapping[str, Path]) -> None:
         self.name = folder.resolve().name
@@ -67,7 +67,7 @@ class Dataset:
         return self._queries
 
     def split(self, name: str) -> Split:
-        """One split; DataError for a name that does not exist, or for what is wrong in its file."""
+        """Returns one split; raises DataError for an unknown name or an error in its file."""
         if name not in self._paths:
             raise DataError(f"{self.name} has no split {name!r}; there are {', '.join(self.splits)}")
         if name not in self._loaded:
@@ -91,18 +91,18 @@ def open_dataset(
     """Opens a BEIR folder, a zip of one, or a hub name (`BeIR/scifact`, through `datasets`).
 
     fields: kinds of the metadata fields to keep; by default all are kept and their kinds inferred. query_fields: query
-    metadata to let in (customer, locale, time, device, or any other as an attribute); all else is dropped here.
-    qrels: the folder of the grades. cache: where zips and downloads are kept. DataError for anything wrong.
+    metadata to keep (customer, locale, time, device, or any other, as an attribute). qrels: name of the folder with
+    the grades. cache: folder for extracted zips and downloads. Raises DataError for any error in the data.
     """
     folder = _folder(source, cache)
-    there = f"it holds {', '.join(sorted(f.name for f in folder.iterdir())[:12]) or 'nothing'}"
+    contents = f"it holds {', '.join(sorted(f.name for f in folder.iterdir())[:12]) or 'nothing'}"
     for name in ("corpus.jsonl", "queries.jsonl"):
         if not (folder / name).is_file():
             fix = f"give the folder that has corpus.jsonl, queries.jsonl and {qrels}/"
-            raise DataError(f"{folder}: no {name} ({there})\n  Fix: {fix}")
+            raise DataError(f"{folder}: no {name} ({contents})\n  Fix: {fix}")
     paths = {path.stem: path for path in (folder / qrels).glob("*.tsv")}
     if not paths:
-        raise DataError(f"{folder}: no {qrels}/*.tsv ({there})\n  Fix: add {qrels}/test.tsv: {', '.join(HEADER)}")
+        raise DataError(f"{folder}: no {qrels}/*.tsv ({contents})\n  Fix: add {qrels}/test.tsv: {', '.join(HEADER)}")
     order = sorted(paths, key=lambda split: (SPLITS.index(split) if split in SPLITS else len(SPLITS), split))
     queries = _read_queries(folder / "queries.jsonl", query_fields)
     corpus = Corpus.from_file(folder / "corpus.jsonl", fields)
@@ -117,7 +117,7 @@ def open_collection(
     qrels: str = "qrels",
     cache: Path | None = None,
 ) -> list[Dataset]:
-    """The data sets of a folder of BEIR folders (CQADupStack), sorted by name; one for an ordinary set."""
+    """Opens all data sets in a folder of BEIR folders (CQADupStack), sorted by name; an ordinary set gives one."""
     folder = _folder(source, cache)
     parts = sorted(path.parent for path in folder.glob("*/corpus.jsonl"))
     parts = parts if parts and not (folder / "corpus.jsonl").exists() else [folder]
@@ -127,7 +127,7 @@ def open_collection(
 def write_dataset(
     folder: Path, documents: Iterable[Document], queries: Iterable[Mapping[str, Any]], qrels: Mapping[str, Qrels]
 ) -> None:
-    """Streams a BEIR folder; each file appears whole or not at all. Queries are objects as in queries.jsonl."""
+    """Streams a data set to a BEIR folder, each file atomically. Queries are objects as in queries.jsonl."""
     _write(folder / "corpus.jsonl", map(Document.line, documents))
     _write(folder / "queries.jsonl", (encode_json(dict(query)).encode() + b"\n" for query in queries))
     for split, judged in qrels.items():
@@ -150,16 +150,16 @@ def _write(path: Path, lines: Iterable[bytes]) -> None:
 
 
 def _context(values: Mapping[str, Any]) -> Context:
-    """The named metadata of one query; ValueError for a time that is not ISO 8601."""
+    """Makes a context from one query's metadata; raises ValueError for a time that is not ISO 8601."""
     strings = {field: value if isinstance(value, str) else encode_json(value) for field, value in values.items()}
     customer, locale, device, time = (strings.pop(field, None) for field in ("customer", "locale", "device", "time"))
     return Context(customer, locale, None if time is None else datetime.fromisoformat(time), device, strings)
 
 
-def _read_queries(path: Path, named: Sequence[str]) -> list[Query]:
+def _read_queries(path: Path, fields: Sequence[str]) -> list[Query]:
     queries: list[Query] = []
     lines: dict[str, int] = {}  # id -> line
-    seen: dict[str, None] = {}  # metadata fields with a value
+    used: dict[str, None] = {}  # metadata fields with a value
     with open(path, "rb") as file:
         for record in read_records(file, path):
             line = record.line.number
@@ -168,19 +168,19 @@ def _read_queries(path: Path, named: Sequence[str]) -> list[Query]:
                 raise error_at(path, line, problem, "one line a query: remove or rename one", id=record.id)
             if not record.text.strip():
                 raise error_at(path, line, "a query without text", "write it or remove the line", id=record.id)
-            said = {field: value for field, value in record.metadata.items() if not is_empty(value)}
-            seen.update(dict.fromkeys(said))
+            metadata = {field: value for field, value in record.metadata.items() if not is_empty(value)}
+            used.update(dict.fromkeys(metadata))
             try:
-                context = _context({field: said[field] for field in named if field in said})
+                context = _context({field: metadata[field] for field in fields if field in metadata})
             except ValueError:
-                problem = f"metadata field 'time' is {shown(said['time'])}, not ISO 8601"
+                problem = f"metadata field 'time' is {shown(metadata['time'])}, not ISO 8601"
                 raise error_at(path, line, problem, "write it as 2024-05-31T18:30:00Z", id=record.id) from None
             queries.append(Query(record.id, record.text, context))
     if not queries:
         raise DataError(f"{path}: no query in it\n  Fix: one JSON object a line with _id and text")
-    for field in named:
-        if field not in seen:
-            raise DataError(f"query_fields: no query of {path} has a value in {field!r}; there are {list(seen)[:50]}")
+    for field in fields:
+        if field not in used:
+            raise DataError(f"query_fields: no query of {path} has a value in {field!r}; there are {list(used)[:50]}")
     return queries
 
 
@@ -229,7 +229,7 @@ def _folder(source: str | Path, cache: Path | None) -> Path:
 
 
 def _cached(cache: Path | None, name: str, fill: Callable[[Path], None]) -> Path:
-    """The folder `name` of the cache, filled once under a temporary name and renamed; or the only folder within."""
+    """Returns the cached folder `name`, or the data set's folder inside it; `fill` writes it once, atomically."""
     root = (cache or CACHE).expanduser()
     target = root / name
     if not target.exists():
@@ -239,7 +239,7 @@ def _cached(cache: Path | None, name: str, fill: Callable[[Path], None]) -> Path
             fill(temporary)
             temporary.rename(target)
         except OSError:
-            if not target.exists():  # else another process was first
+            if not target.exists():  # otherwise another process filled it first
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -270,7 +270,7 @@ def _unzipped(path: Path, cache: Path | None) -> Path:
 
 
 def _downloaded(name: str, cache: Path | None) -> Path:
-    """A hub data set of BEIR's form: configurations corpus and queries, grades in `<name>-qrels`."""
+    """Downloads a BEIR data set of the hub: configurations corpus and queries, grades in `<name>-qrels`."""
 
     def fill(folder: Path) -> None:
         corpus: Any
@@ -281,7 +281,7 @@ def _downloaded(name: str, cache: Path | None) -> Path:
 
             corpus, queries = (load_dataset(name, part)[part] for part in ("corpus", "queries"))
             grades = load_dataset(f"{name}-qrels")
-        except Exception as error:  # whatever hub, net and cache may raise
+        except Exception as error:  # hub, network and cache raise errors of many types
             reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:300]
             raise DataError(
                 f"{name}: no local folder or zip has this name, and the hub did not give it\n"

@@ -1,7 +1,7 @@
-"""The documents of a BEIR set: a checked, fingerprinted JSON-lines file, read on demand, and its metadata's kinds.
+"""Reads the documents of a data set: a JSON-lines file that is checked once, fingerprinted, and parsed on demand.
 
-Knows what kind of thing each metadata field holds and how to read its values; knows nothing about queries, folders,
-analysers or models. Legend: N documents.
+Knows the kind of each metadata field and how to read its values; knows nothing about queries, folders, analysers or
+models. Legend: N documents.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ltrr.data.lines import DataError, Record, decode_json, encode_json, error_a
 
 FieldKind = Literal["text", "keyword", "number", "date"]
 
-SAMPLE = 10_000  # documents having a field that are looked at to infer its kind
-SHARE = 0.95  # of them must agree
+SAMPLE = 10_000  # documents with a value from which a field's kind is inferred
+SHARE = 0.95  # of these documents that must agree
 
 _canonical = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode
 _date = re.compile(r"\d{4}-\d\d-\d\d(?:[T ].+)?")
@@ -35,7 +35,7 @@ _epoch = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One entry of the corpus. `metadata` is as in the file; `field_values` and `field_number` read it."""
+    """One document of the corpus. `metadata` is as in the file; read it with `field_values` and `field_number`."""
 
     id: str
     title: str
@@ -43,35 +43,35 @@ class Document:
     metadata: dict[str, Any]
 
     def line(self) -> bytes:
-        """The document as a line of corpus.jsonl."""
+        """Encodes the document as a line of corpus.jsonl."""
         record = {"_id": self.id, "title": self.title, "text": self.text, "metadata": self.metadata}
         return encode_json(record).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def field_values(document: Document, field: str) -> list[tuple[str, float]]:
-    """Weighted values of a keyword or text field, in the file's order; weight 1 where none is given.
+    """Returns (value, weight) pairs of a keyword or text field, in the file's order; the default weight is 1.
 
     The file may hold a string, a list of strings, a list of [name, weight] pairs or a dict name -> weight; a number
-    or boolean reads as the string JSON writes. An absent value, or one of another shape, is an empty list.
+    or boolean becomes its JSON string. A missing value, or one of another shape, gives an empty list.
     """
     value = document.metadata.get(field)
     return [] if is_empty(value) else _weighted(value) or []
 
 
 def field_number(document: Document, field: str) -> float:
-    """A number, or a date (ISO 8601, UTC where it names no zone) as days since 1970-01-01; NaN when missing."""
+    """Returns a number, or a date (ISO 8601, by default UTC) as days since 1970-01-01; NaN if missing."""
     value: Any = document.metadata.get(field)
     return float(value) if _is_number(value) else _days(value)
 
 
 def document_text(document: Document, fields: Sequence[str]) -> str:
-    """What models read of a document: title, text, and the values of these metadata fields, joined by spaces."""
+    """Joins title, text and the values of these metadata fields by spaces: the text that models read."""
     values = [value for field in fields for value, _ in field_values(document, field)]
     return " ".join(part for part in (document.title, document.text, *values) if part)
 
 
 def is_empty(value: object) -> bool:
-    """Whether a metadata value says nothing."""
+    """Whether a metadata value is empty."""
     return value is None or value in ("", [], {})
 
 
@@ -94,7 +94,7 @@ def _name(value: object) -> str | None:
 
 
 def _weighted(value: object) -> list[tuple[str, float]] | None:
-    """Names with weights; None for a value of another shape (nested objects, lists of lists)."""
+    """Returns names with weights; None for a value of another shape (nested objects, lists of lists)."""
     if isinstance(value, dict):
         return [(name, float(w)) for name, w in value.items()] if all(map(_is_number, value.values())) else None
     pairs = []
@@ -116,13 +116,13 @@ def _fits(kind: FieldKind, value: object) -> bool:
 
 @dataclass(slots=True)
 class _FieldSample:
-    """Counts over the first SAMPLE documents that say something in a field."""
+    """Counts over the first SAMPLE documents with a value in a field."""
 
     documents: int = 0
     numbers: int = 0
     dates: int = 0
     urls: int = 0
-    weighted: int = 0  # documents whose value is a name or names
+    weighted: int = 0  # documents whose value is one name or several
     lists: int = 0
     names: int = 0
     words: int = 0
@@ -139,7 +139,7 @@ class _FieldSample:
         self.words += sum(len(name.split()) for name in names)
 
     def kind(self) -> FieldKind | None:
-        """None: nothing to search in (addresses, nested objects, or never a value)."""
+        """Infers the kind; None if the field is not worth searching (addresses, nested objects, no values)."""
         enough = max(SHARE * self.documents, 1)
         if self.numbers >= enough:
             return "number"
@@ -153,17 +153,17 @@ class _FieldSample:
 class Corpus:
     """The documents: row -> document, id -> row. Rows are 0..N-1 in the file's order.
 
-    A document is parsed from the (memory-mapped) file when asked for; in memory stay only the ids and two offsets
-    each. `fields` has the kind of every metadata field worth searching; where kinds were declared, documents keep those
-    fields only, and a value that does not fit is an error; where they are inferred, it is missing. `fingerprint` is the
-    sha256 of all content (id, title, text, whole metadata, in order), wherever it lies and whatever was declared.
-    `warnings` counts what is odd but usable.
+    A document is parsed from the memory-mapped file on access; only ids and two offsets per document stay in memory.
+    `fields` holds the kind of every metadata field worth searching. If kinds are declared, documents keep only those
+    fields, and a value of another kind is an error; if kinds are inferred, such a value counts as missing.
+    `fingerprint` is the sha256 of all content (id, title, text, whole metadata, in order), independent of the location
+    and of declared kinds. `warnings` counts odd but usable documents.
     """
 
     def __init__(
         self, stream: BinaryIO, source: object, data: Callable[[], Any], fields: Mapping[str, FieldKind] | None
     ) -> None:
-        """Use `from_file` or `from_documents`. `data()` is what documents are later cut from."""
+        """Use `from_file` or `from_documents`. `data()` returns the bytes from which documents are later parsed."""
         self.source = source
         self._declared = None if fields is None else dict(fields)
         for field, kind in (self._declared or {}).items():
@@ -198,13 +198,13 @@ class Corpus:
 
     @classmethod
     def from_documents(cls, documents: Iterable[Document], fields: Mapping[str, FieldKind] | None = None) -> Corpus:
-        """A corpus held in memory, with the checks of a file (line n is the n-th document)."""
+        """Makes a corpus in memory, checked like a file (line n is the n-th document)."""
         data = b"".join(map(Document.line, documents))
         return cls(io.BytesIO(data), "documents in memory", lambda: data, fields)
 
     @classmethod
     def from_file(cls, path: Path, fields: Mapping[str, FieldKind] | None = None) -> Corpus:
-        """Reads, checks and fingerprints a corpus.jsonl; DataError for what is wrong in it. Do not edit it after."""
+        """Reads, checks and fingerprints a corpus.jsonl; raises DataError. Do not edit the file while it is in use."""
         with open(path, "rb") as file:
             return cls(file, path, lambda: mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), fields)
 
@@ -231,7 +231,7 @@ class Corpus:
         return self._declared
 
     def word_fields(self, named: Sequence[str] | None = None) -> list[str]:
-        """The metadata fields that models read: the named ones, by default all of words; DataError for an unknown."""
+        """Lists the metadata fields that models read: `named`, by default all text and keyword fields; or DataError."""
         for field in named or ():
             if field not in self.fields:
                 raise DataError(f"text_fields: no field {field!r} in the corpus; there are {', '.join(self.fields)}")
@@ -257,12 +257,12 @@ class Corpus:
         return doc_id in self._rows
 
     def row(self, doc_id: str) -> int:
-        """The row of an id; DataError for an unknown one."""
+        """Returns the row of a document id; raises DataError for an unknown one."""
         try:
             return self._rows[doc_id]
         except KeyError:
             raise DataError(f"{self.source}: no document has the id {shown(doc_id)}") from None
 
     def rows(self, doc_ids: Sequence[str]) -> np.ndarray:
-        """(len(doc_ids),) int32; DataError for an unknown id."""
+        """Returns the rows of document ids, (len(doc_ids),) int32; raises DataError for an unknown one."""
         return np.fromiter(map(self.row, doc_ids), np.int32, len(doc_ids))

@@ -1,4 +1,4 @@
-"""What validation ranks: held-out queries, and a sample of the corpus in which all that is judged for them is.
+"""Chooses validation data: the queries to hold out, and a sample of the corpus that has all their judged documents.
 
 Knows queries' texts and corpus rows; knows nothing about files or models.
 """
@@ -19,9 +19,9 @@ def sampled(
     num_candidates: int,
     rng: np.random.Generator,
 ) -> tuple[list[int], list[np.ndarray]]:
-    """Corpus rows to validate on, ascending, and each query's candidates as places among them.
+    """Samples corpus rows to validate on, ascending, and returns each query's candidates as places in that sample.
 
-    judged, ranked: rows of each query; where nobody has ranked ones, candidates are judged and random rows.
+    judged, ranked: rows of each query, all sampled. Without any ranked rows, candidates are judged and random rows.
     """
     named = {row for rows in (*judged, *ranked) for row in rows}
     extra = [int(row) for row in rng.permutation(num_docs) if int(row) not in named]
@@ -30,16 +30,16 @@ def sampled(
     candidates = list(ranked)
     if not any(ranked):
         drawn = [[int(row) for row in rng.permutation(rows)[:num_candidates]] for _ in judged]
-        both = [list(dict.fromkeys([*own, *more])) for own, more in zip(judged, drawn, strict=True)]
-        candidates = [rows[: max(num_candidates, len(own))] for rows, own in zip(both, judged, strict=True)]
-    return rows, [np.array([place[row] for row in own], np.int64) for own in candidates]
+        both = [list(dict.fromkeys([*known, *more])) for known, more in zip(judged, drawn, strict=True)]
+        candidates = [pool[: max(num_candidates, len(known))] for pool, known in zip(both, judged, strict=True)]
+    return rows, [np.array([place[row] for row in pool], np.int64) for pool in candidates]
 
 
 def plain(text: str) -> str:
-    """What equal queries share."""
+    """Normalises case and white space, so that equal queries get equal texts."""
     return " ".join(text.lower().split())
 
 
 def in_a_tenth(text: str) -> bool:
-    """Whether a query is held out: equal ones all are, or none."""
+    """Whether a query is among the tenth held out; equal queries always get the same answer."""
     return hashlib.sha256(plain(text).encode()).digest()[0] < 26

@@ -1,11 +1,11 @@
-"""Queries generated or observed for every document, in a folder of shards (scripts/{expand,observed}.py write it).
+"""Stores the queries generated or observed for every document, in a folder of shards (scripts/{expand,observed}.py).
 
 Knows JSON lines, checksums and corpus rows; knows nothing about the models that write or judge queries.
 
-    <folder>/manifest.json        what the queries come from; when all is done, the checksums of the shards
-    <folder>/<first row>.jsonl    a line a document: {"_id", "queries", "likelihoods", "tokens"}, then "relevance" too
+    <folder>/manifest.json        the origin of the queries; once finished, also the checksums of the shards
+    <folder>/<first row>.jsonl    one line per document: {"_id", "queries", "likelihoods", "tokens"[, "relevance"]}
 
-A shard is there as a whole or not at all. Legend: N documents, S documents of a shard.
+Shards are written atomically. Legend: N documents, S documents of a shard.
 """
 
 from __future__ import annotations
@@ -27,57 +27,57 @@ from ltrr.data.lines import DataError, encode_json
 from ltrr.files import atomic_write
 
 FORMAT = 1
-_MADE = "Make it: python scripts/expand.py --model runs/doc2query-1/export --data DATA --out DIR"
+_MAKE_IT = "Make it: python scripts/expand.py --model runs/doc2query-1/export --data DATA --out DIR"
 
 
 class Expansion(NamedTuple):
     """One query generated for a document."""
 
     query: str
-    log_likelihood: float  # log p(query | document), a sum over its tokens
-    tokens: int  # the end mark included
-    relevance: float = math.nan  # by the filter's cross-encoder, higher is better
+    log_likelihood: float  # log p(query | document), summed over its tokens
+    tokens: int  # number of tokens, the end mark included
+    relevance: float = math.nan  # score of the filter's cross-encoder, higher is better; NaN = not scored
 
 
 class ExpansionWriter:
-    """Writes a folder of expansions, shard by shard; takes up one that was left unfinished."""
+    """Writes a folder of expansions, shard by shard; resumes an unfinished one."""
 
     def __init__(self, folder: Path, corpus: Corpus, *, model: str, settings: Mapping[str, Any], shard: int) -> None:
-        """model: id of the generator. settings: whatever else the queries depend on. shard: S.
+        """model: id of the generator. settings: all else on which the queries depend. shard: S.
 
-        DataError where the folder holds expansions of another corpus, model or settings.
+        Raises DataError if the folder holds expansions of another corpus, model or settings.
         """
         self._folder, self._ids, self._size = folder, corpus.ids, shard
-        made = {"corpus": corpus.fingerprint, "documents": len(corpus), "shard": shard, "model": model, **settings}
-        made = {"format": FORMAT, **json.loads(json.dumps(made))}
-        self._manifest: dict[str, Any] = {"made": made, "scorer": None}
+        origin = {"corpus": corpus.fingerprint, "documents": len(corpus), "shard": shard, "model": model, **settings}
+        origin = {"format": FORMAT, **json.loads(json.dumps(origin))}
+        self._manifest: dict[str, Any] = {"made": origin, "scorer": None}
         if (folder / "manifest.json").exists():
             self._manifest = _manifest(folder)
-            _compare(folder, self._manifest["made"], made)
+            _compare(folder, self._manifest["made"], origin)
         else:
             self._save()
 
     def missing(self) -> list[range]:
-        """Rows of the shards that are not there yet."""
+        """Lists the rows of each shard that is not written yet."""
         return [rows for rows in self._shards() if not _path(self._folder, rows.start).exists()]
 
     def unscored(self, scorer: str) -> list[range]:
-        """Rows of the shards that this scorer has not judged; DataError where another has begun to."""
+        """Lists the rows of each shard that this scorer has not judged; raises DataError if another scorer began."""
         if self._manifest["scorer"] not in (None, scorer):
             raise _refused(self._folder, "filter", self._manifest["scorer"], scorer)
-        found = ((rows, self.read(rows)) for rows in self._shards())
-        missing = [rows for rows, several in found if any(math.isnan(e.relevance) for e in chain(*several))]
-        if missing:  # no longer finished: shards are about to change
+        shards = ((rows, self.read(rows)) for rows in self._shards())
+        missing = [rows for rows, several in shards if any(math.isnan(e.relevance) for e in chain(*several))]
+        if missing:  # unfinished again: the caller is about to change shards
             self._manifest = {"made": self._manifest["made"], "scorer": scorer}
             self._save()
         return missing
 
     def read(self, rows: range) -> list[list[Expansion]]:
-        """A shard."""
+        """Reads a shard: the expansions of each of its documents."""
         return _parsed(_path(self._folder, rows.start).read_bytes())
 
     def write(self, rows: range, expansions: Sequence[Sequence[Expansion]]) -> None:
-        """Puts a shard in its place, at once."""
+        """Writes a shard atomically."""
         with atomic_write(_path(self._folder, rows.start)) as temporary, temporary.open("wb") as file:
             for row, several in zip(rows, expansions, strict=True):
                 line: dict[str, Any] = {
@@ -91,7 +91,7 @@ class ExpansionWriter:
                 file.write(encode_json(line).encode("utf-8", "backslashreplace") + b"\n")
 
     def finish(self, keep: float | None = None) -> None:
-        """Seals the folder. keep: share of all queries, the most relevant, that readers get; None = all."""
+        """Seals the folder. keep: share of all queries that readers get, the most relevant first; None = all."""
         threshold = None
         if keep is not None:
             scores = [e.relevance for rows in self._shards() for several in self.read(rows) for e in several]
@@ -117,19 +117,19 @@ class ExpansionWriter:
 
 
 class Expansions(Sequence[list[str]]):
-    """The queries of each document that passed the filter: row -> texts. Shards are read and checked when asked for."""
+    """The queries of each document that passed the filter: row -> texts. Shards are read and checked on access."""
 
     def __init__(self, folder: Path, corpus: Corpus) -> None:
         """Use `read_expansions`."""
-        self.id = expansion_id(folder)  # of what is read here: the same for equal content
+        self.id = expansion_id(folder)  # equal for equal content
         self._folder, self._manifest = folder, _manifest(folder)
-        made = self._manifest["made"]
-        _compare(folder, made, {"corpus": corpus.fingerprint})
-        self._documents, self._size = made["documents"], made["shard"]
+        origin = self._manifest["made"]
+        _compare(folder, origin, {"corpus": corpus.fingerprint})
+        self._documents, self._size = origin["documents"], origin["shard"]
         self._shard = lru_cache(maxsize=2)(self._read)
 
     def of(self, row: int) -> list[Expansion]:
-        """The queries of a document that passed the filter, with their likelihoods, as they were drawn."""
+        """Lists the queries of a document that passed the filter, with likelihoods, in the order they were drawn."""
         if not 0 <= row < self._documents:
             raise IndexError(f"row {row} of expansions of {self._documents} documents")
         threshold = self._manifest["threshold"]
@@ -143,7 +143,7 @@ class Expansions(Sequence[list[str]]):
         return [e.query for e in self.of(row)]
 
     def pairs(self) -> Iterator[tuple[int, Expansion]]:
-        """(row, query) of all that passed the filter, in the order of rows."""
+        """Yields (row, query) of all queries that passed the filter, in row order."""
         return ((row, expansion) for row in range(len(self)) for expansion in self.of(row))
 
     def _read(self, start: int) -> list[list[Expansion]]:
@@ -155,23 +155,24 @@ class Expansions(Sequence[list[str]]):
 
 
 def read_expansions(folder: str | Path, corpus: Corpus) -> Expansions:
-    """What scripts/expand.py wrote for this corpus; DataError where it is unfinished, damaged or of another corpus."""
+    """Opens what scripts/expand.py wrote for a corpus; raises DataError if unfinished, damaged or of another corpus."""
     return Expansions(Path(folder), corpus)
 
 
 def write_observed(
     folder: Path, corpus: Corpus, observed: Iterable[tuple[int, str, float]], predicted: Expansions | None = None
 ) -> None:
-    """Queries that customers found documents with, after those that a generator wrote and a filter left.
+    """Writes queries that led customers to documents, after the generated queries that passed the filter.
 
-    observed: (row, query, score in (0, 1]); a score stands where a generated query has its likelihood. DataError where
-    the folder holds expansions of something else.
+    observed: (row, query, score in (0, 1]); the score is stored in place of a likelihood. predicted: the generated
+    queries. Raises DataError if the folder holds expansions of another origin.
     """
     queries: dict[int, list[Expansion]] = defaultdict(list)
     for row, query, score in sorted(observed):
         queries[row].append(Expansion(query, math.log(score), 1))
-    of = {"observed": _sha256(repr(sorted(queries.items())).encode()), "predicted": predicted.id if predicted else None}
-    writer = ExpansionWriter(folder, corpus, model="observed", settings=of, shard=512)
+    settings = {"observed": _sha256(repr(sorted(queries.items())).encode())}
+    settings |= {"predicted": predicted.id if predicted else None}
+    writer = ExpansionWriter(folder, corpus, model="observed", settings=settings, shard=512)
     for rows in writer.missing():
         earlier = ([e._replace(relevance=math.nan) for e in predicted.of(row)] if predicted else [] for row in rows)
         writer.write(rows, [[*several, *queries[row]] for row, several in zip(rows, earlier, strict=True)])
@@ -179,7 +180,7 @@ def write_observed(
 
 
 def expansion_id(folder: str | Path) -> str:
-    """Checksum of the queries in a finished folder and of its filter; DataError where it is none."""
+    """Returns the checksum of a finished folder's queries and filter; raises DataError if it is not finished."""
     manifest = _manifest(Path(folder))
     if "shards" not in manifest:
         raise DataError(
@@ -194,25 +195,25 @@ def expansion_id(folder: str | Path) -> str:
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"expansions {folder}: no manifest.json in it\n  {_MADE}") from None
+        raise DataError(f"expansions {folder}: no manifest.json in it\n  {_MAKE_IT}") from None
     except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error})\n  {_MADE}") from None
-    if not isinstance(found, dict) or found.get("made", {}).get("format") != FORMAT:
-        raise DataError(f"{path}: not of this version of ltrr\n  {_MADE}")
-    return found
+        raise DataError(f"{path}: not JSON ({error})\n  {_MAKE_IT}") from None
+    if not isinstance(manifest, dict) or manifest.get("made", {}).get("format") != FORMAT:
+        raise DataError(f"{path}: not of this version of ltrr\n  {_MAKE_IT}")
+    return manifest
 
 
-def _compare(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _compare(folder: Path, actual: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for key, value in wanted.items():
-        if found.get(key) != value:
-            raise _refused(folder, key, found.get(key), value)
+        if actual.get(key) != value:
+            raise _refused(folder, key, actual.get(key), value)
 
 
-def _refused(folder: Path, key: str, found: Any, wanted: Any) -> DataError:
+def _refused(folder: Path, key: str, actual: Any, wanted: Any) -> DataError:
     fix = "give another folder, or delete this one"
-    return DataError(f"expansions {folder}: {key}: made with {found!r}, asked for {wanted!r}\n  Fix: {fix}")
+    return DataError(f"expansions {folder}: {key}: made with {actual!r}, asked for {wanted!r}\n  Fix: {fix}")
 
 
 def _parsed(content: bytes) -> list[list[Expansion]]:

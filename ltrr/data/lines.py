@@ -1,4 +1,4 @@
-"""Reading a text file line by line so that whatever is wrong in it can be named: file, line, id, and the fix.
+"""Reads text files line by line, and reports every error with file, line, id and fix.
 
 Knows UTF-8, JSON objects and the keys that documents and queries share (`_id`, `title`, `text`, `metadata`); knows
 nothing about corpora, qrels or folders.
@@ -19,42 +19,42 @@ from tqdm import tqdm
 
 QUIET = 100_000  # lines read before a progress bar appears
 
-# NaN and Infinity are no JSON, but pandas writes them: they say nothing
+# NaN and Infinity are not JSON, but pandas writes them: read them as null
 decode_json = json.JSONDecoder(parse_constant=lambda _: None).decode
 encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _surrogate = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class DataError(ValueError):
-    """Something is wrong with the user's data: the message names file, line and id, and the fix."""
+    """Raised for an error in the user's data; the message names file, line, id and the fix."""
 
 
 def shown(value: object) -> str:
-    """A value as error messages quote it, cut to 80 characters."""
+    """Quotes a value for an error message, cut to 80 characters."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def error_at(source: object, line: int, problem: str, fix: str, *, id: object = None) -> DataError:
-    """The error for one line; `id` where it is known."""
+    """Makes the error for one line, with the `id` if it is known."""
     at = f"{source}, line {line}" + ("" if id is None else f", id {shown(id)}")
     return DataError(f"{at}: {problem}\n  Fix: {fix}")
 
 
 def warn_counted(source: object, kind: str, examples: Sequence[str]) -> None:
-    """One warning for all cases of a kind, with their count and the first."""
+    """Issues one warning for all cases of a kind, with their count and the first example."""
     warnings.warn(f"{source}: {kind}: {len(examples)}, the first is {examples[0]}", stacklevel=5)
 
 
 class Line(NamedTuple):
     number: int  # from 1
-    start: int  # byte offsets in the file, of the text without a byte order mark
+    start: int  # byte offset in the file, as `end`; a byte order mark is excluded
     end: int
     text: str
 
 
 class Record(NamedTuple):
-    """A line that is an object with a good id and text."""
+    """A line that holds a JSON object with a valid id and text."""
 
     line: Line
     id: str
@@ -64,7 +64,7 @@ class Record(NamedTuple):
 
 
 def read_lines(stream: BinaryIO, source: object) -> Iterator[Line]:
-    """The lines of a UTF-8 file that are not blank, with progress when it is long; DataError for another encoding."""
+    """Yields the non-blank lines of a UTF-8 file, with a progress bar if long; raises DataError if it is not UTF-8."""
     end = 0
     for number, raw in enumerate(_with_progress(stream, source), 1):
         start, end = end, end + len(raw)
@@ -81,7 +81,7 @@ def read_lines(stream: BinaryIO, source: object) -> Iterator[Line]:
 
 
 def read_records(stream: BinaryIO, source: object) -> Iterator[Record]:
-    """The objects of a JSON-lines file, checked; DataError for the first line that is not a record."""
+    """Yields the checked objects of a JSON-lines file; raises DataError for the first line that is not a record."""
     for line in read_lines(stream, source):
         try:
             record = decode_json(line.text)
@@ -99,7 +99,7 @@ def read_records(stream: BinaryIO, source: object) -> Iterator[Record]:
 
 
 def _fault(record: dict[str, Any], text: str) -> tuple[str, str]:
-    """(problem, fix) of an object, empty strings where it is good."""
+    """Returns (problem, fix) of an object, or empty strings if it is valid."""
     for key in ("_id", "text"):
         if key not in record:
             return f"no {key!r} (it has {shown(list(record))})", f"give every line a string {key!r}"

@@ -1,8 +1,8 @@
-"""Training pairs from a BEIR set: queries with a positive, negatives, grades and a teacher's scores, in batches.
+"""Draws training pairs from a BEIR data set: queries with positives, negatives, grades and teacher scores, in batches.
 
-Knows texts, qrels and TREC run files; knows nothing about tokens or models: the LightningModule's `collate` makes
-tensors of examples. What a batch holds follows from the seed and the optimiser's step alone, so that a run that was
-killed goes on with the batches that it would have had. Legend: B examples of a batch, N documents of an example.
+Knows texts, qrels and TREC run files; knows nothing about tokens or models: the LightningModule's `collate` turns
+examples into tensors. The seed and the optimiser's step determine each batch, so a resumed run sees the same batches as
+an uninterrupted one. Legend: B examples of a batch, N documents of an example.
 """
 
 from __future__ import annotations
@@ -29,42 +29,42 @@ from ltrr.types import DevSet, Example, Qrels, Query
 
 
 class Source(NamedTuple):
-    """A query to be learned, before documents are drawn for it."""
+    """A training query, before documents are drawn for it."""
 
     id: str
     query: str
     positives: dict[int, float]  # row -> grade
     judged: tuple[int, ...]  # rows judged not relevant
-    mined: tuple[int, ...]
-    body: bool  # whether the document goes without its title, which is the query
+    mined: tuple[int, ...]  # rows of mined negatives
+    body: bool  # whether documents are read without their title, because the title is the query
 
 
 class Pairs(LightningDataModule):
-    """Training and validation data of every module.
+    """Training and validation data for every LightningModule of this library.
 
     Args:
         path: BEIR folder, zip or hub name.
-        split: qrels to learn from; never `test`. Where there are none, title and generated pairs are all there is.
-        dev: qrels to validate on; where there are none, a tenth of `split` is held out by a hash of the query's text.
-            Queries of the test split, by id or by text, are in neither.
+        split: qrels to learn from; never `test`. A data set with only test qrels needs title or generated pairs.
+        dev: qrels to validate on; if they do not exist, a hash of the query's text holds out a tenth of `split`.
+            Both leave out the queries of the test split, by id and by text.
         qrels: folder of the qrels.
         fields: kinds of the metadata fields to keep; null = inferred.
-        text_fields: metadata fields whose values follow title and text; null = all fields of words.
-        negatives: a TREC run file, or several, of mined negatives (scripts/mine.py); judged negatives are always used.
+        text_fields: metadata fields whose values follow title and text; null = all text and keyword fields.
+        negatives: one or more TREC run files of mined negatives (scripts/mine.py); judged negatives are always used.
         teacher: TREC run file of a teacher's scores, for distillation.
-        num_negatives: documents beside the positive, ≥ 0; random documents where too few are known.
-        graded: whether further positives may be among those, for losses that know grades.
-        title_pairs: pairs of a title and its document's text, as a multiple of the judged queries (of documents where
-            none are).
+        num_negatives: documents per example besides the positive, ≥ 0; filled up with random documents.
+        graded: whether these documents may include further positives, for losses that use grades.
+        title_pairs: number of (title, text) pairs, as a multiple of the judged queries (of the documents if no query is
+            judged).
         expansions: folder of generated queries (scripts/expand.py) to learn from as well.
-        generated_pairs: how many of those, as such a multiple.
-        batch_size: queries a batch and device.
-        dev_queries: at most so many queries are validated on.
-        dev_documents: size of the sampled corpus, beside what the queries' judgements and candidates name.
+        generated_pairs: number of generated queries, as a multiple like title_pairs.
+        batch_size: queries per batch and device.
+        dev_queries: largest number of queries to validate on.
+        dev_documents: size of the sampled corpus; grows to hold all judged documents and candidates.
         candidates: TREC run file with candidates of the dev queries; null = judged and random documents.
-        num_candidates: candidates of a dev query, for models that score pairs.
+        num_candidates: candidates per dev query, for models that score pairs.
         num_workers: processes that tokenise; 0 = the training process.
-        seed: of everything drawn here.
+        seed: seeds all random draws of this class.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Pairs(LightningDataModule):
                 raise ValueError(f"data.{name}: test queries must never train or select anything; give another split")
         if split == dev:
             raise ValueError(
-                f"data.dev: {dev!r} is what is learned from; a name that is no split holds out a tenth of it"
+                f"data.dev: {dev!r} is the training split, too; a name that is no split holds out a tenth of it"
             )
         for name, value, least in (
             ("num_negatives", num_negatives, 0),
@@ -122,10 +122,10 @@ class Pairs(LightningDataModule):
         self._num_workers, self.seed = num_workers, seed
         self._ready = False
 
-    # -- what Lightning calls
+    # -- called by Lightning
 
     def setup(self, stage: str = "fit") -> None:
-        """Reads the data set and the run files; DataError or ValueError for anything wrong in them."""
+        """Reads the data set and the run files; raises DataError or ValueError for errors in them."""
         if self._ready:
             return
         dataset = open_dataset(self._path or "", fields=self._fields, qrels=self._qrels)
@@ -154,7 +154,7 @@ class Pairs(LightningDataModule):
         self._ready = True
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of examples, collated by the LightningModule."""
+        """Loads batches of examples, collated by the LightningModule."""
         assert self.trainer is not None
         assert self.trainer.lightning_module is not None
         lengths = np.array([len(s.query) + self._length(next(iter(s.positives))) for s in self._sources])
@@ -176,30 +176,30 @@ class Pairs(LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader | list:
-        """The dev set as one batch; nothing where no query is held out."""
+        """Loads the dev set as one batch; empty if no query is held out."""
         return DataLoader([self.dev_set], batch_size=None, collate_fn=_as_it_is) if self.dev_set.ids else []  # type: ignore[arg-type]
 
     def _position(self, batches: int) -> tuple[int, int]:
-        """Epoch and batch of it that come next, from the optimiser's step."""
+        """Computes the next epoch and batch from the optimiser's step."""
         assert self.trainer is not None
         every = self.trainer.accumulate_grad_batches
         epoch, step = divmod(self.trainer.global_step, -(-batches // every))
         return epoch, step * every
 
-    # -- what modules and exports ask
+    # -- called by modules and exports
 
     @property
     def has_teacher(self) -> bool:
-        """Whether a teacher's scores are given."""
+        """Whether the config names a teacher's scores."""
         return self._teacher_file is not None
 
     def corpus_texts(self, count: int) -> list[str]:
-        """Texts of documents drawn at random, at most `count`."""
+        """Returns the texts of at most `count` random documents."""
         rows = np.random.default_rng(self.seed).permutation(len(self.corpus))[:count]
         return [self.text(int(row)) for row in rows]
 
     def trained_on(self) -> dict[str, Any]:
-        """What a model has seen, written beside it so that nothing is tuned on the same queries later."""
+        """Describes a model's training data; stored with the model, so that nothing is tuned on the same queries."""
         return {
             "data": self.corpus.fingerprint,
             "name": self.name,
@@ -211,7 +211,7 @@ class Pairs(LightningDataModule):
         }
 
     def text(self, row: int, *, body: bool = False) -> str:
-        """What a model reads of a document; `body` leaves the title out."""
+        """Returns the text that a model reads of a document; `body` omits the title."""
         document = self.corpus[row]
         if body:
             return document.text
@@ -222,25 +222,25 @@ class Pairs(LightningDataModule):
         return len(document.title) + len(document.text)
 
     def example(self, index: int, epoch: int) -> Example:
-        """The index-th training query with documents drawn for this epoch."""
+        """Returns the index-th training query with the documents drawn for this epoch."""
         source = self._sources[index]
         rng = np.random.default_rng((self.seed, epoch, index))
         positives = list(source.positives)
         first = positives[int(rng.integers(len(positives)))]
-        known = [*source.mined, *source.judged]
+        negatives = [*source.mined, *source.judged]
         if self._graded:
-            known += [row for row in positives if row != first]
-        chosen = [known[i] for i in rng.permutation(len(known))[: self.num_negatives]]
+            negatives += [row for row in positives if row != first]
+        chosen = [negatives[i] for i in rng.permutation(len(negatives))[: self.num_negatives]]
         while len(chosen) < self.num_negatives:
             row = int(rng.integers(len(self.corpus)))
             if row not in source.positives and row not in chosen:
                 chosen.append(row)
-            elif 2 * (len(source.positives) + len(chosen)) > len(self.corpus):  # few are left
-                left = np.setdiff1d(np.arange(len(self.corpus)), [*positives, *chosen])
-                left = left if len(left) else np.setdiff1d(np.arange(len(self.corpus)), positives)
-                if not len(left):
+            elif 2 * (len(source.positives) + len(chosen)) > len(self.corpus):  # few documents are left: list them
+                remaining = np.setdiff1d(np.arange(len(self.corpus)), [*positives, *chosen])
+                remaining = remaining if len(remaining) else np.setdiff1d(np.arange(len(self.corpus)), positives)
+                if not len(remaining):
                     raise DataError(f"{self._path}: all documents are positives of query {source.id!r}; leave it out")
-                chosen.append(int(rng.choice(left)))
+                chosen.append(int(rng.choice(remaining)))
         rows = [first, *chosen]
         teacher = self._teacher.get(source.id, {})
         return Example(
@@ -253,10 +253,10 @@ class Pairs(LightningDataModule):
             frozenset(source.positives),
         )
 
-    # -- where pairs come from
+    # -- sources of pairs
 
     def _judged(self, dataset: Judgements, split: str) -> tuple[list[Query], Qrels]:
-        """Queries with a positive, and none that test asks, too."""
+        """Returns the queries of a split that have a positive and are not in the test split, and the qrels."""
         if set(dataset.splits) <= {"test"} and (self._title_pairs or self._generated_pairs):
             return [], {}
         queries, qrels = dataset.split(split)
@@ -268,17 +268,17 @@ class Pairs(LightningDataModule):
         return [q for q in kept if any(g > 0 for g in qrels[q.id].values())], qrels
 
     def _run(self, name: str, path: str, queries: Iterable[str] = ()) -> dict[str, dict[int, float]]:
-        """A run file with corpus rows. DataError: it is not there, is empty, of another corpus or of other queries."""
+        """Reads a run file as corpus rows and scores; raises DataError if missing or of other documents or queries."""
         try:
             run = read_run(path)
-            found = {query: {self.corpus.row(doc): s for doc, s in docs.items()} for query, docs in run.items()}
+            scores = {query: {self.corpus.row(doc): s for doc, s in docs.items()} for query, docs in run.items()}
         except FileNotFoundError:
             raise DataError(f"data.{name}: {path}: no such file; scripts/mine.py writes it") from None
         except DataError as error:
             raise DataError(f"data.{name}: {path}: of another corpus ({error})") from None
-        if found.keys().isdisjoint(queries or [q.id for q in self.train_queries]):
+        if scores.keys().isdisjoint(queries or [q.id for q in self.train_queries]):
             raise DataError(f"data.{name}: {path} has no query of the split it is for; mine that split")
-        return found
+        return scores
 
     def _judged_sources(self, queries: Sequence[Query], qrels: Qrels) -> list[Source]:
         mined: dict[str, dict[int, float]] = {}
@@ -290,8 +290,8 @@ class Pairs(LightningDataModule):
             grades = {self.corpus.row(doc): float(grade) for doc, grade in qrels[query.id].items()}
             positives = {row: grade for row, grade in grades.items() if grade > 0}
             judged = tuple(row for row in grades if row not in positives)
-            own = tuple(row for row in mined.get(query.id, ()) if row not in grades)
-            out.append(Source(query.id, query.text, positives, judged, own, False))
+            negatives = tuple(row for row in mined.get(query.id, ()) if row not in grades)
+            out.append(Source(query.id, query.text, positives, judged, negatives, False))
         return out
 
     def _title_sources(self, count: int, rng: np.random.Generator) -> list[Source]:
@@ -313,9 +313,9 @@ class Pairs(LightningDataModule):
 
     def _sampled_dev(self, queries: Sequence[Query], qrels: Qrels, rng: np.random.Generator) -> DevSet:
         chosen = [queries[i] for i in sorted(rng.permutation(len(queries))[: self._dev_queries])]
-        given = self._run("candidates", self._candidate_file, [q.id for q in chosen]) if self._candidate_file else {}
+        run = self._run("candidates", self._candidate_file, [q.id for q in chosen]) if self._candidate_file else {}
         judged = [[self.corpus.row(doc) for doc in qrels[q.id]] for q in chosen]
-        ranked = [list(given.get(q.id, ()))[: self._num_candidates] for q in chosen]
+        ranked = [list(run.get(q.id, ()))[: self._num_candidates] for q in chosen]
         rows, candidates = sampled(judged, ranked, len(self.corpus), self._dev_documents, self._num_candidates, rng)
         return DevSet(
             [q.id for q in chosen],
@@ -337,7 +337,7 @@ class _Examples(Dataset):
 
 
 class _ResumableLoader(DataLoader):
-    """Its place follows from the optimiser's step, so its state is empty; that it has one tells Lightning so."""
+    """Has an empty state, which tells Lightning that it can resume: its place follows from the optimiser's step."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -1,8 +1,8 @@
-"""Bi-encoder training: contrastive, with in-batch, mined and other devices' negatives, or distilled from a teacher.
+"""Trains a bi-encoder: contrastively, with in-batch, mined and cross-device negatives, or by distillation.
 
 Knows sentence-transformers modules and batches of examples; knows nothing about files or indexes.
-Legend: B queries, Q queries of all devices together, N documents of a query, M documents of the batch (all devices
-together), D dimensions, L tokens.
+Legend: B queries of one device, Q queries of all devices, N documents per query, M documents of the batch (on all
+devices), D dimensions, L tokens.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ def dense_network(
     document_prompt: str = "",
     dropout: float = 0.0,
 ) -> SentenceTransformer:
-    """A bi-encoder to train.
+    """Builds a bi-encoder for training.
 
     model: "offline" (all-MiniLM-L6-v2 from an installed package), a folder, or a hub name; a model without
         sentence-transformers modules gets mean pooling.
-    max_length: tokens; longer texts are cut.
-    query_prompt, document_prompt: put before each text; the export keeps them.
-    dropout: of every layer, 0 to 1; with attention dropout CPUs train half as fast.
+    max_length: tokens; longer texts are truncated.
+    query_prompt, document_prompt: text put before each query or document; the export keeps it.
+    dropout: of every layer, 0 to 1; above 0, training on a CPU takes twice as long.
 
-    Raises ValueError for a model that is neither here nor reachable, and for a max_length that the model cannot take.
+    Raises ValueError if the model is neither on disk nor on the hub, or if max_length exceeds its limit.
     """
     network = load_network(model)
     network.max_seq_length = check_length(max_length, getattr(network.transformers_model, "config", None))
     prompts: dict[str, str | None] = {"query": query_prompt, "document": document_prompt}
     network.prompts = prompts
     for name, parameter in network.named_parameters():
-        if ".pooler." in name:  # the transformer's own, which nothing here reads: other devices would wait for it
+        if ".pooler." in name:  # unused, so it gets no gradient, for which DDP would wait
             parameter.requires_grad = False
     set_dropout(network, dropout)
     return network.float().train()
@@ -59,17 +59,17 @@ class DenseModule(TextModule):
     Args:
         network: from `dense_network`.
         temperature: of InfoNCE over cosine similarities, 0.001 to 1000.
-        bidirectional: whether each positive must also find its query among the queries of all devices; the loss is the
-            mean of both directions (Radford et al. 2021, CLIP).
-        distill: loss against the teacher's scores, on the documents of each query: margin_mse (Hofstätter et al. 2020)
-            or kl; null = none.
-        distill_weight: of that loss, 0 to 1; InfoNCE has 1 − distill_weight.
-        distill_scale: what cosine similarities are multiplied by to be compared with the teacher's scores.
-        dimensions: sizes of the Matryoshka prefixes trained at once (Kusupati et al. 2022); empty = the whole vector.
-        chunk_tokens: tokens encoded at a time, 0 = no chunks. The gradient is that of the whole batch, memory that of a
-            chunk (GradCache, Gao et al. 2021): each chunk's activations are computed again when its gradient arrives.
+        bidirectional: also classify each positive's query among the queries of all devices; the loss averages both
+            directions (Radford et al. 2021, CLIP).
+        distill: loss against the teacher's scores of each query's documents: margin_mse (Hofstätter et al. 2020) or kl;
+            null = no distillation.
+        distill_weight: weight of the distillation loss, 0 to 1; InfoNCE gets 1 − distill_weight.
+        distill_scale: factor on cosine similarities before they are compared with the teacher's scores.
+        dimensions: prefix lengths trained together (Matryoshka, Kusupati et al. 2022); empty = the whole vector only.
+        chunk_tokens: tokens encoded at a time; 0 = no chunks. The gradient stays that of the whole batch, while memory
+            holds one chunk's activations, which are recomputed in the backward pass (GradCache, Gao et al. 2021).
         lr: peak learning rate of AdamW.
-        weight_decay: of matrices.
+        weight_decay: of AdamW, applied to matrices only.
         warmup: share of the steps in which the learning rate rises.
     """
 
@@ -104,7 +104,7 @@ class DenseModule(TextModule):
     # -- batches
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Tokens of queries and documents; M = B·N documents, those of a query together, its positive first."""
+        """Tokenises queries and documents: M = B·N documents, grouped by query, the positive first."""
         queries = self._tokens([e.query for e in examples], "query")
         documents = self._tokens([text for e in examples for text in e.documents], "document")
         rows = torch.tensor([row for e in examples for row in e.rows])
@@ -128,14 +128,14 @@ class DenseModule(TextModule):
         check_teacher(self, self._distill)
 
     def embed(self, features: dict[str, Any]) -> Tensor:
-        """(B, D) unit vectors, float32, of tokenised texts; texts of similar length go through together."""
+        """Encodes tokenised texts as (B, D) float32 unit vectors, in batches of similar length."""
         mask = features["attention_mask"]
         budget = self._chunk_tokens or (CPU_TOKENS if mask.device.type == "cpu" else mask.numel())
-        again = self._chunk_tokens > 0 and torch.is_grad_enabled()
+        recompute = self._chunk_tokens > 0 and torch.is_grad_enabled()
         rows, parts = [], []
-        for some, batch in by_length(features, budget, self.network.tokenizer.padding_side):
-            rows.append(some)
-            parts.append(checkpoint(self._forward, batch, use_reentrant=False) if again else self._forward(batch))
+        for batch_rows, batch in by_length(features, budget, self.network.tokenizer.padding_side):
+            rows.append(batch_rows)
+            parts.append(checkpoint(self._forward, batch, use_reentrant=False) if recompute else self._forward(batch))
         vectors: Tensor = torch.cat(parts)
         return vectors[torch.argsort(torch.cat(rows))]
 
@@ -148,8 +148,8 @@ class DenseModule(TextModule):
         if self._distill is None or self._distill_weight < 1:
             loss = self._contrastive(queries, documents, batch)
         if self._distill:
-            own = documents.view(len(queries), -1, documents.shape[1])  # (B, N, D)
-            scores = self._distill_scale * torch.einsum("bd,bnd->bn", queries, own)
+            grouped = documents.view(len(queries), -1, documents.shape[1])  # (B, N, D)
+            scores = self._distill_scale * torch.einsum("bd,bnd->bn", queries, grouped)
             distilled = {"margin_mse": margin_mse, "kl": kl_distillation}[self._distill](scores, batch["teacher"])
             loss = (1 - self._distill_weight) * loss + self._distill_weight * distilled
         self.log("train_loss", loss, batch_size=len(queries), prog_bar=True)
@@ -157,27 +157,27 @@ class DenseModule(TextModule):
 
     def _contrastive(self, queries: Tensor, documents: Tensor, batch: dict[str, Any]) -> Tensor:
         per_query, exclude = len(documents) // len(queries), batch["exclude"]
-        own = torch.arange(len(queries), device=queries.device)  # (B,) places among the queries of all devices
-        together = self.trainer.world_size > 1
-        if together:  # every device's texts are negatives here, and gradients go back to them
-            own = own + self.global_rank * len(queries)
+        place = torch.arange(len(queries), device=queries.device)  # (B,) in the queries of all devices
+        distributed = self.trainer.world_size > 1
+        if distributed:  # texts of all devices are negatives, and gradients flow back to all of them
+            place = place + self.global_rank * len(queries)
             gathered: Any = self.all_gather([queries, documents, batch["rows"]], sync_grads=True)
             queries, documents, rows = (each.flatten(0, 1) for each in gathered)  # (Q, D), (M, D), (M,)
             exclude = exclusions(rows, batch["positives"]).to(queries.device)  # (B, M)
         if self._bidirectional:
-            shared: Any = exclude[:, ::per_query].contiguous()  # (B, Q) queries whose positive is one of ours too
-            if together:
+            shared: Any = exclude[:, ::per_query].contiguous()  # (B, Q) queries whose positive is also one of ours
+            if distributed:
                 shared = self.all_gather(shared)
                 shared = shared.flatten(0, 1)  # (Q, Q)
-            others = shared[:, own].T  # (B, Q) queries that are no negatives of our positives
+            excluded = shared[:, place].T  # (B, Q) queries for which our positive is relevant
 
         def contrast(queries: Tensor, documents: Tensor) -> Tensor:
-            target = per_query * own
-            loss = info_nce(queries[own], documents, target, temperature=self._temperature, exclude=exclude)
+            target = per_query * place
+            loss = info_nce(queries[place], documents, target, temperature=self._temperature, exclude=exclude)
             if not self._bidirectional:
                 return loss
-            back = info_nce(documents[target], queries, own, temperature=self._temperature, exclude=others)
-            return (loss + back) / 2
+            backward = info_nce(documents[target], queries, place, temperature=self._temperature, exclude=excluded)
+            return (loss + backward) / 2
 
         return (
             matryoshka(contrast, queries, documents, self._dimensions)
@@ -191,12 +191,12 @@ class DenseModule(TextModule):
         queries, documents = self.encode(dev.queries, "query"), self.encode(dev.documents, "document")
         scores = queries @ documents.T  # (Q, N)
         docs = np.broadcast_to(np.arange(len(dev.documents), dtype=np.int32), scores.shape)
-        found: Candidates = top_k(docs, scores, min(100, len(dev.documents)))
-        validate(self, to_run(dev.ids, found, dev.doc_ids), dev)
+        ranked: Candidates = top_k(docs, scores, min(100, len(dev.documents)))
+        validate(self, to_run(dev.ids, ranked, dev.doc_ids), dev)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], kind: str) -> np.ndarray:
-        """(B, D) unit vectors; kind: query or document."""
+        """Encodes texts as (B, D) unit vectors; kind: "query" or "document"."""
         out = np.empty((len(texts), int(self.network.get_embedding_dimension() or 0)), np.float32)
         for start in range(0, len(texts), TOKENISED_AT_ONCE):
             features = self._tokens(texts[start : start + TOKENISED_AT_ONCE], kind)
@@ -206,5 +206,5 @@ class DenseModule(TextModule):
         return out
 
     def export(self, folder: Path) -> None:
-        """A folder for `SentenceTransformer`, with its prompts and maximal length."""
+        """Writes a folder for `SentenceTransformer`, with prompts and maximum length."""
         self.network.save_pretrained(str(folder), create_model_card=False)

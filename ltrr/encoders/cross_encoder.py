@@ -1,8 +1,8 @@
-"""Scores of (query, document) pairs read together by one transformer: training, export and fast scoring.
+"""Trains, exports and runs a cross-encoder: one transformer reads a query and a document together and scores the pair.
 
 Knows sentence-transformers' CrossEncoder, pairs of texts and numeric signals; knows nothing about corpora, arms or
-pools. A score is a logit: any real number, higher is better. Truncation shortens the longer text first, so that a query
-of up to half of max_length stays whole. Legend: B queries, N documents of a query, P pairs, L tokens, S signals.
+pools. A score is a logit: any real number, higher is better. Truncation shortens the longer text first, so a query of
+up to half of max_length stays whole. Legend: B queries, N documents per query, P pairs, L tokens, S signals.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ from ltrr.encoders.losses import lambda_loss, listwise_softmax, pointwise
 from ltrr.encoders.training import TextModule, finite, set_dropout, validate
 from ltrr.types import DevSet, Example
 
-GPU_TOKENS = 131_072  # tokens that go through a GPU at once
-TOKENISED_AT_ONCE = 1024  # pairs: sorting by length needs many, a living progress bar few
+GPU_TOKENS = 131_072  # per batch on a GPU
+TOKENISED_AT_ONCE = 1024  # pairs: more make batches of more equal length, fewer move the progress bar more often
 _SIGNALS = "signals.safetensors"
-_HIDDEN = 16  # units of the signals' head
+_HIDDEN = 16  # units of the signal head
 
 
 class CrossEncoderNetwork(nn.Module):
-    """A transformer with one output; where there are signals, a small head whose output is added to it."""
+    """A transformer with one output. If there are signals, a small head reads them and its output is added."""
 
-    id = ""  # names the weights; `load_cross_encoder` sets it
+    id = ""  # identifies the weights; set by `load_cross_encoder`
 
     def __init__(self, text: CrossEncoder, signals: int = 0, batch_tokens: int | None = None) -> None:
-        """signals: S finite numbers beside each pair, standardised here. batch_tokens: None = by device.
+        """signals: S, how many finite numbers accompany each pair; standardised here. batch_tokens: None = by device.
 
-        Signals are given from Python alone: to `score` and `forward`, or as `signals` (N, S) of the examples that
-        `CrossEncoderModule.collate` gets. The data of train.py and the ranker have none, so there S = 0.
+        Signals are available from Python only: pass them to `score` and `forward`, or as attribute `signals` (N, S) of
+        the examples for `CrossEncoderModule.collate`. The data of train.py and the ranker have none: there S = 0.
         """
         super().__init__()
         self.text = text
         self.num_signals = signals
         self._batch_tokens = batch_tokens
         last = nn.Linear(_HIDDEN, 1, bias=False)
-        nn.init.zeros_(last.weight)  # starts as if there were no signals
+        nn.init.zeros_(last.weight)  # at first the signals change nothing
         head = nn.Sequential(nn.BatchNorm1d(signals), nn.Linear(signals, _HIDDEN), nn.GELU(), last) if signals else None
         self.signals = head
 
     def tokenise(self, queries: Sequence[str], documents: Sequence[str]) -> dict[str, Any]:
-        """Tensors (P, L), padded to the longest pair."""
+        """Tokenises pairs as tensors (P, L), padded to the longest pair."""
         return self.text.preprocess(list(zip(queries, documents, strict=True)))
 
     def forward(self, features: dict[str, Any], signals: Tensor | None = None) -> Tensor:
-        """(P,) logits of tokenised pairs and their signals (P, S); without signals, of the texts alone.
+        """Scores tokenised pairs with their signals (P, S), or the texts alone if signals is None: (P,) logits.
 
-        Pairs go in batches of similar length: 4,096 tokens at a time train twice as fast on a CPU as 16,384 do, with
-        the same gradient.
+        Pairs are batched by similar length. On a CPU, 4,096 tokens at a time train twice as fast as 16,384, with the
+        same gradient.
         """
         mask = features["attention_mask"]
         budget = self._batch_tokens or (CPU_TOKENS if mask.device.type == "cpu" else GPU_TOKENS)
@@ -68,21 +68,21 @@ class CrossEncoderNetwork(nn.Module):
 
     @torch.no_grad()
     def score(self, queries: Sequence[str], documents: Sequence[str], signals: np.ndarray | None = None) -> np.ndarray:
-        """(P,) float32 logits of the pairs (queries[p], documents[p]); signals (P, S)."""
+        """Scores the pairs (queries[p], documents[p]) with signals (P, S): (P,) float32 logits."""
         out, device = np.empty(len(queries), np.float32), self.text.device
-        hidden = None if len(queries) > QUIET else True
-        with tqdm(total=len(queries), desc="score", unit="pair", leave=False, disable=hidden) as progress:
+        no_bar = None if len(queries) > QUIET else True
+        with tqdm(total=len(queries), desc="score", unit="pair", leave=False, disable=no_bar) as progress:
             for start in range(0, len(queries), TOKENISED_AT_ONCE):
-                some = slice(start, start + TOKENISED_AT_ONCE)
-                features = self.tokenise(queries[some], documents[some])
+                chunk = slice(start, start + TOKENISED_AT_ONCE)
+                features = self.tokenise(queries[chunk], documents[chunk])
                 features = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in features.items()}
-                beside = None if signals is None else torch.from_numpy(signals[some]).to(device, torch.float32)
-                out[some] = self(features, beside).cpu().numpy()
-                progress.update(len(out[some]))
+                batch_signals = None if signals is None else torch.from_numpy(signals[chunk]).to(device, torch.float32)
+                out[chunk] = self(features, batch_signals).cpu().numpy()
+                progress.update(len(out[chunk]))
         return out
 
     def save(self, folder: Path) -> None:
-        """A folder for `CrossEncoder(folder)`, whose `predict` gives the same logits; the signals' head lies beside."""
+        """Writes a folder for `CrossEncoder`, whose `predict` gives the texts' logits; the signal head is beside it."""
         self.text.save_pretrained(str(folder), create_model_card=False)
         if self.signals is not None:
             save_file(self.signals.state_dict(), folder / _SIGNALS)
@@ -91,21 +91,22 @@ class CrossEncoderNetwork(nn.Module):
 def cross_encoder_network(
     model: str = "offline", *, max_length: int = 256, dropout: float = 0.0, signals: int = 0
 ) -> CrossEncoderNetwork:
-    """A network to train.
+    """Builds a network for training.
 
-    model: "offline" (all-MiniLM-L6-v2 from an installed package), a folder or a hub name. A cross-encoder is taken as
-        it is; any other encoder gets a new output on tanh of the first token.
-    max_length: tokens of a pair; longer ones are cut.
+    model: "offline" (all-MiniLM-L6-v2 from an installed package), a folder or a hub name. A cross-encoder keeps its
+        output layer; any other encoder gets a new one on tanh of the first token.
+    max_length: tokens per pair; longer pairs are truncated.
     dropout: of all layers, 0 to 1.
-    signals: numbers beside the texts of each pair (S); above 0 from Python alone (see `CrossEncoderNetwork`).
+    signals: numbers that accompany each pair (S); above 0 from Python only (see `CrossEncoderNetwork`).
 
-    Raises ValueError for a model that is neither here nor reachable, and for a max_length that the model cannot take.
+    Raises ValueError if the model is neither on disk nor on the hub, or if max_length exceeds its limit.
     """
     text = _load(model, max_length)
     set_dropout(text, dropout)
     base: Any = text.transformers_model
     if not _has_score(text) and (pooler := getattr(base.base_model, "pooler", None)):
-        nn.init.eye_(pooler.dense.weight)  # a bi-encoder's unused pooler is decayed: it hides four fifths of the signal
+        # Weight decay has shrunk a bi-encoder's unused pooler, which would hide four fifths of the signal.
+        nn.init.eye_(pooler.dense.weight)
         nn.init.zeros_(pooler.dense.bias)
     return CrossEncoderNetwork(text, signals).float().train()
 
@@ -118,16 +119,16 @@ def load_cross_encoder(
     device: str | None = None,
     dtype: Literal["float32", "float16", "bfloat16"] | None = None,
 ) -> CrossEncoderNetwork:
-    """A ready scorer (`id`, `score`).
+    """Loads a scorer for inference (`id`, `score`).
 
     model: the `export` folder of a training run, another folder of a cross-encoder, or a hub name.
-    max_length: tokens of a pair; None = as it was trained.
-    batch_tokens: tokens that are scored at once, padding included; None = 4,096 on a CPU, 131,072 on a GPU.
-    device: as torch names it; None = cuda where there is one.
-    dtype: of all layers but the last, which stays float32, so that scores have no ties; None = half precision on a GPU,
-        bfloat16 on a CPU that multiplies it (AMX: 2.7 times as fast), else float32.
+    max_length: tokens per pair; None = the model's own setting.
+    batch_tokens: tokens per batch, padding included; None = 4,096 on a CPU, 131,072 on a GPU.
+    device: torch's name for it; None = cuda if available.
+    dtype: of all layers except the last, which stays float32 so that scores do not tie; None = float16 on a GPU,
+        bfloat16 on a CPU with AMX (2.7 times as fast), else float32.
 
-    Raises ValueError as `cross_encoder_network`, and for a model that was not trained to score pairs.
+    Raises ValueError like `cross_encoder_network`, and for a model that was not trained to score pairs.
     """
     text = _load(model, max_length)
     if not _has_score(text):
@@ -154,18 +155,18 @@ def load_cross_encoder(
 
 
 def _lower(text: CrossEncoder, dtype: torch.dtype) -> None:
-    """Everything to `dtype` but the layer that makes the score, which is the last one."""
+    """Casts all layers to `dtype` except the last linear layer, which computes the score."""
     text.to(dtype)
     last = [module for module in text.modules() if isinstance(module, nn.Linear)][-1]
     last.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
 
 def _load(model: str, max_length: int | None) -> CrossEncoder:
-    """The model on the CPU."""
+    """Loads a model on the CPU."""
 
-    def read(folder: str, here: bool) -> CrossEncoder:
+    def read(folder: str, local_only: bool) -> CrossEncoder:
         options: dict[str, Any] = {"num_labels": 1, "max_length": max_length, "activation_fn": nn.Identity()}
-        return CrossEncoder(folder, device="cpu", local_files_only=here, **options)
+        return CrossEncoder(folder, device="cpu", local_files_only=local_only, **options)
 
     text = here_or_hub(model, read, "a cross-encoder's folder", "config.json")
     if max_length is not None:
@@ -174,7 +175,7 @@ def _load(model: str, max_length: int | None) -> CrossEncoder:
 
 
 def _has_score(text: CrossEncoder) -> bool:
-    """Whether the files held the last layer; else it is drawn anew at each load."""
+    """Whether the files hold the output layer; otherwise it is random at each load."""
     inner: Any = text.transformers_model
     return any("SequenceClassification" in name for name in inner.config.architectures or ())
 
@@ -187,7 +188,7 @@ class CrossEncoderModule(TextModule):
         loss: over the graded documents of each query: pointwise (cross-entropy), listwise (softmax, ListNet), or
             lambda (NDCG-Loss2++).
         lr: peak learning rate of AdamW.
-        weight_decay: of matrices.
+        weight_decay: of AdamW, applied to matrices only.
         warmup: share of the steps in which the learning rate rises.
     """
 
@@ -206,7 +207,7 @@ class CrossEncoderModule(TextModule):
         self._lr, self._weight_decay, self._warmup = lr, weight_decay, warmup
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Tokens of B·N pairs, those of a query together, with grades."""
+        """Tokenises B·N pairs, grouped by query, with their grades."""
         pairs = [(e.query, document) for e in examples for document in e.documents]
         features = self.network.tokenise(*zip(*pairs, strict=True))
         batch = {
@@ -223,8 +224,8 @@ class CrossEncoderModule(TextModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.network.num_signals and data is not None and not getattr(data, "has_signals", False):
             raise ValueError(
-                f"model.network.signals: {self.network.num_signals}, but the training data have no signals (they are "
-                "given from Python alone); set it to 0"
+                f"model.network.signals: {self.network.num_signals}, but the training data have no signals (they can "
+                "be passed from Python only); set it to 0"
             )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -242,5 +243,5 @@ class CrossEncoderModule(TextModule):
         validate(self, dev.run(np.split(scores, np.cumsum(counts)[:-1])), dev)
 
     def export(self, folder: Path) -> None:
-        """A folder for `CrossEncoder` and `load_cross_encoder`."""
+        """Writes a folder for `CrossEncoder` and `load_cross_encoder`."""
         self.network.save(folder)

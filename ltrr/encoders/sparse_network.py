@@ -1,7 +1,7 @@
-"""A masked language model whose logits become one sparse vector of term weights a text.
+"""The SPLADE network: a masked language model whose logits become one sparse vector of term weights per text.
 
-Knows transformers models, tokens and batches; knows nothing about training or indexes. A model whose MLM head is new
-(a BERT that had none) gets one that needs no training to be sensible: see `Splade.calibrate`.
+Knows transformers models, tokens and batches; knows nothing about training or indexes. A BERT without an MLM head gets
+a new one, whose initial weights `Splade.calibrate` computes.
 Legend: B texts, L tokens, H hidden size, V vocabulary, T tokens of some texts.
 """
 
@@ -25,14 +25,14 @@ from ltrr.encoders.backbone import CPU_TOKENS, TOKENISED_AT_ONCE, by_length
 from ltrr.encoders.sparse_head import splade_max
 from ltrr.types import Sparse
 
-_SHIFT = 6.0  # hidden states are rarely below −3, and gelu(x) = x to 1e-3 from 3 on
+_SHIFT = 6.0  # hidden states are rarely below −3, and gelu(x) is x within 1e-3 from 3 on
 _CALIBRATED_ON = 128  # texts
 
 
 class Splade(nn.Module):
-    """A masked language model whose logits become one sparse vector of term weights a text (`splade_max`)."""
+    """A masked language model whose logits become one sparse vector of term weights per text (`splade_max`)."""
 
-    calibrated: Tensor  # () bool, in checkpoints, so that a resumed fit does not calibrate again
+    calibrated: Tensor  # () bool, kept in checkpoints, so that a resumed fit does not calibrate again
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class Splade(nn.Module):
         new_head: bool = False,
         sigmas: float = 3.0,
     ) -> None:
-        """mlm: taken over, its decoder apart. query_weight (V,): of an inference-free model. new_head: BERT's only."""
+        """mlm: modified in place. query_weight (V,): for inference-free queries. new_head: a BERT's untrained head."""
         super().__init__()
-        self.mlm: Any = mlm  # transformers' models have no common interface below this
+        self.mlm: Any = mlm  # transformers models share no typed interface for what is used here
         self.tokenizer: Any = tokenizer
         self.max_length, self.max_active = max_length, max_active
         self.query_weight = None if query_weight is None else nn.Parameter(query_weight)
@@ -55,23 +55,23 @@ class Splade(nn.Module):
         self.register_buffer("calibrated", torch.tensor(not new_head))
         decoder = mlm.get_output_embeddings()
         assert isinstance(decoder, nn.Linear)
-        self.decoder = decoder  # (V, H), most often tied to the word embeddings
+        self.decoder = decoder  # (V, H), usually tied to the word embeddings
         names = {module: name for name, module in mlm.named_modules()}
-        replaced: dict[nn.Module, nn.Module] = {decoder: nn.Identity()}  # the model's logits are the decoder's input
+        replaced: dict[nn.Module, nn.Module] = {decoder: nn.Identity()}  # the model now returns the decoder's input
         if isinstance(mlm, BertForMaskedLM):
             replaced[mlm.cls.predictions.transform] = _Float32(mlm.cls.predictions.transform)
-        self._replaced = [(names[own], own, ours) for own, ours in replaced.items()]
+        self._replaced = [(names[original], original, replacement) for original, replacement in replaced.items()]
         self._place(ours=True)
 
     def _place(self, *, ours: bool) -> None:
-        """Puts our replacements or the model's own modules in their places."""
-        for name, own, replacement in self._replaced:
+        """Installs our replacement modules (ours=True) or the model's original ones."""
+        for name, original, replacement in self._replaced:
             parent, _, leaf = name.rpartition(".")
-            setattr(self.mlm.get_submodule(parent), leaf, replacement if ours else own)
+            setattr(self.mlm.get_submodule(parent), leaf, replacement if ours else original)
 
     @contextmanager
     def _whole(self) -> Iterator[Any]:
-        """The model as transformers knows it."""
+        """Restores the original modules while the context lasts, for saving with transformers."""
         self._place(ours=False)
         try:
             yield self.mlm
@@ -81,20 +81,20 @@ class Splade(nn.Module):
     # -- texts to weights
 
     def tokenise(self, texts: Sequence[str], *, is_query: bool = False) -> dict[str, Tensor]:
-        """Tokens for `forward`, padded to the longest."""
-        bare = is_query and self.query_weight is not None
+        """Tokenises texts for `forward`, padded to the longest."""
+        without_special = is_query and self.query_weight is not None
         tokens = self.tokenizer(
             list(texts),
             padding=True,
             truncation=True,
             max_length=self.max_length,
-            add_special_tokens=not bare,
+            add_special_tokens=not without_special,
             return_tensors="pt",
         )
         return {name: value.long() for name, value in tokens.items()}
 
     def forward(self, tokens: Mapping[str, Tensor], *, is_query: bool = False) -> Tensor:
-        """(B, V) float32, ≥ 0."""
+        """Computes term weights, (B, V) float32, ≥ 0."""
         mask = tokens["attention_mask"]
         if is_query and self.query_weight is not None:
             present = mask.new_zeros(len(mask), len(self.query_weight)).scatter_(1, tokens["input_ids"], mask)
@@ -103,14 +103,14 @@ class Splade(nn.Module):
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], *, is_query: bool = False, token_budget: int = CPU_TOKENS) -> Sparse:
-        """B rows; of each the `max_active` heaviest terms. Batches of similar length, of so many tokens."""
+        """Encodes texts as B sparse rows of the `max_active` heaviest terms. token_budget: tokens per batch."""
         rows: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0, np.uint32), np.empty(0, np.float32))] * len(texts)
-        for first in range(0, len(texts), TOKENISED_AT_ONCE):
-            tokens = self.tokenise(texts[first : first + TOKENISED_AT_ONCE], is_query=is_query)
+        for start in range(0, len(texts), TOKENISED_AT_ONCE):
+            tokens = self.tokenise(texts[start : start + TOKENISED_AT_ONCE], is_query=is_query)
             for places, batch in by_length(tokens, token_budget, self.tokenizer.padding_side):
                 moved = {name: t.to(self.decoder.weight.device) for name, t in batch.items()}
                 for place, row in zip(places.tolist(), self._rows(self(moved, is_query=is_query)), strict=True):
-                    rows[first + place] = row
+                    rows[start + place] = row
         terms, values = zip(*rows, strict=True) if rows else ((), ())
         ptr = np.cumsum([0, *map(len, terms)], dtype=np.int64)
         return Sparse(
@@ -118,7 +118,7 @@ class Splade(nn.Module):
         )
 
     def _rows(self, weights: Tensor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Terms, ascending, and values of each row of (B, V)."""
+        """Yields each row's terms (ascending) and values, from weights (B, V)."""
         if self.max_active is not None:
             values, terms = weights.topk(min(self.max_active, weights.shape[1]), dim=1)
             weights = torch.zeros_like(weights).scatter_(1, terms, values)
@@ -127,16 +127,16 @@ class Splade(nn.Module):
         terms, values = term.cpu().split(counts), weights[row, term].cpu().split(counts)
         return ((t.numpy().astype(np.uint32), v.numpy()) for t, v in zip(terms, values, strict=True))
 
-    # -- before training and after
+    # -- calibration and export
 
     @torch.no_grad()
     def calibrate(self, texts: Sequence[str]) -> None:
-        """Gives a new head and new query weights values that are sensible before any training; others are left.
+        """Initialises a new head and new query weights from texts; leaves existing ones unchanged.
 
         The head is tied to the word embeddings. Its transform becomes nearly the identity: dense x + 6, where gelu is
-        linear, and a norm that puts mean and deviation back to what they are on average. A term's bias is −(μ + k σ) of
-        its logits over the tokens of the texts, which follow from mean and covariance of the transform's outputs.
-        Query weights are BM25's idf over the texts.
+        linear, and a LayerNorm that restores the average mean and deviation. A term's bias is −(μ + sigmas · σ), with
+        the mean and deviation of its logits over the texts' tokens, computed from mean and covariance of the
+        transform's outputs. Query weights are BM25's idf over the texts.
         """
         if self.calibrated:
             return
@@ -158,14 +158,14 @@ class Splade(nn.Module):
         if self.query_weight is not None:
             tokens = self.tokenizer(list(texts), truncation=True, max_length=self.max_length, add_special_tokens=False)
             present = [term for ids in tokens["input_ids"] for term in set(ids)]
-            counts = np.bincount(present, minlength=len(self.query_weight))  # (V,) texts that hold a term
+            counts = np.bincount(present, minlength=len(self.query_weight))  # (V,) texts that contain the term
             idf = np.log1p((len(texts) - counts + 0.5) / (counts + 0.5))
             self.query_weight.copy_(torch.from_numpy(idf))
         self.calibrated.fill_(True)
 
     def export(self, folder: Path) -> None:
-        """A folder for `SparseEncoder`, with maximal length and number of active terms."""
-        self.tokenizer.model_max_length = self.max_length  # where the export's query side reads it
+        """Writes a folder for `SparseEncoder`, with maximum length and number of active terms."""
+        self.tokenizer.model_max_length = self.max_length  # the export reads it there for queries
         with TemporaryDirectory() as scratch, self._whole() as mlm:
             mlm.save_pretrained(scratch)
             self.tokenizer.save_pretrained(scratch)
@@ -182,7 +182,7 @@ class Splade(nn.Module):
 
 
 class _Float32(nn.Module):
-    """Computes in float32 under autocast too: a new head adds 6 to hidden states, which takes bits from bfloat16."""
+    """Runs in float32 under autocast too: a new head adds 6 to hidden states, which costs bfloat16 precision."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""SPLADE: its networks from folders and hub names, its training, and a fast encoder.
+"""Loads SPLADE networks from folders and the hub, trains them, and encodes texts as sparse vectors.
 
-Knows what models there are and batches of examples; knows nothing about files of data or indexes. The network itself is
-`ltrr.encoders.sparse_network`. Legend: B queries or texts, N documents of a query, M = B·N documents of the batch,
+Knows the layouts of models and batches of examples; knows nothing about data files or indexes. The network itself is in
+`ltrr.encoders.sparse_network`. Legend: B queries or texts, N documents per query, M = B·N documents of the batch,
 V vocabulary.
 """
 
@@ -27,7 +27,7 @@ from ltrr.encoders.training import TextModule, check_range, check_teacher, exclu
 from ltrr.metrics import to_run
 from ltrr.types import DevSet, Example, Sparse, top_k
 
-_COUNTED = 10_000  # texts whose terms are counted for idf
+_COUNTED = 10_000  # texts on which a new head and idf weights are calibrated
 
 
 def splade_network(
@@ -39,19 +39,19 @@ def splade_network(
     sigmas: float = 3.0,
     dropout: float = 0.0,
 ) -> Splade:
-    """A SPLADE network to train.
+    """Builds a SPLADE network for training.
 
     model: "offline" (all-MiniLM-L6-v2 from an installed package), a folder of SparseEncoder, SentenceTransformer or
         transformers, or a hub name. A model with an MLM head keeps it; a BERT without one gets a new one.
-    max_length: tokens; longer texts are cut; null = as the model was trained.
-    max_active: terms kept of a text outside of training, the heaviest; null = as the model was exported, or all.
-    query: mlm = as documents; idf = inference-free: a learned weight for each token present, idf at first.
-    sigmas: a new head's terms are active from so many standard deviations above their mean logit.
-    dropout: of every layer, 0 to 1; with attention dropout CPUs train half as fast.
+    max_length: tokens; longer texts are truncated; null = the model's own setting.
+    max_active: terms kept per text outside of training, the heaviest; null = the model's own setting, or all.
+    query: mlm = encoded like documents; idf = inference-free, a learned weight per token present, initialised to idf.
+    sigmas: with a new head, a term becomes active this many standard deviations above its mean logit.
+    dropout: of every layer, 0 to 1; above 0, training on a CPU takes twice as long.
 
-    Raises ValueError for a model that is not there, has no MLM head and is no BERT, or pools in another way than max,
-    and for a max_length that it cannot take. The layouts of naver/splade-* (an MLM head without or with
-    sentence-transformers modules) are tested on tiny look-alikes; the hub's own weights were not at hand to verify.
+    Raises ValueError if the model is neither on disk nor on the hub, has no MLM head and is no BERT, or does not pool
+    by max, and if max_length exceeds its limit. The layouts of naver/splade-* (an MLM head without or with
+    sentence-transformers modules) are tested on tiny models of the same layout, not on the published weights.
     """
     network = _open(model, sigmas)
     network.max_length = check_length(network.max_length if max_length is None else max_length, network.mlm.config)
@@ -73,15 +73,15 @@ def load_sparse_encoder(
     batch_size: int = 64,
     device: str | None = None,
 ) -> SpladeEncoder:
-    """A ready encoder: float32 on CPU, products in half precision on GPU.
+    """Loads an encoder for inference: float32 on CPU, float16 autocast on GPU.
 
     model: a folder, such as the `export` of a training run, or a hub name such as naver/splade-v3.
-    max_length: tokens; longer texts are cut; None = as the model was trained.
-    max_active: terms kept of a text, the heaviest; None = as the model was exported, or all.
-    batch_size: texts of max_length tokens a batch; the CPU takes no more than 4,096 tokens a batch.
-    device: as torch names it; None = cuda where there is one.
+    max_length: tokens; longer texts are truncated; None = the model's own setting.
+    max_active: terms kept per text, the heaviest; None = the model's own setting, or all.
+    batch_size: texts of max_length tokens per batch; on a CPU a batch holds at most 4,096 tokens.
+    device: torch's name for it; None = cuda if available.
 
-    Raises ValueError as `splade_network`, and for a model whose head is not trained.
+    Raises ValueError like `splade_network`, and for a model whose head is not trained.
     """
     network = _open(model, sigmas=3.0)
     if not network.calibrated:
@@ -105,15 +105,15 @@ def load_sparse_encoder(
 
 
 class SpladeEncoder:
-    """A `SparseEncoder` (ltrr.types). `id` names the weights, the length limit and the limit of active terms."""
+    """A `SparseEncoder` (ltrr.protocols). `id` identifies the weights, the length limit and max_active."""
 
     def __init__(self, network: Splade, id: str, token_budget: int) -> None:
-        """token_budget: tokens a batch, padding included."""
+        """token_budget: tokens per batch, padding included."""
         self.id = id
         self._network, self._token_budget = network, token_budget
 
     def encode(self, texts: Sequence[str], *, is_query: bool = False) -> Sparse:
-        """B rows, as `SparseEncoder.encode_query` and `encode_document` of sentence-transformers give them."""
+        """Encodes texts as B sparse rows, as `encode_query` and `encode_document` of sentence-transformers do."""
         device = self._network.decoder.weight.device.type
         with torch.autocast(device, torch.float16, enabled=device != "cpu"):
             return self._network.encode(texts, is_query=is_query, token_budget=self._token_budget)
@@ -124,15 +124,15 @@ class SpladeModule(TextModule):
 
     Args:
         network: from `splade_network`.
-        temperature: what dot products are divided by, in every loss, 0.001 to 1000.
+        temperature: divisor of dot products in every loss, 0.001 to 1000.
         flops_query: weight of the FLOPS regularisation of queries (Paria et al. 2020); 0 for inference-free queries.
-        flops_document: of documents.
-        flops_ramp: share, 0 to 1, of the steps in which both weights rise from 0, quadratically.
-        distill: loss against the teacher's scores, on the documents of each query: margin_mse (Hofstätter et al. 2020)
-            or kl; null = none.
-        distill_weight: of that loss, 0 to 1; InfoNCE has 1 − distill_weight.
+        flops_document: weight of the FLOPS regularisation of documents.
+        flops_ramp: share of the steps, 0 to 1, in which both weights rise quadratically from 0.
+        distill: loss against the teacher's scores of each query's documents: margin_mse (Hofstätter et al. 2020) or kl;
+            null = no distillation.
+        distill_weight: weight of the distillation loss, 0 to 1; InfoNCE gets 1 − distill_weight.
         lr: peak learning rate of AdamW.
-        weight_decay: of matrices.
+        weight_decay: of AdamW, applied to matrices only.
         warmup: share of the steps in which the learning rate rises.
     """
 
@@ -161,7 +161,7 @@ class SpladeModule(TextModule):
         self._lr, self._weight_decay, self._warmup = lr, weight_decay, warmup
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Tokens of queries and documents; M = B·N documents, those of a query together, its positive first."""
+        """Tokenises queries and documents: M = B·N documents, grouped by query, the positive first."""
         queries = self.network.tokenise([e.query for e in examples], is_query=True)
         documents = self.network.tokenise([text for e in examples for text in e.documents])
         rows = torch.tensor([row for e in examples for row in e.rows])
@@ -181,54 +181,54 @@ class SpladeModule(TextModule):
             self.network.calibrate(texts)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        # 1) Weights of terms.
+        # 1) Term weights.
         queries = self.network(batch["queries"], is_query=True)  # (B, V)
         documents = self.network(batch["documents"])  # (M, V)
 
-        # 2) Which document belongs to which query.
-        num = len(documents) // len(queries)
+        # 2) Contrastive and distillation losses.
+        per_query = len(documents) // len(queries)
         loss = queries.new_zeros(())
         if self._distill is None or self._distill_weight < 1:
-            target = num * torch.arange(len(queries), device=queries.device)
+            target = per_query * torch.arange(len(queries), device=queries.device)
             loss = info_nce(queries, documents, target, temperature=self._temperature, exclude=batch["exclude"])
         if self._distill:
-            scores = torch.einsum("bv,bnv->bn", queries, documents.unflatten(0, (-1, num))) / self._temperature
+            scores = torch.einsum("bv,bnv->bn", queries, documents.unflatten(0, (-1, per_query))) / self._temperature
             distilled = {"margin_mse": margin_mse, "kl": kl_distillation}[self._distill](scores, batch["teacher"])
             loss = (1 - self._distill_weight) * loss + self._distill_weight * distilled
 
-        # 3) Few terms.
+        # 3) FLOPS regularisation, which keeps terms few.
         ramp = quadratic_ramp(self.global_step, round(self._flops_ramp * self.trainer.estimated_stepping_batches))
-        few = self._flops_query * flops(queries) + self._flops_document * flops(documents)
+        flops_loss = self._flops_query * flops(queries) + self._flops_document * flops(documents)
         terms = {
             f"{kind}_terms": (w > 0).sum(1).float().mean() for kind, w in (("query", queries), ("document", documents))
         }
-        self.log_dict({"train_loss": loss, "flops": few, **terms}, batch_size=len(queries), prog_bar=True)
-        return finite(loss + ramp * few, batch["ids"])
+        self.log_dict({"train_loss": loss, "flops": flops_loss, **terms}, batch_size=len(queries), prog_bar=True)
+        return finite(loss + ramp * flops_loss, batch["ids"])
 
     def validation_step(self, dev: DevSet, batch_idx: int) -> None:
         queries, documents = self.network.encode(dev.queries, is_query=True), self.network.encode(dev.documents)
         scores = _dot(queries, documents, self.network.decoder.out_features)  # (Q, documents of the dev corpus)
         docs = np.broadcast_to(np.arange(scores.shape[1], dtype=np.int32), scores.shape)
-        found = top_k(np.where(scores > 0, docs, -1), np.where(scores > 0, scores, -np.inf), min(100, scores.shape[1]))
+        ranked = top_k(np.where(scores > 0, docs, -1), np.where(scores > 0, scores, -np.inf), min(100, scores.shape[1]))
         self.log("val_document_terms", len(documents.terms) / len(dev.documents), batch_size=1, sync_dist=True)
-        validate(self, to_run(dev.ids, found, dev.doc_ids), dev)
+        validate(self, to_run(dev.ids, ranked, dev.doc_ids), dev)
 
     def export(self, folder: Path) -> None:
-        """A folder for `SparseEncoder`."""
+        """Writes a folder for `SparseEncoder`."""
         self.network.export(folder)
 
 
 def _dot(queries: Sparse, documents: Sparse, size: int) -> np.ndarray:
-    """(Q, D) dot products of Q and D vectors of this size."""
+    """Dot products (Q, D) of Q query and D document vectors with `size` dimensions."""
     left, right = (csr_array((v.values, v.terms, v.ptr), shape=(len(v.ptr) - 1, size)) for v in (queries, documents))
     return (left @ right.T).toarray()
 
 
 def _open(model: str, sigmas: float) -> Splade:
-    """The network as the model has it, on the CPU."""
+    """Loads the network of a model on the CPU, with its own settings."""
 
-    def read(folder: str, here: bool) -> SparseEncoder:
-        return SparseEncoder(folder, device="cpu", local_files_only=here)
+    def read(folder: str, local_only: bool) -> SparseEncoder:
+        return SparseEncoder(folder, device="cpu", local_files_only=local_only)
 
     opened = here_or_hub(model, read, "a folder of SparseEncoder, SentenceTransformer or transformers", "config.json")
     chain: list[Any] = [*opened]
@@ -248,7 +248,7 @@ def _open(model: str, sigmas: float) -> Splade:
     new_head = isinstance(mlm, BertModel)
     if new_head:
         body, mlm = mlm, BertForMaskedLM(mlm.config)
-        mlm.bert.load_state_dict(body.state_dict(), strict=False)  # the pooler has no place there
+        mlm.bert.load_state_dict(body.state_dict(), strict=False)  # not strict: an MLM model has no pooler
     elif not type(mlm).__name__.endswith("ForMaskedLM"):
         raise ValueError(f"model {model!r}: a {type(mlm).__name__} has no masked-language-model head, and is no BERT")
     limit = mlm.config.max_position_embeddings

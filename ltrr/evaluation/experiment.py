@@ -1,4 +1,4 @@
-"""Runs systems on the queries of one split, as BEIR does: 1,000 results a query, a result that is the query dropped.
+"""Runs and scores systems on the queries of one split, as BEIR does: 1,000 results per query, without the query itself.
 
 Knows searches, rankers and a funnel's two steps; knows nothing about configs or files. Legend: Q queries, K candidates.
 """
@@ -23,14 +23,14 @@ _BATCH = 256
 
 
 class Staged(Protocol):
-    """A funnel, as what it does before and in its ranker."""
+    """A funnel in two steps: everything before its ranker, then the ranker."""
 
     def draw(self, queries: Sequence[Query]) -> Any:
-        """Whatever the ranker needs; its `fused` are the Candidates in the order before ranking."""
+        """Retrieves for the ranker; `fused` of the result holds the Candidates in the order before ranking."""
         ...
 
-    def rank_stages(self, queries: Sequence[Query], drawn: Any) -> Sequence[Candidates | None]:
-        """(Q, K) of each of STAGES, all that was drawn; None for a stage that there is not."""
+    def rank_stages(self, queries: Sequence[Query], retrieved: Any, /) -> Sequence[Candidates | None]:
+        """Ranks all retrieved candidates at each of STAGES: (Q, K), or None for a stage that the funnel lacks."""
         ...
 
 
@@ -48,9 +48,9 @@ def evaluate_systems(
 ) -> tuple[list[SystemResult], dict[str, Run]]:
     """Scores every arm alone, every fusion of the arms named in `fused`, and the funnel before and after ranking.
 
-    `trained` names splits whose queries systems were trained on. Milliseconds a query are wall time in batches of 256,
-    1,001 candidates deep (the funnel as deep as it decides); a fusion's include its arms', `ltrr`'s all of the funnel.
-    What one query alone costs is in scripts/benchmark.py.
+    `trained`: system -> splits whose queries it was trained on. `notes`: system -> remark for the table. Milliseconds
+    per query are wall time in batches of 256, at depth 1,001 (the funnel decides its own depths). A fusion's time
+    includes its arms; `ltrr`'s includes the whole funnel. scripts/benchmark.py times single queries.
     """
     stages = STAGES if funnel else ()
     runs: dict[str, Run] = {name: {} for name in (*arms, *fusions, *stages)}
@@ -60,15 +60,15 @@ def evaluate_systems(
     for start in tqdm(range(0, len(queries), _BATCH), "evaluate", unit="batch", disable=len(queries) < 2 * _BATCH):
         batch = queries[start : start + _BATCH]
         ids = [q.id for q in batch]
-        found: dict[str, Candidates] = {}
+        by_arm: dict[str, Candidates] = {}
         for name, arm in arms.items():
             clock = time.perf_counter()
-            found[name] = arm.search(batch, DEPTH + 1)  # one may be the query itself
+            by_arm[name] = arm.search(batch, DEPTH + 1)  # one more, because one may be the query itself
             seconds[name] += time.perf_counter() - clock
-            runs[name] |= _run(ids, found[name], doc_ids)
+            runs[name] |= _run(ids, by_arm[name], doc_ids)
         for name, ranker in fusions.items():
             clock = time.perf_counter()
-            ranked = ranker.rank(batch, union({arm: found[arm] for arm in fused}))
+            ranked = ranker.rank(batch, union({arm: by_arm[arm] for arm in fused}))
             seconds[name] += time.perf_counter() - clock
             runs[name] |= _run(ids, ranked, doc_ids)
         if funnel:
@@ -97,6 +97,6 @@ def evaluate_systems(
     return results, runs
 
 
-def _run(ids: Sequence[str], found: Candidates, doc_ids: Sequence[str]) -> Run:
-    run = drop_self(to_run(ids, Candidates(found.docs[:, : DEPTH + 1], found.scores[:, : DEPTH + 1]), doc_ids))
+def _run(ids: Sequence[str], candidates: Candidates, doc_ids: Sequence[str]) -> Run:
+    run = drop_self(to_run(ids, candidates.first(DEPTH + 1), doc_ids))
     return {query: dict(list(docs.items())[:DEPTH]) for query, docs in run.items()}

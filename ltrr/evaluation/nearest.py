@@ -1,8 +1,8 @@
-"""A baseline that never looks at the corpus: the positives of the nearest training queries.
+"""A baseline that ignores document content: it returns the positives of the nearest training queries.
 
-Knows training queries, their labels and an encoder; knows nothing about documents or test labels. What a trained system
-gains over it is more than memory of similar queries. Legend: Q queries, T training queries, K candidates, D dimensions,
-L positives of the query that has most.
+Knows training queries, their labels and an encoder; knows nothing about documents or test labels. A trained system
+that beats it has learned more than a memory of similar queries. Legend: Q queries, T training queries, K candidates,
+D dimensions, L most positives of a query.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ltrr.types import Candidates, Query, top_k
 
 
 class NearestQueries:
-    """An Arm: a document's score is Σ cosine · grade over the `num` nearest queries of `splits`, where it is positive.
+    """An Arm: a document's score is Σ cosine · grade over the `num` nearest queries of `splits` with it as a positive.
 
-    Queries at a cosine of 0 or below say nothing.
+    Queries at a cosine of 0 or below are ignored.
     """
 
     def __init__(self, encoder: Encoder, corpus: Corpus, splits: Sequence[Split], *, num: int = 10) -> None:
@@ -33,11 +33,11 @@ class NearestQueries:
         self._labels = Candidates.from_lists(rows, grades, max(map(len, graded)))  # (T, L)
 
     def search(self, queries: Sequence[Query], k: int) -> Candidates:
-        """(Q, k) documents, as few as the neighbours have."""
+        """Returns (Q, k) documents, padded where the neighbours have fewer."""
         cosines = self._encoder.encode([query.text for query in queries], is_query=True) @ self._vectors.T  # (Q, T)
-        near = top_k(np.broadcast_to(np.arange(len(self._vectors)), cosines.shape), cosines, self._num)
+        neighbours = top_k(np.broadcast_to(np.arange(len(self._vectors)), cosines.shape), cosines, self._num)
         labels = Candidates(
-            *(part[near.docs.ravel()] for part in self._labels)
-        )  # (Q · num, L); weighs nothing at a pad
+            *(part[neighbours.docs.ravel()] for part in self._labels)
+        )  # (Q · num, L); a pad's weight is not above 0
         owner = np.repeat(np.arange(len(queries)), self._num)
-        return weighted_sum(labels, owner, near.scores.ravel(), len(queries), k)
+        return weighted_sum(labels, owner, neighbours.scores.ravel(), len(queries), k)

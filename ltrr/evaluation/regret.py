@@ -1,7 +1,7 @@
-"""What a policy of cuts gains: recall at an equal mean number of candidates, between a fixed cut and hindsight.
+"""Compares a policy of cuts with a fixed cut and with hindsight, at an equal mean number of candidates.
 
-Knows recall by cut, chosen cuts and groups of queries; knows nothing about how cuts are chosen. Per-query choices are
-made first and resampled afterwards: intervals are over groups of test queries and seeds together, of ratios of means.
+Knows recall by cut, chosen cuts and groups of queries; does not know how cuts are chosen. Cuts are chosen once, then
+queries are resampled: intervals bootstrap ratios of means over groups of test queries and seeds together.
 Legend: Q queries, M cuts (1 to M candidates), S seeds, G prices, B bootstrap draws.
 """
 
@@ -14,48 +14,41 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ltrr.evaluation.intervals import Interval
 from ltrr.types import Qrels, Query
 
 _DRAWS = 2_000
 
 
-class Interval(NamedTuple):
-    """A mean and the ends of its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
 class Chosen(NamedTuple):
-    """What a policy did with the queries of a split, once for each price; the first price is the one set on dev."""
+    """A policy's cuts and recall on the queries of a split, at each price; the first price is the one set on dev."""
 
     cuts: np.ndarray  # (Q, G) candidates
     recall: np.ndarray  # (Q, G)
 
 
 def recall_of(gains: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """(Q, M) recall of the first 1 to M; gains (Q, M) in the order that is cut, total (Q,) of all that is relevant."""
+    """Recall of the first 1 to M candidates (Q, M); gains (Q, M) in the order that is cut, total (Q,) relevant ones."""
     return np.cumsum(gains, axis=1) / np.where(total > 0, total, 1)[:, None]
 
 
 def fixed(recall: np.ndarray, mean: float) -> np.ndarray:
-    """(Q,) recall where all queries have the same cut; between two whole numbers a share of them has one more."""
+    """Recall (Q,) with one cut for all queries; a fractional mean mixes the two nearest cuts."""
     low = int(np.clip(np.floor(mean), 1, recall.shape[1]))
     share = np.clip(mean - low, 0.0, 1.0)
     return (1 - share) * recall[:, low - 1] + share * recall[:, min(low, recall.shape[1] - 1)]
 
 
 def oracle(recall: np.ndarray, mean: float) -> np.ndarray:
-    """(Q,) recall where cuts are chosen in hindsight at a mean: the concave hull of what all choices can reach."""
+    """Recall (Q,) of the best cuts in hindsight with this mean, on the concave hull of all choices."""
     query, more, gain = _hull(recall)
     before = np.cumsum(more) - more
-    part = np.clip(((mean - 1) * len(recall) - before) / more, 0.0, 1.0)  # of each step that can be paid
+    part = np.clip(((mean - 1) * len(recall) - before) / more, 0.0, 1.0)  # share of each step within the mean
     return recall[:, 0] + np.bincount(query, part * gain, len(recall))
 
 
 def _hull(recall: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Query, candidates more and recall more of each step along the queries' concave hulls, the steepest first."""
+    """Steps along the queries' concave hulls, steepest first: query, added candidates, added recall."""
     steps = []
     for q, row in enumerate(recall):
         at, value = 1, row[0]
@@ -72,9 +65,10 @@ def _hull(recall: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def at_mean(chosen: Chosen, mean: float) -> Chosen:
-    """The policy at the price at which these queries' mean cut is `mean`: a share of them at the next price up.
+    """The policy's cuts and recall at a mean cut of `mean`, interpolated between two prices: (Q, 1) each.
 
-    No judgement is looked at, but the queries are: their price could not be known before.
+    The price is set on these same queries, without their judgements, so it could not be known in advance. Raises
+    ValueError if no two prices have mean cuts around `mean`.
     """
     means = chosen.cuts.mean(axis=0)
     above, below = np.flatnonzero(means >= mean), np.flatnonzero(means <= mean)
@@ -89,52 +83,53 @@ def at_mean(chosen: Chosen, mean: float) -> Chosen:
 
 
 def gap_closed(recall: np.ndarray, base: np.ndarray, seeds: Sequence[Chosen], groups: np.ndarray) -> Interval:
-    """(policy − fixed) / (oracle − fixed), at each seed's own mean cut; 0 where nothing is left to gain.
+    """Share of the gap closed, (policy − fixed) / (oracle − fixed), at each seed's mean cut; 0 if there is no gap.
 
-    All three are taken anew in every draw: its queries have a mean cut of their own.
+    Each bootstrap draw recomputes all three at the mean cut of its queries.
 
-    recall: (Q, M) of the order that the policy cuts, in which hindsight chooses. base: (Q, M) of the fixed system.
+    recall: (Q, M) of the order that the policy and the oracle cut. base: (Q, M) of the fixed system.
+    groups: (Q,) as of `query_groups`.
     """
     weights, picks = _resampled(groups, len(seeds))
     weights = np.concatenate([np.ones((1, len(groups))), weights])  # the sample itself is the first draw
     size = weights.sum(axis=1)
-    cuts, found = (
+    cuts, reached = (
         np.stack([weights @ part[:, 0] / size for part in parts])
         for parts in ([c.cuts for c in seeds], [c.recall for c in seeds])
     )  # (S, 1 + B)
-    same = _curves(base, weights, cuts)
-    gained, possible = found - same, _hindsight(recall, weights, cuts) - same
-    whole = _ratio(gained[:, :1].sum(axis=0), possible[:, :1].sum(axis=0))
+    fixed_recall = _curves(base, weights, cuts)
+    gained, possible = reached - fixed_recall, _hindsight(recall, weights, cuts) - fixed_recall
+    sample = _ratio(gained[:, :1].sum(axis=0), possible[:, :1].sum(axis=0))
     top, bottom = (np.take_along_axis(part[:, 1:], picks, 0).sum(axis=0) for part in (gained, possible))
-    return _interval(float(whole[0]), _ratio(top, bottom))
+    return Interval.of_draws(float(sample[0]), _ratio(top, bottom))
 
 
 def _curves(recall: np.ndarray, weights: np.ndarray, cuts: np.ndarray) -> np.ndarray:
-    """(S, B) mean recall of queries with these weights (B, Q) at fixed cuts (S, B)."""
+    """Mean recall (S, B) of queries with weights (B, Q) at fixed cuts (S, B)."""
     means = weights @ recall / weights.sum(axis=1, keepdims=True)
     at = np.arange(1, recall.shape[1] + 1)
     return np.stack([np.interp(cut, at, mean) for cut, mean in zip(cuts.T, means, strict=True)], axis=1)
 
 
 def _hindsight(recall: np.ndarray, weights: np.ndarray, cuts: np.ndarray) -> np.ndarray:
-    """(S, B) likewise, of cuts chosen in hindsight at those means."""
+    """Mean recall (S, B) of the best cuts in hindsight with mean cuts (S, B)."""
     query, more, gain = _hull(recall)
     out = np.empty(cuts.shape)
-    for b, own in enumerate(weights):
-        times, size = own[query], own.sum()
+    for b, counts in enumerate(weights):
+        times, size = counts[query], counts.sum()
         cost = np.concatenate([[1.0], 1 + np.cumsum(times * more) / size])
-        value = np.concatenate([[0.0], np.cumsum(times * gain) / size]) + own @ recall[:, 0] / size
+        value = np.concatenate([[0.0], np.cumsum(times * gain) / size]) + counts @ recall[:, 0] / size
         out[:, b] = np.interp(cuts[:, b], cost, value)
     return out
 
 
 def cost_saved(base: np.ndarray, seeds: Sequence[Chosen], groups: np.ndarray, cut: int) -> Interval:
-    """1 − mean candidates that the policy needs for a fixed cut's recall / that cut; 0 where it never gets there."""
+    """Share of candidates saved at the recall of a fixed cut: 1 − mean cut needed / cut; 0 if it is never reached."""
     weights, picks = _resampled(groups, len(seeds))
     size = weights.sum(axis=1)
 
     def saved(cuts: np.ndarray, reached: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """(B,) from mean curves (B, G)."""
+        """Share saved (B,), from mean cuts and recall (B, G) and the fixed cut's recall (B,)."""
         out = np.zeros(len(wanted))
         for b in range(len(wanted)):
             order = np.argsort(cuts[b])
@@ -151,28 +146,28 @@ def cost_saved(base: np.ndarray, seeds: Sequence[Chosen], groups: np.ndarray, cu
         ]
     )
     means = [saved(c.cuts.mean(axis=0)[None], c.recall.mean(axis=0)[None], wanted.mean()[None])[0] for c in seeds]
-    return _interval(float(np.mean(means)), np.take_along_axis(draws, picks, 0).mean(axis=0))
+    return Interval.of_draws(float(np.mean(means)), np.take_along_axis(draws, picks, 0).mean(axis=0))
 
 
 def mean_of(values: np.ndarray, groups: np.ndarray) -> Interval:
-    """Of (S, Q) values, over groups of queries and seeds together."""
+    """Mean of values (S, Q), with an interval over groups of queries and seeds together."""
     weights, picks = _resampled(groups, len(values))
     draws = np.take_along_axis(values @ weights.T / weights.sum(axis=1), picks, 0).mean(axis=0)
-    return _interval(float(values.mean()), draws)
+    return Interval.of_draws(float(values.mean()), draws)
 
 
 def query_groups(queries: Sequence[Query], qrels: Qrels, alike: float = 0.6) -> np.ndarray:
-    """(Q,) number of each query's group: the same positives, or a shared one and near-duplicate text, stay together.
+    """Groups queries with the same positives, or with a shared positive and near-duplicate text: (Q,) group numbers.
 
-    alike: Jaccard similarity of character trigrams from which texts are near-duplicates.
+    alike: Jaccard similarity of character trigrams from which texts count as near-duplicates.
     """
     positives = [frozenset(doc for doc, grade in qrels[q.id].items() if grade > 0) for q in queries]
     grams = [{text[i : i + 3] for i in range(max(len(text) - 2, 1))} for text in (q.text.lower() for q in queries)]
-    having: dict[str, list[int]] = {}
+    queries_of: dict[str, list[int]] = {}
     for q, docs in enumerate(positives):
         for doc in docs:
-            having.setdefault(doc, []).append(q)
-    pairs = {(q, other) for q in range(len(queries)) for doc in positives[q] for other in having[doc] if other > q}
+            queries_of.setdefault(doc, []).append(q)
+    pairs = {(q, other) for q in range(len(queries)) for doc in positives[q] for other in queries_of[doc] if other > q}
     linked = [
         (q, other)
         for q, other in pairs
@@ -184,7 +179,7 @@ def query_groups(queries: Sequence[Query], qrels: Qrels, alike: float = 0.6) -> 
 
 
 def _resampled(groups: np.ndarray, num_seeds: int) -> tuple[np.ndarray, np.ndarray]:
-    """(B, Q) how often each query is drawn, with its whole group; (S, B) seeds drawn."""
+    """Bootstrap counts of each query, drawn with its whole group (B, Q), and drawn seeds (S, B)."""
     rng = np.random.default_rng(0)
     num = int(groups.max()) + 1
     times = rng.multinomial(num, np.full(num, 1 / num), _DRAWS)  # (B, groups)
@@ -192,11 +187,6 @@ def _resampled(groups: np.ndarray, num_seeds: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """top / bottom, 0 where that is 0 or rounding."""
-    some = bottom > 1e-9
-    return np.where(some, top / np.where(some, bottom, 1.0), 0.0)
-
-
-def _interval(mean: float, draws: np.ndarray) -> Interval:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(mean, float(low), float(high))
+    """top / bottom, or 0 where bottom is 0 up to rounding."""
+    nonzero = bottom > 1e-9
+    return np.where(nonzero, top / np.where(nonzero, bottom, 1.0), 0.0)

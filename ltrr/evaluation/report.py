@@ -1,7 +1,7 @@
-"""What an evaluation leaves behind: results.json, run files, every query's scores, a table with tests, and plots.
+"""Reports an evaluation: results.json, run files, per-query scores, a table with significance tests, and plots.
 
-Knows scores of queries and milliseconds; knows nothing about how a system found its documents. Legend: Q queries,
-S systems, M measures, G groups of queries.
+Knows scores of queries and milliseconds; does not know how a system finds its documents. Legend: Q queries, S systems,
+M measures, G groups of queries.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,43 +20,44 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, NullLocator
 
+from ltrr.evaluation.plots import save, tidy
 from ltrr.files import atomic_write
 from ltrr.metrics import PerQuery, write_run
 from ltrr.types import Run
 
 REPORTED = ("nDCG@10", "R@10", "R@100", "RR@10", "Judged@10")
 TESTED = ("nDCG@10", "R@100")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, safe for colour-blind
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, safe for the colour-blind
 MARKERS = "os^DvP"
 DASHES = ("-", "--", ":")
-BLOCK = 1 << 22  # numbers drawn at a time
+BLOCK = 1 << 22  # random numbers in memory at a time
 
 
 @dataclass
 class SystemResult:
-    """One system on one split; `per_query` holds at least REPORTED, the same queries in every system."""
+    """One system on one split; `per_query` holds at least REPORTED, with the same queries for every system."""
 
     name: str
     per_query: PerQuery
     ms_per_query: float
     note: str = ""
-    trained_on: tuple[str, ...] = ()  # splits of the same data set, which make the system in-domain
+    trained_on: tuple[str, ...] = ()  # splits of the same data set, which make it in-domain
 
     @property
     def shown(self) -> str:
-        """The name in tables and plots; an in-domain system has a mark."""
+        """The name in tables and plots, with a mark (†) for an in-domain system."""
         stage = self.name.replace("_before_ranking", " (before ranking)").replace("_ranker_alone", " (ranker alone)")
         return stage + (" †" if self.trained_on else "")
 
 
 def paired_randomisation(a: np.ndarray, b: np.ndarray, num_samples: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p of mean(a) − mean(b), a and b (Q,): the share of random sign flips of a − b that differ as much.
+    """Two-sided p of mean(a) − mean(b), a and b (Q,): share of random sign flips of a − b with as large a difference.
 
-    p = (count + 1) / (num_samples + 1), so never 0 and valid for a sample of flips (Smucker et al. 2007; Phipson and
-    Smyth 2010 for the + 1).
+    p = (count + 1) / (num_samples + 1), which is never 0 and is valid for a sample of flips (Smucker et al. 2007;
+    Phipson and Smyth 2010 for the + 1).
     """
     difference = a - b
-    difference = difference[difference != 0]  # a flip of 0 changes nothing
+    difference = difference[difference != 0]  # flipping a 0 changes nothing
     total = difference.sum()
     least = abs(total) - 1e-12 * np.abs(difference).sum()  # equal sums may differ in their last bits
     rng = np.random.default_rng(seed)
@@ -65,13 +66,13 @@ def paired_randomisation(a: np.ndarray, b: np.ndarray, num_samples: int = 10_000
     count = 0
     for start in range(0, num_samples, step):
         drawn = rng.integers(0, 256, (min(step, num_samples - start), num_bytes), np.uint8)
-        kept = np.unpackbits(drawn, axis=1, count=len(difference))  # (n, Q) 1 = the sign stays
+        kept = np.unpackbits(drawn, axis=1, count=len(difference))  # (n, Q), 1 = keeps its sign
         count += int((np.abs(2 * (kept @ difference) - total) >= least).sum())
     return (count + 1) / (num_samples + 1)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Adjusted p: the i-th smallest of m times m − i + 1, never falling, at most 1 (Holm 1979)."""
+    """Holm-adjusted p: the i-th smallest of m p-values times m − i + 1, made monotone, at most 1 (Holm 1979)."""
     p = np.asarray(p_values, float)
     order = np.argsort(p)
     adjusted = np.empty_like(p)
@@ -82,9 +83,9 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 def bootstrap_interval(
     values: np.ndarray, groups: np.ndarray | None = None, num_samples: int = 2_000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of values (Q,), drawing queries, or whole groups of them, with replacement.
+    """Percentile bootstrap interval of the mean of values (Q,), resampling queries or whole groups of queries.
 
-    groups (Q,) labels queries that stand or fall together, e.g. near-duplicates (Efron and Tibshirani 1993).
+    groups (Q,): labels of queries that are not independent, e.g. near-duplicates (Efron and Tibshirani 1993).
     """
     _, group = np.unique(np.arange(len(values)) if groups is None else groups, return_inverse=True)
     sums, sizes = np.bincount(group, values), np.bincount(group)  # (G,)
@@ -99,7 +100,7 @@ def bootstrap_interval(
 
 
 def table(results: Sequence[SystemResult], baseline: str) -> str:
-    """The systems as a Markdown table, with a 95 % interval and Holm-adjusted tests against the baseline."""
+    """Formats the systems as a Markdown table, with 95 % intervals and Holm-adjusted tests against the baseline."""
     reference = _baseline(results, baseline)
     others = [system for system in results if system is not reference]
     raw = [paired_randomisation(s.per_query.of(m), reference.per_query.of(m)) for s in others for m in TESTED]
@@ -143,11 +144,11 @@ def write_report(
     tuned: Mapping[str, Any],
     footnote: str = "",
 ) -> dict:
-    """Writes the report into `out` and returns what results.json holds; that file is written last.
+    """Writes the report into `out` and returns the content of results.json, which is written last.
 
-    `runs/NAME.trec` for each of `runs`, `per_query.parquet` (query_id, system, measure, value), `table.md`,
-    `plots/*.png`, `results.json`. `tuned` is whatever JSON can hold, numpy numbers and arrays included; `footnote` ends
-    table.md. Errors: ValueError where no system has the baseline's name or a measure of REPORTED is missing.
+    Files: `runs/NAME.trec` for each of `runs`, `per_query.parquet` (query_id, system, measure, value), `table.md`,
+    `plots/*.png`, `results.json`. `tuned`: tuned parameters, as JSON values or numpy numbers and arrays; `footnote`:
+    last line of table.md. Errors: ValueError if no system has the baseline's name or a measure of REPORTED is missing.
     """
     _baseline(results, baseline)
     assert len({system.name for system in results}) == len(results), "two systems of one name"
@@ -184,15 +185,14 @@ def write_report(
         ("difference", plot_difference(results, baseline, title)),
         ("cost", plot_cost(results, title)),
     ):
-        with atomic_write(out / "plots" / f"{name}.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=160)
+        save(figure, out / "plots" / f"{name}.png", dpi=160)
     with atomic_write(out / "results.json") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     return json.loads(text)
 
 
 def write_mean(out: Path, name: str, reports: Sequence[Mapping[str, Any]]) -> dict:
-    """results.json of a collection: the mean over its sets of each system's figures (BEIR on CQADupStack)."""
+    """Writes results.json of a collection: each system's means over its sets, as BEIR does for CQADupStack."""
     names = [n for n in reports[0]["systems"] if all(n in report["systems"] for report in reports)]
     systems = {
         n: {key: sum(r["systems"][n][key] for r in reports) / len(reports) for key in reports[0]["systems"][n]}
@@ -220,7 +220,7 @@ def _baseline(results: Sequence[SystemResult], name: str) -> SystemResult:
 
 
 def _long(results: Sequence[SystemResult]) -> pa.Table:
-    """One row a system, query and measure."""
+    """Builds a table with one row per system, query and measure."""
     parts = []
     for system in results:
         scores = system.per_query
@@ -236,7 +236,7 @@ def _long(results: Sequence[SystemResult]) -> pa.Table:
 
 
 def plot_quality(results: Sequence[SystemResult], title: str) -> Figure:
-    """Bars of nDCG@10 and R@100 with 95 % intervals."""
+    """Plots bars of nDCG@10 and R@100 with 95 % intervals."""
     figure = Figure(figsize=(10, 1.6 + 0.5 * len(results)), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
     panels = figure.subplots(1, len(TESTED), sharey=True)
     place = np.arange(len(results))
@@ -250,7 +250,7 @@ def plot_quality(results: Sequence[SystemResult], title: str) -> Figure:
         panel.set_xlim(0, 1.12)
         panel.set_xticks(np.linspace(0, 1, 6))
         panel.set_xlabel(f"{measure}, mean over queries and 95 % interval", fontsize=12)
-        _tidy(panel, "x")
+        tidy(panel, "x", 12)
     panels[0].set_yticks(place, [s.shown for s in results], fontsize=13)
     panels[0].set_ylim(len(results) - 0.4, -0.6)
     figure.suptitle(title, fontsize=14)
@@ -258,7 +258,7 @@ def plot_quality(results: Sequence[SystemResult], title: str) -> Figure:
 
 
 def plot_difference(results: Sequence[SystemResult], baseline: str, title: str) -> Figure:
-    """Each system's nDCG@10 less the baseline's, query by query, sorted: one line a system."""
+    """Plots each system's sorted per-query differences in nDCG@10 to the baseline, one line per system."""
     figure = Figure(figsize=(10, 7), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
     panel = figure.subplots()
     reference = _baseline(results, baseline).per_query.of("nDCG@10")
@@ -281,12 +281,12 @@ def plot_difference(results: Sequence[SystemResult], baseline: str, title: str) 
         figure.legend(
             fontsize=12, frameon=False, loc="outside lower center", ncols=3, columnspacing=1.5, handlelength=1.6
         )
-    _tidy(panel, "both")
+    tidy(panel, "both", 12)
     return figure
 
 
 def plot_cost(results: Sequence[SystemResult], title: str) -> Figure:
-    """nDCG@10 against milliseconds a query; the line joins the systems that no cheaper one equals."""
+    """Plots nDCG@10 against milliseconds per query; a line joins the systems that no cheaper one matches."""
     figure = Figure(figsize=(10, 6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
     panel = figure.subplots()
     cost = np.array([s.ms_per_query for s in results])
@@ -304,21 +304,21 @@ def plot_cost(results: Sequence[SystemResult], title: str) -> Figure:
     panel.set_xlabel("milliseconds a query (log scale)", fontsize=13)
     panel.set_ylabel("nDCG@10, mean over queries", fontsize=13)
     panel.set_title(title, fontsize=14)
-    _tidy(panel, "both")
-    figure.draw_without_rendering()  # the places of points and words are known from here on
+    tidy(panel, "both", 12)
+    figure.draw_without_rendering()  # fixes the positions of points and labels
     _name_points(panel, cost, quality, [s.shown for s in results], set(best.tolist()))
     return figure
 
 
 def _name_points(panel: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str], best: set[int]) -> None:
-    """Writes each name on the side of its point where it covers fewest points, other names and edges of the panel.
+    """Puts each name on the side of its point where it covers the fewest points, names and edges of the panel.
 
-    The line through the best leaves their upper left free, and the lower right of all others.
+    Names of the best systems try the upper left first, the others the lower right, clear of the line.
     """
     points = panel.transData.transform(np.column_stack([x, y]))
     sides = [(-9, 11, "right"), (0, 15, "center"), (-12, 0, "right")]
     sides += [(12, 0, "left"), (0, -15, "center"), (9, -11, "left")]
-    marker = panel.figure.dpi * 7 / 72  # half a marker, 7 points
+    marker = panel.figure.dpi * 7 / 72  # radius of a marker: 7 points
     taken = []
     for number, name in sorted(enumerate(names), key=lambda named: -y[named[0]]):
         tries = []
@@ -327,7 +327,7 @@ def _name_points(panel: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]
             label.set(ha=align, va="center", in_layout=False)
             box = label.get_window_extent()
             covered = box.padded(marker).count_contains(np.delete(points, number, axis=0)) + box.count_overlaps(taken)
-            covered += 2 - panel.bbox.count_contains(box.get_points())  # corners beyond the panel
+            covered += 2 - panel.bbox.count_contains(box.get_points())  # corners outside the panel
             tries.append((covered, len(tries), label, box))
             label.set_visible(False)
         *_, label, box = min(tries)
@@ -337,10 +337,3 @@ def _name_points(panel: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]
 
 def _colours(results: Sequence[SystemResult]) -> list[str]:
     return [COLOURS[number % len(COLOURS)] for number in range(len(results))]
-
-
-def _tidy(panel: Axes, grid: Literal["both", "x"]) -> None:
-    panel.grid(axis=grid, color="0.9")
-    panel.set_axisbelow(True)
-    panel.tick_params(labelsize=12)
-    panel.spines[["top", "right"]].set_visible(False)

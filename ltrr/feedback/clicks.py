@@ -1,8 +1,8 @@
-"""Click models: what a customer looks at on a page, and what they click. Simulated from grades, estimated from logs.
+"""Click models: simulate clicks from grades, and estimate examination and attraction from logs.
 
-Knows positions, clicks and pairs (a number for each query and entity); knows nothing about events, arms or memory
-(numpy and the standard library only). A click needs examination (the customer looked) and attraction (they liked what
-they saw): P(click) = P(examined) · attraction. The models differ in what is examined. Pads stand at the end of a page.
+Knows positions, clicks and pairs (numbers of a query and an entity together); knows nothing about events, arms or
+memory (numpy and the standard library only). A click needs examination (the customer looked) and attraction (they
+liked it): P(click) = P(examined) · attraction. The models differ in examination. Pads are at the end of a page.
 Legend: R rounds (pages), K positions (0 = top), P pairs, I iterations.
 """
 
@@ -15,8 +15,8 @@ from typing import Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 
-_TOLERANCE = 0.01  # an estimation stops when a step adds less to the log posterior of the whole log
-_TINY = 1e-300  # keeps logarithms and quotients of what cannot happen finite
+_TOLERANCE = 0.01  # an estimation stops when a step adds less than this to the log posterior of the whole log
+_TINY = 1e-300  # keeps logarithms and quotients of impossible events finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class PositionBased:
 
     @classmethod
     def power(cls, num_positions: int, eta: float) -> Self:
-        """(1 / (k + 1))^eta: 0 = all is examined, 1 = the usual, 2 = steep (Joachims et al. 2017)."""
+        """Examination (1 / (k + 1))^eta: 0 = everything is examined, 1 = usual, 2 = steep (Joachims et al. 2017)."""
         return cls(tuple((1 / np.arange(1, num_positions + 1)) ** eta))
 
 
@@ -39,13 +39,14 @@ class PositionBased:
 class Cascade:
     """Positions are examined from the top until the customer stops (Craswell et al. 2008; Chapelle & Zhang 2009).
 
-    satisfaction and abandonment 1 and 0 are Craswell's cascade; abandonment 0 is the dependent click model with one
-    parameter (Guo et al. 2009); 1 − γ(1 − σ) and 1 − γ are the DBN with satisfaction σ for all and perseverance γ.
+    Special cases: satisfaction 1 and abandonment 0 give Craswell's cascade; abandonment 0 gives the dependent click
+    model with one parameter (Guo et al. 2009); satisfaction 1 − γ(1 − σ) and abandonment 1 − γ give the DBN with
+    satisfaction σ for all entities and perseverance γ.
     """
 
     satisfaction: float  # P(stops | examined and clicked)
     abandonment: float  # P(stops | examined and not clicked)
-    attraction: float = 0.5  # mean over what is examined, for entities whose own is unknown
+    attraction: float = 0.5  # mean over examined entities, used for entities whose attraction is unknown
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -59,14 +60,14 @@ _MODELS: dict[str, type[ClickModel]] = {"position_based": PositionBased, "cascad
 
 
 class Clicks(NamedTuple):
-    """What happened on R pages; False on pads."""
+    """Clicks and examinations on R pages; False on pads."""
 
     clicks: np.ndarray  # (R, K) bool
     examined: np.ndarray  # (R, K) bool
 
 
 class Fit(NamedTuple, Generic[Model]):
-    """What a log says. `converged` is False where max_iter came first."""
+    """An estimated model. `converged` is False if max_iter was reached first."""
 
     model: Model
     attraction: np.ndarray  # (P,) in [0, 1]
@@ -75,11 +76,11 @@ class Fit(NamedTuple, Generic[Model]):
 
 
 def attraction_of(grades: np.ndarray, *, highest: int, noise: float = 0.0) -> np.ndarray:
-    """(R, K) attraction: noise + (1 − noise)(2^grade − 1)/(2^highest − 1), so P(click | examined) is noise at 0.
+    """Attraction (R, K): noise + (1 − noise)(2^grade − 1)/(2^highest − 1), so grade 0 has P(click | examined) = noise.
 
     Args:
-        grades: (R, K), pads NaN or below 0: NaN in what comes back.
-        highest: the data set's highest grade, not this batch's. ValueError where a grade is above it.
+        grades: (R, K); pads are NaN or below 0, and NaN in the result.
+        highest: the data set's highest grade, not this batch's. Raises ValueError if a grade is above it.
     """
     real = grades >= 0
     if (grades[real] > highest).any():
@@ -89,9 +90,9 @@ def attraction_of(grades: np.ndarray, *, highest: int, noise: float = 0.0) -> np
 
 
 def simulate(model: ClickModel, attraction: np.ndarray, rng: np.random.Generator) -> Clicks:
-    """Clicks on pages of entities with (R, K) attraction, NaN = pad. ValueError where a page has too many positions."""
+    """Simulates clicks on pages with attraction (R, K), NaN = pad. Raises ValueError if a page is too long."""
     real = ~np.isnan(attraction)
-    attracted, looks = rng.random(real.shape) < attraction, rng.random(real.shape)  # a pad (NaN) attracts nobody
+    attracted, looks = rng.random(real.shape) < attraction, rng.random(real.shape)  # NaN (a pad) compares False
     if isinstance(model, PositionBased):
         examined = (looks < _examination(model, attraction.shape[1])) & real
         return Clicks(attracted & examined, examined)
@@ -103,11 +104,11 @@ def simulate(model: ClickModel, attraction: np.ndarray, rng: np.random.Generator
 
 
 def examination_of(model: ClickModel, clicks: np.ndarray, attraction: np.ndarray | None = None) -> np.ndarray:
-    """(R, K) probability that each position was examined, given the model and a page's clicks; 0 on pads.
+    """P(examined | model, the page's clicks) of each position, (R, K); 0 on pads.
 
-    These are trials for memory: Σ clicks / Σ examination estimates a pair's attraction. Position-based: examination[k],
-    independent of clicks; so a click is one success in part of a trial, and few rounds may give a ratio above 1.
-    Cascade: 1 down to the last click, then what silence leaves probable, which depends on how attractive the rest was.
+    Memory counts these as trials: Σ clicks / Σ examination estimates a pair's attraction. Position-based:
+    examination[k], whatever was clicked; a click is a success in part of a trial, so the ratio may exceed 1 in few rounds.
+    Cascade: 1 down to the last click; below it, the posterior given no further clicks, which depends on attraction.
 
     Args:
         clicks: (R, K) bool.
@@ -124,18 +125,18 @@ def examination_of(model: ClickModel, clicks: np.ndarray, attraction: np.ndarray
 def fit_position_based(
     pairs: np.ndarray, clicks: np.ndarray, prior: tuple[float, float] = (0.1, 0.4), max_iter: int = 5_000
 ) -> Fit[PositionBased]:
-    """Examination by position and attraction by pair, by expectation-maximisation (Chuklin et al. 2015, chapter 4).
+    """Estimates examination by position and attraction by pair with EM (Chuklin et al. 2015, chapter 4).
 
-    Only products of the two are seen, so position 0 is taken to be always examined: examination is relative to it (at
-    most 1), and attraction is P(click at the top). The objective is concave in the logarithms of both, so the start
-    does not matter. Takes memory for several (P, K) float64.
+    Only products of the two are observed, so position 0 is assumed to be always examined: examination is relative to it
+    (at most 1), and attraction is P(click at the top). The objective is concave in the logarithms of both, so the start
+    does not matter. Needs memory for several (P, K) float64.
 
     Args:
         pairs: (R, K) int numbers from 0 of (query, entity), −1 = pad.
         clicks: (R, K) bool.
-        prior: clicks and non-clicks, both above 0, added to those of each pair; keeps rare pairs off 0 and 1.
+        prior: clicks and non-clicks, both above 0, added to each pair; keeps rare pairs away from 0 and 1.
 
-    Errors: ValueError naming the positions that no chain of pairs that were clicked links to position 0.
+    Errors: ValueError naming the positions that no chain of clicked pairs links to position 0.
     """
     shown, clicked = _counts(pairs, clicks)
     _check_linked(shown, clicked)
@@ -162,18 +163,18 @@ def fit_position_based(
 def fit_cascade(
     pairs: np.ndarray, clicks: np.ndarray, prior: tuple[float, float] = (0.1, 0.4), max_iter: int = 500
 ) -> Fit[Cascade]:
-    """Satisfaction, abandonment and attraction by pair, by expectation-maximisation over where the customer stopped.
+    """Estimates satisfaction, abandonment and attraction by pair with EM over the position where the customer stopped.
 
-    Arguments as of `fit_position_based`. Errors: ValueError where no pair that was clicked appears at two positions.
+    Arguments as for `fit_position_based`. Errors: ValueError if no clicked pair appears at two positions.
     """
     shown, clicked_at = _counts(pairs, clicks)
     if not ((shown[clicked_at.any(axis=1)] > 0).sum(axis=1) > 1).any():
         raise ValueError("no pair that was clicked appears at two positions; log pages whose order varies")
     real = np.ascontiguousarray(pairs.T >= 0)  # (K, R)
     pair, clicked = np.where(real, pairs.T, 0), clicks.T & real
-    below = [at & real[1:] for at in (clicked[:-1], ~clicked[:-1])]  # something is below the click, the non-click
+    below = [at & real[1:] for at in (clicked[:-1], ~clicked[:-1])]  # clicks, non-clicks with a position below
     last = np.logical_or.accumulate(clicked[::-1])[::-1]  # a click stands here or below
-    stays = np.array([(at & last[1:]).sum() for at in below])  # surely went on
+    stays = np.array([(at & last[1:]).sum() for at in below])  # certainly continued
     successes = clicked_at.sum(axis=1) + prior[0]  # (P,)
     failures = np.bincount(pair[last & ~clicked], minlength=len(shown)) + prior[1]  # (P,) surely examined, no click
     model, attraction = Cascade(0.5, 0.1), successes / (shown.sum(axis=1) + sum(prior))
@@ -198,7 +199,7 @@ def save(model: ClickModel, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> ClickModel:
-    """Reads what `save` wrote; ValueError naming the file where that is none of the models here."""
+    """Reads what `save` wrote. Raises ValueError naming the file if it holds no known model."""
     values = json.loads(Path(path).read_text(encoding="utf-8"))
     if (name := values.pop("model", None)) not in _MODELS:
         raise ValueError(f"{path}: model {name!r} is none of {', '.join(_MODELS)}")
@@ -206,17 +207,18 @@ def load(path: str | Path) -> ClickModel:
 
 
 def _examination(model: PositionBased, num_positions: int) -> np.ndarray:
-    """(K,) of a page."""
+    """Examination (K,) of a page. Raises ValueError if the page has more positions than the model."""
     if num_positions > len(model.examination):
         raise ValueError(f"examination: {len(model.examination)} positions, but a page of {num_positions}")
     return np.asarray(model.examination[:num_positions])
 
 
 def _cascade_posterior(model: Cascade, clicked: np.ndarray, attraction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """P(examined | clicks) (K, R) and P(no click after the last) (R,), of clicks and attraction (K, R); pads have 0.
+    """P(examined | clicks) (K, R) and P(no click after the last one) (R,), from clicks and attraction (K, R), pads 0.
 
-    Upwards: silent[k] = P(no click from k on | k examined) = (1 − a)(stop + (1 − stop) silent[k + 1]).
-    Downwards: who clicks later surely went on; else on with (1 − stop) silent / (stop + (1 − stop) silent).
+    Backward: silent[k] = P(no click from k on | k examined) = (1 − a)(stop + (1 − stop) silent[k + 1]).
+    Forward: a customer who clicks later continued; otherwise P(continued) = (1 − stop) silent / (stop + (1 − stop)
+    silent).
     """
     num_positions, num_rounds = clicked.shape
     silent, examined = np.ones((2, num_positions + 1, num_rounds))
@@ -234,7 +236,7 @@ def _cascade_posterior(model: Cascade, clicked: np.ndarray, attraction: np.ndarr
 
 
 def _counts(pairs: np.ndarray, clicks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(P, K) how often each pair was shown and clicked at each position."""
+    """Counts how often each pair was shown and clicked at each position, (P, K) each."""
     shape, real = (int(pairs.max(initial=0)) + 1, pairs.shape[1]), pairs >= 0
     cells = (pairs * shape[1] + np.arange(shape[1]))[real]
     shown, clicked = (np.bincount(cells, weights, shape[0] * shape[1]) for weights in (None, clicks[real]))
@@ -242,7 +244,7 @@ def _counts(pairs: np.ndarray, clicks: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _check_linked(shown: np.ndarray, clicked: np.ndarray) -> None:
-    """ValueError unless pairs that were clicked link all positions: without a click nothing is learned of positions."""
+    """Raises ValueError unless clicked pairs link all positions; pairs without clicks say nothing about positions."""
     there = (shown[clicked.any(axis=1)] > 0).astype(np.float64)
     shared = there.T @ there > 0  # (K, K)
     linked = np.arange(len(shared)) == 0

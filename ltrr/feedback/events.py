@@ -1,7 +1,7 @@
-"""What is logged: an impression (what was decided and shown for a query) and actions (what the customer did with it).
+"""Logged events: an impression (the decision and the page of a query) and actions (the customer's responses).
 
 Knows the types of events, how a page becomes impressions and how actions become a reward; knows nothing about storage,
-arms or models. Entities are document ids, so that a log outlives the corpus's rows.
+arms or models. Entities are document ids, so a log stays valid when corpus rows change.
 Legend: A arms, F context features, G action features of an arm, K shown entities.
 """
 
@@ -21,14 +21,14 @@ import numpy as np
 from ltrr.types import Context, Page
 
 Kind = Literal["click", "like", "favourite", "play", "dismiss"]
-_SKEW = timedelta(minutes=5)  # by which a client's clock may be behind
-_LOOSE = re.compile(r"(?<![\w+#])[+#]+|[+#]+(?=\w)")  # that end no word
+_SKEW = timedelta(minutes=5)  # tolerated lag of a client's clock
+_LOOSE = re.compile(r"(?<![\w+#])[+#]+|[+#]+(?=\w)")  # + and # that do not end a word
 KINDS: tuple[str, ...] = get_args(Kind)
 Entity = TypeVar("Entity", bound=Hashable)
 
 
 class Allocation(NamedTuple):
-    """A decision without its probability."""
+    """Depths and cut of a decision, without its probability."""
 
     depths: tuple[int, ...]  # A, 0 = the arm is not run
     cut: int  # candidates of the fused union that are ranked
@@ -36,24 +36,24 @@ class Allocation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Impression:
-    """One page of results. ValueError names the field that cannot be."""
+    """One page of results. Raises ValueError naming the first invalid field."""
 
     id: str
     time: datetime  # with a time zone
     query: str  # as typed
     shown: tuple[str, ...]  # K entities, best first
-    scores: tuple[float, ...] = ()  # K, the ranker's
-    ranks: tuple[tuple[int | None, ...], ...] = ()  # K of A: the rank at which each arm returned it, None = it did not
+    scores: tuple[float, ...] = ()  # K scores of the ranker
+    ranks: tuple[tuple[int | None, ...], ...] = ()  # K rows of A: rank in each arm, 0 = first, None = not returned
     session: str | None = None
     context: Context = field(default_factory=Context)
-    arms: tuple[str, ...] = ()  # A names
-    features: tuple[float, ...] = ()  # F, of query and context, as the policy saw them
-    action_features: tuple[tuple[float, ...], ...] = ()  # A of G
-    drawn: Allocation = field(default_factory=lambda: Allocation((), 0))  # what the policy chose
-    executed: Allocation | None = None  # what ran; None = what was drawn
+    arms: tuple[str, ...] = ()  # A names of arms
+    features: tuple[float, ...] = ()  # F features of query and context, as the policy read them
+    action_features: tuple[tuple[float, ...], ...] = ()  # A rows of G
+    drawn: Allocation = field(default_factory=lambda: Allocation((), 0))  # the decision of the policy
+    executed: Allocation | None = None  # what ran; None = as drawn
     propensity: float = 1.0  # of the whole drawn decision, in (0, 1]
-    marginals: tuple[float, ...] = ()  # A + 1, of each arm's depth and, last, of the cut
-    prices: Mapping[str, float] = field(default_factory=dict)  # λ of each budget, while this was decided
+    marginals: tuple[float, ...] = ()  # A + 1: propensity of each arm's depth and, last, of the cut
+    prices: Mapping[str, float] = field(default_factory=dict)  # λ of each budget at decision time
     policy: str = ""  # name and version
     models: Mapping[str, str] = field(default_factory=dict)  # part -> id of its weights
 
@@ -81,20 +81,20 @@ class Impression:
 
     @property
     def normalised(self) -> str:
-        """The query as memory knows it."""
+        """The normalised query, which is memory's key."""
         return normalised(self.query)
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What a customer did with one shown entity. ValueError names the field that cannot be."""
+    """A customer's action on a shown entity. Raises ValueError naming the first invalid field."""
 
     id: str
     impression: str
     entity: str
     kind: Kind
     time: datetime  # with a time zone
-    seconds: float | None = None  # played
+    seconds: float | None = None  # seconds played
 
     def __post_init__(self) -> None:
         _check_id("action", self.id)
@@ -108,10 +108,10 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """What actions are worth: the sum over an impression's entities of each entity's best action.
+    """Turns actions into a reward: the sum over an impression's entities of each entity's best action.
 
-    weights: kind -> worth; a kind that is not named is worth nothing.
-    dwell: seconds from which a play counts.
+    weights: kind -> reward; 0 if absent.
+    dwell: least seconds for a play to count.
     window: how long after the impression actions count.
     """
 
@@ -127,7 +127,7 @@ class Reward:
 
     @classmethod
     def configured(cls, options: Mapping[str, Any] | None) -> Self:
-        """From a config: {"weights": {kind: worth}, "dwell": seconds, "days": of the window}; None = as by default."""
+        """Builds a reward from a config: {"weights": {kind: reward}, "dwell": seconds, "days": window}."""
         options = dict(options or {})
         if unknown := set(options) - {"weights", "dwell", "days"}:
             raise ValueError(f"reward: there is no {min(unknown)!r}; there are weights, dwell, days")
@@ -136,14 +136,14 @@ class Reward:
         return cls(**options)
 
     def of_entities(self, time: datetime, actions: Sequence[Action]) -> dict[str, float]:
-        """Entity -> reward, of an impression shown at `time`; the same whatever the order or repetition of actions.
+        """Rewards by entity of an impression shown at `time`, independent of the order or repetition of actions.
 
-        Of several actions on an entity the best counts, so a dismissal only where nothing better happened.
+        The best action on an entity counts, so a dismissal counts only if nothing better happened.
         """
         return self.best((a.entity, a.kind, a.time - time, a.seconds) for a in actions)
 
     def best(self, did: Iterable[tuple[Entity, str, timedelta, float | None]]) -> dict[Entity, float]:
-        """As `of_entities`, from (entity, kind, how long after the impression, seconds)."""
+        """Like `of_entities`, from tuples (entity, kind, delay after the impression, seconds)."""
         worth: dict[Entity, float] = {}
         for entity, kind, delay, seconds in did:
             counts = -_SKEW <= delay <= self.window
@@ -158,9 +158,9 @@ class Reward:
 
 
 def normalised(query: str) -> str:
-    """Case, accents, punctuation, spaces and compatibility forms made equal: "Tayler  LOVE!" -> "tayler love".
+    """Normalises case, accents, punctuation, spaces and compatibility forms: "Tayler  LOVE!" -> "tayler love".
 
-    Marks that spell another word stay (vowel signs, tone marks, dakuten), and so do + and # that end one ("c++").
+    Keeps marks that distinguish words (vowel signs, tone marks, dakuten), and + and # at the end of a word ("c++").
     """
     folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", query).casefold())
     marked = (c for c in folded if not (10 <= unicodedata.combining(c) <= 35 or unicodedata.combining(c) >= 200))
@@ -169,7 +169,7 @@ def normalised(query: str) -> str:
 
 
 def digest_of(customer: str) -> str:
-    """What stands for the name of someone who was erased: its SHA-256."""
+    """SHA-256 of a customer's name, which is stored instead of the name at an erasure."""
     return hashlib.sha256(customer.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -182,7 +182,7 @@ def impressions_of(
     policy: str = "",
     models: Mapping[str, str] | None = None,
 ) -> list[Impression]:
-    """A page's impressions; `ids[row]` is the id of a corpus row. times: of each; None = now."""
+    """Builds a page's impressions; `ids[row]` is the id of a corpus row. times: one per query; None = now."""
     times = times or [datetime.now(UTC)] * len(page.queries)
     out = []
     for q, query in enumerate(page.queries):
@@ -199,7 +199,9 @@ def impressions_of(
                 session=sessions[q] if sessions else None,
                 context=query.context,
                 arms=page.arms,
-                features=tuple(math.nan if x != x else x for x in page.features[q].tolist()),  # one NaN equals itself
+                features=tuple(
+                    math.nan if x != x else x for x in page.features[q].tolist()
+                ),  # the one object math.nan equals itself in tuples
                 drawn=Allocation(tuple(page.decision.depths[q].tolist()), int(page.decision.cut[q])),
                 propensity=float(page.decision.propensity[q]),
                 marginals=tuple(page.decision.marginals[q].tolist()),
@@ -219,5 +221,5 @@ def _check_id(what: str, text: str) -> None:
 def _check_time(what: str, time: datetime) -> None:
     if time.tzinfo is None:
         raise ValueError(f"{what}: time {time.isoformat()} has no time zone; write +00:00 for UTC")
-    if not 1900 < time.year < 2200:  # what zones and sums of times can bear
+    if not 1900 < time.year < 2200:  # a margin for time zones and sums of times
         raise ValueError(f"{what}: time {time.isoformat()} is not within 1901 and 2199")

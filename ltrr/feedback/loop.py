@@ -1,8 +1,8 @@
-"""From the event store to what learns from it: events go to disk first, then to every learner in the store's order.
+"""Brings events from the store to learners: each event goes to disk first, then to every learner in the store's order.
 
-Knows the store, learners by protocol and their snapshots; knows nothing about what they learn. Learners follow the
-store, so events of other processes reach them, too, and a restart gives what went on online: the newest snapshot, and
-the events after it.
+Knows the store, learners by protocol and their snapshots; does not know what they learn. Learners follow the store, so
+events of other processes reach them, too. A restart reads the newest snapshot and the events after it, which gives the
+same state as learning online.
 
     <folder>/<seq of the last impression>-<of the last action>/<learner>.npz
                                                              /loop.json  the store's id, the last erasure's seq
@@ -16,38 +16,18 @@ import tempfile
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 
 from ltrr.feedback.events import Action, Impression, digest_of
 from ltrr.feedback.store import EventStore
+from ltrr.protocols import Learning
 from ltrr.types import ActionRow, ImpressionRow
-
-
-class Learner(Protocol):
-    """What learns from events, in whatever order they come; the same event twice changes nothing."""
-
-    def take(self, seen: Sequence[ImpressionRow], did: Sequence[ActionRow]) -> None: ...
-
-    def customers(self) -> Iterable[str]:
-        """Names of whom it knows."""
-        ...
-
-    def erase(self, customer: str) -> None:
-        """Takes back what a customer taught."""
-        ...
-
-    def compact(self) -> None:
-        """Forgets what is of no use any more."""
-        ...
-
-    def save(self, path: Path) -> None: ...
-
-    def load(self, path: Path) -> None: ...
 
 
 class Loop:
@@ -55,14 +35,22 @@ class Loop:
 
     Args:
         learners: by name; they know nothing yet.
-        rows: entity -> corpus row; what is not there is left out.
+        rows: entity -> corpus row; entities without one are left out.
         folder: of snapshots, made for these learners, this corpus and this store; None = every start replays all.
+        sources: whether learners get to know which arms returned each candidate; a replay takes half as long again.
     """
 
     def __init__(
-        self, store: EventStore, learners: Mapping[str, Learner], rows: Mapping[str, int], folder: Path | None = None
+        self,
+        store: EventStore,
+        learners: Mapping[str, Learning],
+        rows: Mapping[str, int],
+        folder: Path | None = None,
+        *,
+        sources: bool = False,
     ) -> None:
         self._store, self._learners, self._rows, self._folder = store, dict(learners), rows, folder
+        self._sources = sources
         self._lock = threading.RLock()
         self._at = self._saved = (0, 0)  # seq of the last impression and action that learners have; that are saved
         self._erased = 0  # seq of the last erasure that learners have
@@ -72,16 +60,16 @@ class Loop:
         self.catch_up()
 
     def record(self, events: Sequence[Impression | Action]) -> None:
-        """Returns when the events are on disk and learned. ValueError names one that cannot be stored.
+        """Returns when the events are on disk and learned. Raises ValueError naming an event that cannot be stored.
 
-        While a snapshot is made, which takes seconds, they are learned when it is done, so that nobody waits for it.
+        During a snapshot, which takes seconds, events are learned only afterwards, so that callers do not wait.
         """
         self._store.append(events)
         if not self._saving:
             self.catch_up()
 
     def catch_up(self) -> None:
-        """Learns what the store has and learners have not, and forgets whom it has erased since."""
+        """Applies new erasures, then passes the store's new events to the learners."""
         with self._lock:
             if erased := self._store.erasures(self._erased):
                 digests = {digest for _, digest in erased}
@@ -90,17 +78,17 @@ class Loop:
                         learner.erase(name)
                 self._erased, self._saved = erased[-1][0], (-1, -1)
             shown, acted = self._at
-            for batch in self._store.shown(shown):
-                self._give([self._seen(row) for row in batch], [])
+            for batch in self._store.shown(shown, sources=self._sources):
+                self._give([self._impression(row) for row in batch], [])
                 self._at = shown, acted = batch[-1].seq, acted
             for batch in self._store.acted(acted):
-                self._give([], [self._did(row) for row in batch])
+                self._give([], [self._action(row) for row in batch])
                 self._at = shown, acted = shown, batch[-1].seq
 
     def erase(self, customer: str) -> tuple[int, int]:
-        """Removes a customer's events from the store, from learners and from snapshots; (impressions, actions).
+        """Removes a customer's events from the store, learners and snapshots; returns counts (impressions, actions).
 
-        Other processes on the same store follow when they next catch up, those that are down when they start.
+        Other processes on the same store follow when they next catch up, or when they start.
         """
         with self._lock:
             self.catch_up()
@@ -109,7 +97,7 @@ class Loop:
         return removed
 
     def snapshot(self) -> None:
-        """Compacts learners and saves them, whole or not at all; nothing where nothing is new."""
+        """Compacts and saves the learners, atomically; does nothing if nothing is new."""
         with self._lock:
             self.catch_up()
             if self._folder is None or self._at == self._saved:
@@ -123,7 +111,7 @@ class Loop:
             self.catch_up()
 
     def keep(self, every: timedelta, days: float | None = None) -> None:
-        """From now on, in the background: catches up, removes events older than `days`, snapshots."""
+        """Starts a background thread that catches up, removes events older than `days`, and snapshots."""
         if every <= timedelta(0):
             raise ValueError(f"serve.snapshot_s: {every.total_seconds():g} is not above 0")
         if days is not None and not 0 < days < 100_000:
@@ -132,7 +120,7 @@ class Loop:
         self._keeper.start()
 
     def close(self) -> None:
-        """A last snapshot. The store stays open."""
+        """Stops the background thread and takes a last snapshot. The store stays open."""
         self._stop.set()
         if self._keeper:
             self._keeper.join()
@@ -151,7 +139,7 @@ class Loop:
                 if days is not None:
                     self._store.expire(datetime.now(UTC) - timedelta(days=days))
                 self.snapshot()
-            except Exception as error:  # a full disk, a database that is away: the next time
+            except Exception as error:  # such as a full disk or an unreachable database: retry next time
                 warnings.warn(f"snapshot of what was learned: {error}", stacklevel=2)
 
     def _save(self, folder: Path) -> None:
@@ -163,19 +151,19 @@ class Loop:
             for name, learner in self._learners.items():
                 learner.compact()
                 learner.save(whole / f"{name}.npz")
-            told = {"store": self._store.id, "erasures": self._erased}
-            (whole / "loop.json").write_text(json.dumps(told), encoding="utf-8")
-            if target.exists():  # of before an erasure
+            state = {"store": self._store.id, "erasures": self._erased}
+            (whole / "loop.json").write_text(json.dumps(state), encoding="utf-8")
+            if target.exists():  # written before an erasure
                 target.rename(Path(temporary) / target.name)
             whole.rename(target)
             for path in folder.glob("[0-9]*-[0-9]*"):
                 if path != target:
-                    path.rename(Path(temporary) / path.name)  # and so removed
+                    path.rename(Path(temporary) / path.name)  # removed with the temporary folder
 
     def _restore(self) -> None:
         if self._folder is None:
             return
-        for path in self._folder.glob(".new-*"):  # of a process that was killed
+        for path in self._folder.glob(".new-*"):  # left by a killed process
             shutil.rmtree(path, ignore_errors=True)
         newest = max(self._folder.glob("[0-9]*-[0-9]*"), key=_seqs, default=None)
         if newest is None:
@@ -183,39 +171,52 @@ class Loop:
         shown, acted = _seqs(newest)
         last = self._store.last()
         try:
-            told = json.loads((newest / "loop.json").read_text(encoding="utf-8"))
-            if told["store"] != self._store.id or shown > last[0] or acted > last[1]:
+            state = json.loads((newest / "loop.json").read_text(encoding="utf-8"))
+            if state["store"] != self._store.id or shown > last[0] or acted > last[1]:
                 raise ValueError("made for another store, or for a later state of this one")
             paths = {name: newest / f"{name}.npz" for name in self._learners}
             for path in paths.values():
                 with np.load(path, allow_pickle=False) as file:
                     for name in file.files:
-                        file[name]  # read and checked before a learner is touched
+                        file[name]  # read it all before a learner changes
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             warnings.warn(f"{newest}: not used, learning anew from the store: {error}", stacklevel=4)
             return
         for name, path in paths.items():
             self._learners[name].load(path)
         self._at = self._saved = shown, acted
-        self._erased = int(told["erasures"])
+        self._erased = int(state["erasures"])
 
-    def _give(self, seen: list[ImpressionRow], did: list[ActionRow]) -> None:
+    def _give(self, impressions: list[ImpressionRow], actions: list[ActionRow]) -> None:
         for name, learner in self._learners.items():
             try:
-                learner.take(seen, did)
-            except Exception as error:  # one that cannot learn must not stop searches, nor others from learning
-                first = next(iter([*seen, *did])).id
+                learner.take(impressions, actions)
+            except Exception as error:  # a failing learner must not stop searches or other learners
+                first = next(iter([*impressions, *actions])).id
                 warnings.warn(f"{name} could not learn from {first!r} and what came with it: {error!r}", stacklevel=3)
 
-    def _seen(self, row: object) -> ImpressionRow:
-        _, name, customer, session, time, query, _, shown = row  # type: ignore[misc]
-        return ImpressionRow(name, session or name, customer or "", time, query, [self._rows.get(e, -1) for e in shown])
+    def _impression(self, row: Any) -> ImpressionRow:
+        _, name, customer, session, time, query, _, shown, *sources = row
+        rows = [self._rows.get(entity, -1) for entity in shown]
+        arms, bits = (_names(sources[0]), _bits(sources[1])) if sources else ((), ())
+        return ImpressionRow(name, session or name, customer or "", time, query, rows, arms, bits)
 
-    def _did(self, row: object) -> ActionRow:
-        _, name, impression, entity, kind, time, seconds = row  # type: ignore[misc]
+    def _action(self, row: Any) -> ActionRow:
+        _, name, impression, entity, kind, time, seconds = row
         return ActionRow(name, impression, self._rows.get(entity, -1), kind, time, seconds)
 
 
 def _seqs(snapshot: Path) -> tuple[int, int]:
     shown, acted = map(int, snapshot.name.split("-"))
     return shown, acted
+
+
+@lru_cache(64)
+def _names(arms: str) -> tuple[str, ...]:
+    return tuple(json.loads(arms))
+
+
+def _bits(ranks: str) -> list[int]:
+    """`ImpressionRow.returned_by` from compact JSON like [[0,null],[7,3]]; lists of lists would take twice as long."""
+    rows = ranks[2:-2].split("],[") if len(ranks) > 2 else []
+    return [sum([1 << a for a, rank in enumerate(row.split(",")) if rank not in ("null", "")]) for row in rows]

@@ -1,8 +1,8 @@
-"""From what was served to what a policy learns from: an impression and the actions on it become a round.
+"""Converts impressions and the actions on them to rounds, from which policies learn.
 
-Knows impressions, rewards and how columns of features are called; knows nothing about what learns. The model's
-candidates are in fused order, a page is in the ranker's: who stood where is found again by the rank that each arm gave
-it, which no other candidate shares. A candidate that the cut let through and the page did not show is missing.
+Knows impressions, rewards and the names of feature columns; knows nothing about learners. A model's candidates are in
+fused order, a page is in the ranker's order. The ranks of a candidate in all arms identify it: no other candidate has
+the same. A candidate within the cut that the page did not show counts as missing.
 Legend: R rounds, U queries as they were known, M candidates of each, F and C features, K shown entities, A arms.
 """
 
@@ -24,7 +24,7 @@ Names = tuple[tuple[str, ...], tuple[str, ...]]  # of the F and of the C columns
 def known_of(seen: Impression, names: Names, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | str:
     """Features (F,) and (M, C), and each candidate's place on the page (M,) int16, -1 = not on it.
 
-    Or, in words, why nothing can be learned from it. num: M.
+    Returns the reason as text if nothing can be learned from the impression. num: M.
     """
     width, ranked = len(names[0]), [f"{arm}_rank" for arm in seen.arms]
     if len(seen.features) != width + num * len(names[1]) or not {*ranked} <= {*names[1]}:
@@ -51,11 +51,11 @@ def rounds_of(
     num: int,
     all_arms: bool = False,
 ) -> tuple[Rounds, Counter[str]]:
-    """Rounds of a policy that reads these columns, and how many impressions were left out, by reason.
+    """Builds the rounds of a policy that reads these columns; counts the impressions left out, by reason.
 
-    batches: of an event store (`EventStore.rounds`). An entity is clicked where its best action has a reward above 0.
-    num: M. all_arms: leave out those for which an arm was off, or less deep than it ever was. ValueError where none is
-    left.
+    batches: from an event store (`EventStore.rounds`). An entity counts as clicked if its best action has a reward
+    above 0. num: M. all_arms: leave out impressions with an arm off or below its largest logged depth. Raises
+    ValueError if no round is left.
     """
     left, reward, numbers = Counter[str](), Reward(), dict[bytes, int]()
     kept: tuple[list[Any], ...] = [], [], [], [], [], []
@@ -68,7 +68,7 @@ def rounds_of(
             continue
         if all_arms:
             most = tuple(map(max, seen.drawn.depths, deepest or seen.drawn.depths))
-            if most != deepest:  # those before were less deep
+            if most != deepest:  # all earlier rounds were less deep
                 left[_LESS] += len(rows)
                 for part in (*kept, numbers, drawn):
                     part.clear()
@@ -94,5 +94,5 @@ def rounds_of(
 
 
 def told(left: Counter[str]) -> str:
-    """In words."""
+    """Formats the counts of left-out impressions as text."""
     return ", ".join(f"{num:,} {reason}" for reason, num in left.most_common()) or "none"

@@ -1,8 +1,8 @@
-"""The event store's tables, events as rows and back, and how a database is opened and brought to this version.
+"""The event store's tables, conversion between events and rows, and opening and migrating a database.
 
-Knows SQL, dialects and migrations; knows nothing about queues, threads or what events are for. What is queried by has
-a column, the rest of an impression is in `body`. Times are UTC in whole microseconds. `seq` grows in the order of
-commits, over many processes too: whoever inserts holds the database's one write lock until the commit.
+Knows SQL, dialects and migrations; knows nothing about queues, threads or the use of events. Fields used in queries
+have columns; the rest of an impression is in `body`. Times are UTC in whole microseconds. `seq` grows in the order of
+commits, also across processes, because a writer holds the database's only write lock until it commits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ltrr.types import Context
 def _keys(table: str) -> list[Any]:
     return [
         sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
-        sa.Column("id", sa.Text, nullable=False),  # made by the client
+        sa.Column("id", sa.Text, nullable=False),  # chosen by the client
         sa.Column("time", sa.BigInteger, nullable=False, index=True),
         sa.UniqueConstraint("id", name=f"uq_{table}_id"),
     ]
@@ -46,13 +46,13 @@ IMPRESSIONS = sa.Table(
     sa.Column("shown", sa.JSON, nullable=False),  # entities, best first
     sa.Column("body", sa.JSON, nullable=False),  # all other fields
     sa.CheckConstraint("propensity > 0 AND propensity <= 1", name="ck_impressions_propensity"),
-    sqlite_autoincrement=True,  # a number is never used again
+    sqlite_autoincrement=True,  # numbers are never reused
 )
 ACTIONS = sa.Table(
     "actions",
     METADATA,
     *_keys("actions"),
-    sa.Column("impression", sa.Text, nullable=False, index=True),  # no foreign key: the action may come first
+    sa.Column("impression", sa.Text, nullable=False, index=True),  # no foreign key: the action may arrive first
     *(sa.Column(name, sa.Text, nullable=False) for name in ("entity", "kind")),
     sa.Column("seconds", sa.Double),
     sa.CheckConstraint(f"kind IN {KINDS}", name="ck_actions_kind"),
@@ -69,24 +69,24 @@ ERASURES = sa.Table(
 )
 STORE = sa.Table("store", METADATA, sa.Column("id", sa.Text, primary_key=True))  # one row
 
-_ARRAYS = ("scores", "ranks", "arms", "features", "action_features", "marginals")  # of `body`, tuples in an Impression
+_ARRAYS = ("scores", "ranks", "arms", "features", "action_features", "marginals")  # of `body`: tuples in an Impression
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LOCK = 0x6C747272  # "ltrr", the key of PostgreSQL's advisory lock
+_LOCK = 0x6C747272  # "ltrr" in ASCII, the key of PostgreSQL's advisory lock
 _PREPARE = {
     "sqlite": ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA secure_delete = ON"),
     "postgresql": (
         "SELECT set_config(name, 'on', false) FROM pg_settings WHERE (name, setting) = ('synchronous_commit', 'off')",
     ),
-}  # a commit is on disk; what is erased is overwritten
+}  # commits reach the disk before they return; SQLite overwrites erased rows
 
 
 def micros(time: datetime) -> int:
-    """UTC microseconds since 1970 of a time with a zone."""
+    """Converts a time with a zone to UTC microseconds since 1970."""
     return (time - _EPOCH) // timedelta(microseconds=1)
 
 
 def row_of(event: Impression | Action) -> tuple:
-    """The values of its table's columns but `seq`. ValueError names an event that a database cannot hold."""
+    """Converts an event to its table's columns except `seq`. Raises ValueError for what cannot be stored."""
     try:
         if isinstance(event, Action):
             texts = event.impression, event.entity, event.kind
@@ -99,7 +99,7 @@ def row_of(event: Impression | Action) -> tuple:
             body["prices"] = dict(event.prices)
             body |= {"locale": who.locale, "time": who.time and who.time.isoformat(), "device": who.device}
             body["attributes"] = dict(who.attributes)
-            body["features"] = [None if math.isnan(x) else x for x in event.features]  # unknown
+            body["features"] = [None if math.isnan(x) else x for x in event.features]  # None = unknown
             rest = event.propensity, to_json(event.shown).decode(), to_json(body).decode()
             known = filter(None, body["features"])
             if not math.isfinite(sum(chain(event.scores, known, event.prices.values(), *event.action_features))):
@@ -109,7 +109,7 @@ def row_of(event: Impression | Action) -> tuple:
                 raise ValueError("customer, session and policy have at most 200 characters")
             texts += event.shown
         joined = "".join(filter(None, (event.id, *texts)))
-        if b"\0" in joined.encode():  # which refuses unpaired surrogates
+        if b"\0" in joined.encode():  # encode() raises for unpaired surrogates
             raise ValueError("it has a NUL character; remove it")
         return row
     except (TypeError, ValueError) as error:
@@ -117,7 +117,7 @@ def row_of(event: Impression | Action) -> tuple:
 
 
 def impression_of(row: Any) -> Impression:
-    """From a row of `impressions` with its JSON read."""
+    """Builds an impression from a row of `impressions` with parsed JSON."""
     body = row.body
     time = body["time"] and datetime.fromisoformat(body["time"])
     drawn, executed = (a and Allocation(tuple(a[0]), a[1]) for a in (body["drawn"], body["executed"]))
@@ -133,14 +133,14 @@ def impression_of(row: Any) -> Impression:
         propensity=row.propensity,
         policy=row.policy,
         models=body["models"],
-        prices=body.get("prices", {}),  # not in stores of before
+        prices=body.get("prices", {}),  # absent in older stores
         **{name: _tuples(body[name]) for name in _ARRAYS if name != "features"},
         features=tuple(math.nan if x is None else x for x in body["features"]),
     )
 
 
 def action_of(row: Any) -> Action:
-    """From a row of `actions`."""
+    """Builds an action from a row of `actions`."""
     time = _EPOCH + timedelta(microseconds=row.time)
     return Action(row.id, row.impression, row.entity, row.kind, time, row.seconds)
 
@@ -150,10 +150,10 @@ def _tuples(values: list) -> tuple:
 
 
 def open_database(url: str) -> sa.Engine:
-    """The database of a URL, a new file if need be, with all migrations applied.
+    """Opens the database of a URL, creating a file if needed, and applies all migrations.
 
-    A connection with the execution option `write` holds the write lock from the begin of each transaction.
-    ValueError: no such kind of database, no driver, no server, or a schema newer than this version.
+    A connection with the execution option `write` holds the write lock from the start of each transaction.
+    Raises ValueError for an unsupported URL, a missing driver, an unreachable server, or a schema of a newer ltrr.
     """
     try:
         where = sa.make_url(url)
@@ -197,7 +197,7 @@ def open_database(url: str) -> sa.Engine:
 
 
 def migrations(connection: sa.Connection) -> Config:
-    """Alembic's configuration on a connection; a new one: `command.revision(_, "what", True)`."""
+    """Alembic's configuration on a connection; create a migration with `command.revision(config, "title", True)`."""
     config = Config()
     config.set_main_option("script_location", "ltrr.feedback:migrations")
     config.attributes["connection"] = connection

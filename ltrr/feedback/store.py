@@ -1,7 +1,7 @@
-"""The event store: what was appended is on disk when append returns, once, and can be read in order, erased, exported.
+"""The event store: appends events durably and without duplicates; reads them in order, erases and exports them.
 
-Knows queues, transactions and tables; knows nothing about what events mean. One writer thread with one connection puts
-all that waits into one transaction (group commit), so that many callers share one fsync.
+Knows queues, transactions and tables; does not know what events mean. One writer thread with one connection commits all
+waiting events in one transaction (group commit), so that many callers share one fsync.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from ltrr.feedback.schema import (
     row_of,
 )
 
-_RECENT = 10_000  # impressions among which the latest of a policy is looked for
-_GROUP = 2000  # events of a transaction, and rows of a read
-_WAITS = (0.05, 0.2, 1.0, 3.0)  # seconds before a transaction is tried again
+_RECENT = 10_000  # newest impressions that `latest` searches
+_GROUP = 2000  # events per transaction, and rows per read
+_WAITS = (0.05, 0.2, 1.0, 3.0)  # seconds before each retry of a transaction
 Impressions = Iterator[list[tuple[int, Impression]]]  # batches, each event with its seq
 Actions = Iterator[list[tuple[int, Action]]]
 Rounds = Iterator[list[tuple[int, Impression, list[Action]]]]
@@ -52,23 +52,23 @@ _ARROW |= {"propensity": pa.float64(), "seconds": pa.float64()}  # all other col
 
 class _Job(NamedTuple):
     future: Future
-    events: Sequence[tuple[Impression | Action, tuple]] = ()  # with their rows
-    task: Callable[[sa.Connection], object] | None = None  # alone in its transaction
+    events: Sequence[tuple[Impression | Action, tuple]] = ()  # events with their rows
+    task: Callable[[sa.Connection], object] | None = None  # runs alone in its transaction
 
 
 class EventStore:
-    """Impressions and actions in SQLite or PostgreSQL; for many threads and many processes.
+    """Stores impressions and actions in SQLite or PostgreSQL, for many threads and processes.
 
-    An event's id is its client's: sent again with the same content it is silent, with other content the first is kept
-    (counted in `conflicts`, said once). `seq` is the order of commits to a table: whoever has read up to one misses
-    nothing when going on after it. Actions may come before their impression, late or twice.
+    Clients choose event ids. An event sent again with the same content is ignored; with other content the first is kept
+    (counted in `conflicts`, with one warning). `seq` follows the order of commits to a table, so a reader that
+    continues after its last `seq` misses nothing. Actions may arrive before their impression, late or twice.
 
     Args:
-        url: sqlite:///FILE or postgresql+psycopg://... (extra `scale`); ValueError says what is wrong with it.
+        url: sqlite:///FILE or postgresql+psycopg://... (extra `scale`). Raises ValueError if it cannot be opened.
     """
 
     def __init__(self, url: str = "sqlite:///runs/events.db"):
-        self.conflicts = 0  # events that came again with other content
+        self.conflicts = 0  # events sent again with other content
         self.commits = 0  # transactions
         self._engine = open_database(url)
         mark, self._insert = "?" if self._engine.dialect.name == "sqlite" else "%s", {}
@@ -86,28 +86,28 @@ class EventStore:
         self._writer.start()
 
     def append(self, events: Sequence[Impression | Action]) -> None:
-        """Returns when all are on disk. Where it raises none is known to be: try again with the same ids.
+        """Returns when all events are on disk. If it raises, some may be missing: retry with the same ids.
 
-        ValueError names an event that no database can hold. RuntimeError: the store is closed, its writer is dead.
+        Raises ValueError naming an event that cannot be stored; RuntimeError if the store is closed or its writer died.
         """
         self.submit(events).result()
 
     def submit(self, events: Sequence[Impression | Action]) -> Future[None]:
-        """The same for who waits later. It never blocks: what waits is in memory."""
+        """Like `append`, but returns a future at once; waiting events are held in memory."""
         return self._queue(_Job(Future(), [(event, row_of(event)) for event in events]))
 
     def impressions(self, since: datetime = _FIRST, until: datetime = _LAST, after: int = 0) -> Impressions:
-        """Batches of (seq, impression), by seq from above `after`, of since <= time < until."""
+        """Yields batches of (seq, impression) with seq > after and since <= time < until, by seq."""
         for rows in self._rows(IMPRESSIONS, after, since, until):
             yield [(row.seq, impression_of(row)) for row in rows]
 
     def actions(self, since: datetime = _FIRST, until: datetime = _LAST, after: int = 0) -> Actions:
-        """Batches of (seq, action), likewise."""
+        """Yields batches of (seq, action), with the filters of `impressions`."""
         for rows in self._rows(ACTIONS, after, since, until):
             yield [(row.seq, action_of(row)) for row in rows]
 
     def rounds(self, since: datetime = _FIRST, until: datetime = _LAST, after: int = 0) -> Rounds:
-        """Batches of (seq, impression, all actions on it so far); the filters are the impressions'."""
+        """Yields batches of (seq, impression, all actions on it so far); the filters apply to impressions."""
         for batch in self.impressions(since, until, after):
             found = defaultdict(list)
             wanted = sa.select(ACTIONS).where(ACTIONS.c.impression.in_([impression.id for _, impression in batch]))
@@ -117,22 +117,26 @@ class EventStore:
             yield [(seq, impression, found[impression.id]) for seq, impression in batch]
 
     def named(self, ids: Sequence[str]) -> list[Impression]:
-        """The impressions of these ids that are there, in no order."""
+        """Returns the stored impressions with these ids, in no order."""
         with self._engine.connect() as connection:
             rows = connection.execute(sa.select(IMPRESSIONS).where(IMPRESSIONS.c.id.in_(ids)))
             return [impression_of(row) for row in rows]
 
-    def shown(self, after: int = 0) -> Iterator[Sequence[sa.Row]]:
-        """Batches of (seq, id, customer, session, time in microseconds, normalised, query, shown) by seq."""
+    def shown(self, after: int = 0, *, sources: bool = False) -> Iterator[Sequence[sa.Row]]:
+        """Yields batches of (seq, id, customer, session, time in microseconds, normalised, query, shown) by seq.
+
+        sources: append the arms and the ranks at which they returned each entity, as JSON texts of `body`.
+        """
         names = ("seq", "id", "customer", "session", "time", "normalised", "query", "shown")
-        return self._rows(IMPRESSIONS, after, names=names)
+        body = [IMPRESSIONS.c.body[name].as_string() for name in ("arms", "ranks")] if sources else []
+        return self._rows(IMPRESSIONS, after, names=names, more=body)
 
     def acted(self, after: int = 0) -> Iterator[Sequence[sa.Row]]:
-        """Batches of (seq, id, impression, entity, kind, time in microseconds, seconds), likewise."""
+        """Yields batches of (seq, id, impression, entity, kind, time in microseconds, seconds) by seq."""
         return self._rows(ACTIONS, after, names=("seq", "id", "impression", "entity", "kind", "time", "seconds"))
 
     def last(self) -> tuple[int, int]:
-        """The last seq that was given to an impression and to an action, removed ones included; 0 = none yet."""
+        """Last seq assigned to an impression and to an action, including removed ones; 0 = none yet."""
         sql = "SELECT coalesce(last_value, 0) FROM pg_sequences WHERE sequencename = '{}_seq_seq'"
         if self._engine.dialect.name == "sqlite":
             sql = "SELECT seq FROM sqlite_sequence WHERE name = '{}'"
@@ -141,15 +145,15 @@ class EventStore:
         return found[0] or 0, found[1] or 0
 
     def erasures(self, after: int = 0) -> list[tuple[int, str]]:
-        """(seq, digest_of the customer) of erasures, in their order."""
+        """Returns (seq, `digest_of` the customer) of erasures, by seq."""
         wanted = sa.select(ERASURES.c.seq, ERASURES.c.customer).where(ERASURES.c.seq > after).order_by(ERASURES.c.seq)
         with self._engine.connect() as connection:
             return [(row.seq, row.customer) for row in connection.execute(wanted)]
 
     def erase(self, customer: str) -> tuple[int, int]:
-        """Removes a customer's impressions and the actions on them; how many of each. Exports are left as they are.
+        """Removes a customer's impressions and the actions on them; returns counts of both. Exports do not change.
 
-        That there was an erasure stays noted (`erasures`), the name does not.
+        The erasure itself is recorded (`erasures`) by a digest of the name.
         """
 
         def theirs(connection: sa.Connection) -> tuple[int, int]:
@@ -159,9 +163,9 @@ class EventStore:
         return self._queue(_Job(Future(), task=theirs)).result()
 
     def expire(self, before: datetime) -> tuple[int, int]:
-        """Removes impressions older than `before` with their actions, and older actions; how many of each.
+        """Removes impressions older than `before` with their actions, and older actions; returns counts of both.
 
-        In small transactions, so that writing goes on.
+        Works in small transactions, so that writers can proceed.
         """
         removed = [(0, 0)]
         for table in (IMPRESSIONS, ACTIONS):
@@ -174,9 +178,9 @@ class EventStore:
         return impressions, actions
 
     def export(self, folder: Path) -> None:
-        """Writes a new folder of Parquet, <table>/day=<UTC day>/part-<n>.parquet, whole or not at all.
+        """Writes a new folder of Parquet, <table>/day=<UTC day>/part-<n>.parquet, atomically.
 
-        Columns are the tables', `body` as JSON text. Writing goes on; events that come meanwhile may be in it.
+        Columns are those of the tables, with `body` as JSON text. Events written during the export may be included.
         """
         if folder.exists():
             raise ValueError(f"export: {folder} is there already; name a new folder")
@@ -201,7 +205,7 @@ class EventStore:
             whole.rename(folder)
 
     def close(self) -> None:
-        """Commits what was submitted and closes the database."""
+        """Commits submitted events and closes the database."""
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -215,16 +219,16 @@ class EventStore:
         self.close()
 
     def _queue(self, job: _Job) -> Future:
-        job.future.set_running_or_notify_cancel()  # it cannot be cancelled any more
+        job.future.set_running_or_notify_cancel()  # from now on it cannot be cancelled
         with self._wake:
-            if self._closed or not self._writer.is_alive():  # not alive: in a fork
+            if self._closed or not self._writer.is_alive():  # the writer is not alive in a forked process
                 raise RuntimeError(f"event store {self._engine.url!r}: closed, or its writer is dead; open another")
             self._jobs.append(job)
             self._wake.notify()
         return job.future
 
     def latest(self, policy: str) -> Impression | None:
-        """The page of this policy that was stored last; none where the last _RECENT are of others."""
+        """The policy's latest stored impression, or None if the last _RECENT impressions are of other policies."""
         wanted = sa.select(IMPRESSIONS).order_by(IMPRESSIONS.c.seq.desc()).limit(1)
         last = sa.select(sa.func.max(IMPRESSIONS.c.seq)).scalar_subquery()
         wanted = wanted.where(IMPRESSIONS.c.policy == policy, IMPRESSIONS.c.seq > last - _RECENT)
@@ -233,7 +237,7 @@ class EventStore:
         return impression_of(row) if row else None
 
     def _write(self, connection: sa.Connection) -> None:
-        """The writer thread: takes what waits, commits it, answers. Ends when closed, or by what nobody expects."""
+        """Writer thread: commits waiting jobs and resolves their futures. Ends on close or an unexpected error."""
         group: list[_Job] = []
         try:
             with connection:
@@ -247,7 +251,7 @@ class EventStore:
                     job.future.set_exception(RuntimeError(f"event store {self._engine.url!r}: its writer died"))
 
     def _next(self) -> list[_Job]:
-        """Waits for a job; all that wait until _GROUP events are reached, or one task. Empty: closed and all done."""
+        """Waits for jobs; returns one task, or waiting appends up to about _GROUP events; empty = closed and done."""
         group: list[_Job] = []
         num = 0
         with self._wake:
@@ -258,7 +262,7 @@ class EventStore:
         return group
 
     def _commit(self, connection: sa.Connection, group: list[_Job]) -> None:
-        """One transaction. What is wrong with the database is told to all; what is wrong with one job, to that one."""
+        """Commits a group of jobs. A database error fails all of them; an error of one job fails only that job."""
         for wait in (*_WAITS, None):
             try:
                 with connection.begin():
@@ -266,7 +270,7 @@ class EventStore:
                     again = self._insert_all(connection, group)
             except Exception as error:
                 passing = isinstance(error, exc.OperationalError) or getattr(error, "connection_invalidated", False)
-                if passing and wait is not None:  # locked, or the server restarts: the same ids again do no harm
+                if passing and wait is not None:  # locked or restarting; repeated ids are harmless
                     time.sleep(wait)
                     continue
                 for job in group:
@@ -276,10 +280,10 @@ class EventStore:
                         self._commit(connection, [job])
                 return
             self.commits += 1
-            if group[0].task and self._engine.dialect.name == "sqlite":  # what was removed is in the log, too
+            if group[0].task and self._engine.dialect.name == "sqlite":  # removed rows are also in the write-ahead log
                 connection.connection.dbapi_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore
             if again and not self.conflicts:
-                with suppress(UserWarning):  # where warnings are errors, the writer lives on
+                with suppress(UserWarning):  # if warnings are errors, the writer must survive
                     warnings.warn(f"event {again[0]!r} came again with other content; the first is kept", stacklevel=2)
             self.conflicts += len(again)
             for job in group:
@@ -287,7 +291,7 @@ class EventStore:
             return
 
     def _insert_all(self, connection: sa.Connection, group: list[_Job]) -> list[str]:
-        """Ids of events that were there with other content."""
+        """Inserts events; returns ids of those already stored with other content."""
         again = []
         for table, kind, build in ((IMPRESSIONS, Impression, impression_of), (ACTIONS, Action, action_of)):
             pairs = [pair for job in group for pair in job.events if isinstance(pair[0], kind)]
@@ -303,11 +307,17 @@ class EventStore:
         return again
 
     def _rows(
-        self, table: sa.Table, after: int, since: datetime = _FIRST, until: datetime = _LAST, names: Sequence[str] = ()
+        self,
+        table: sa.Table,
+        after: int,
+        since: datetime = _FIRST,
+        until: datetime = _LAST,
+        names: Sequence[str] = (),
+        more: Sequence[sa.ColumnElement] = (),
     ) -> Iterator[Sequence[sa.Row]]:
-        """By seq, each batch in a transaction of its own, so that a slow reader holds nothing."""
-        wanted = sa.select(*table.c[*(names or table.c.keys())]).order_by(table.c.seq).limit(_GROUP)
-        if (since, until) != (_FIRST, _LAST):  # + 0: not by the index of time, each batch would sort anew
+        """Yields batches by seq, each in its own transaction, so that a slow reader holds no lock."""
+        wanted = sa.select(*table.c[*(names or table.c.keys())], *more).order_by(table.c.seq).limit(_GROUP)
+        if (since, until) != (_FIRST, _LAST):  # + 0 avoids the index on time, with which every batch would be sorted
             wanted = wanted.where(table.c.time + 0 >= micros(since), table.c.time + 0 < micros(until))
         while True:
             with self._engine.connect() as connection:
@@ -320,7 +330,7 @@ class EventStore:
 
 
 def _remove(table: sa.Table, gone: sa.ColumnElement[bool], connection: sa.Connection) -> tuple[int, int]:
-    """Deletes rows of a table, and the actions on them if they are impressions; (impressions, actions)."""
+    """Deletes rows of a table, and actions on deleted impressions; returns counts (impressions, actions)."""
     if table is ACTIONS:
         return 0, connection.execute(sa.delete(ACTIONS).where(gone)).rowcount
     theirs = ACTIONS.c.impression.in_(sa.select(IMPRESSIONS.c.id).where(gone))

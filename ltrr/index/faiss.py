@@ -1,4 +1,4 @@
-"""Nearest vectors by inner product, with FAISS: exact, or one of three approximations.
+"""Finds nearest vectors by inner product with FAISS: exactly, or with one of three approximate indexes.
 
 Knows vectors and rows; knows nothing about texts, models or manifests.
 Legend: N vectors, D dimensions, Q queries, K candidates.
@@ -19,29 +19,29 @@ from ltrr.types import Candidates, top_k
 Kind = Literal["flat", "ivf", "hnsw", "pq"]
 
 FILE = "vectors.faiss"
-POINTS_PER_CENTROID = 39  # below it FAISS itself warns that its k-means learns noise
-SAMPLE_PER_CENTROID = 256  # above it more training points change nothing, says FAISS
-CODES = 256  # centroids of one byte of a product quantiser
+POINTS_PER_CENTROID = 39  # with fewer, FAISS warns that its k-means needs more training points
+SAMPLE_PER_CENTROID = 256  # the most that FAISS's k-means uses
+CODES = 256  # centroids per byte of a product quantiser
 ADD_AT_ONCE = 65_536  # vectors copied out of a memmap at a time
-BATCH = 16  # queries from which flat search is one matrix product
-SCORES_AT_ONCE = 1 << 25  # of them in memory
+BATCH = 16  # least number of queries for which flat search is one matrix product
+SCORES_AT_ONCE = 1 << 25  # most scores held in memory by such a search
 GPU_MAX_K = 2048
 
 
 @dataclass(frozen=True)
 class Spec:
-    """How vectors are kept and searched; what a kind does not use is ignored.
+    """Options of a vector index. Each kind ignores the options that it does not use.
 
-    kind: flat = exact, 4·D bytes a vector; ivf = exact scores within the nearest lists; hnsw = a graph, quickest on
-        CPU, more memory; pq = ivf with compressed vectors (product quantisation), pq_bytes each.
-    nlist: lists of ivf and pq, 1 to N / 39; 0 = 4·√N within that bound.
-    nprobe: lists searched a query, 1 to nlist (to 2,048 on a GPU); 0 = nlist / 16, at least 64. More = better, slower.
-    m: links of a node of hnsw, 4 to 64.
-    ef_construction: candidates while linking a node of hnsw, m to 500.
-    ef_search: candidates while searching hnsw, 16 to 1,000; no fewer than k are used.
-    pq_bytes: bytes a vector of pq, a divisor of D; a GPU takes up to 96.
+    kind: flat = exact, 4·D bytes per vector; ivf = exact scores within the nearest inverted lists; hnsw = a graph,
+        fastest on CPU, more memory; pq = ivf with vectors compressed to pq_bytes each (product quantisation).
+    nlist: number of inverted lists of ivf and pq, 1 to N / 39; 0 = 4·√N within that bound.
+    nprobe: lists searched per query, 1 to nlist (2,048 on a GPU); 0 = nlist / 16, at least 64. More = better, slower.
+    m: links per node of hnsw, 4 to 64.
+    ef_construction: candidates considered when hnsw links a node, m to 500.
+    ef_search: candidates considered when hnsw searches, 16 to 1,000; at least k are used.
+    pq_bytes: bytes per vector of pq, a divisor of D; at most 96 on a GPU.
 
-    nprobe and ef_search may change without a rebuild. Raises ValueError for an option out of its range.
+    nprobe and ef_search may change without a rebuild. Raises ValueError for an option out of range.
     """
 
     kind: Kind = "flat"
@@ -61,12 +61,12 @@ class Spec:
                 raise ValueError(f"{name}: {getattr(self, name)} is below {least}; see the ranges of FaissIndex's Spec")
 
     def built(self) -> dict[str, Any]:
-        """The options that are in the file, so that a manifest can refuse others."""
+        """Returns the options fixed in the index file, so that a manifest can refuse others."""
         used = {"flat": (), "ivf": ("nlist",), "hnsw": ("m", "ef_construction"), "pq": ("nlist", "pq_bytes")}
         return {"kind": self.kind, **{name: getattr(self, name) for name in used[self.kind]}}
 
     def num_lists(self, num_vectors: int, dimension: int) -> int:
-        """nlist of ivf and pq for (N, D), 0 for other kinds; ValueError where this kind cannot be trained on them."""
+        """Returns nlist of ivf or pq for (N, D), 0 for other kinds; raises ValueError if N or D is unsuitable."""
         if self.kind not in ("ivf", "pq"):
             return 0
         if self.kind == "pq" and dimension % self.pq_bytes:
@@ -83,7 +83,7 @@ class Spec:
 
 
 class FaissIndex:
-    """Searches on all GPUs where FAISS has any (flat, ivf, pq; hnsw stays on the CPU). Files are always CPU's."""
+    """A vector index. Searches on all GPUs that FAISS sees (hnsw stays on the CPU); files hold the CPU index."""
 
     def __init__(self, index: Any, spec: Spec) -> None:
         """Use `build` or `load`. index: a trained FAISS CPU index of inner products."""
@@ -100,9 +100,9 @@ class FaissIndex:
 
     @classmethod
     def build(cls, vectors: np.ndarray, spec: Spec) -> Self:
-        """An index of (N, D) float32 unit vectors (a memmap will do), whose rows become the documents.
+        """Builds an index of (N, D) float32 unit vectors, or a memmap of them; vector i becomes document i.
 
-        Raises ValueError where N is too small for what the spec has to learn, or D has no pq_bytes parts.
+        Raises ValueError if N is too small to train the spec, or pq_bytes does not divide D.
         """
         index = _empty(spec, *vectors.shape)
         if not index.is_trained:
@@ -114,7 +114,7 @@ class FaissIndex:
 
     @classmethod
     def load(cls, folder: Path, spec: Spec) -> Self:
-        """What `save` wrote; the spec must be the one it was built with, but for nprobe and ef_search."""
+        """Loads the index that `save` wrote; only nprobe and ef_search may differ from the spec it was built with."""
         return cls(faiss.read_index(str(folder / FILE)), spec)
 
     def save(self, folder: Path) -> None:
@@ -130,7 +130,7 @@ class FaissIndex:
         return self._cpu.d
 
     def search(self, queries: np.ndarray, k: int) -> Candidates:
-        """(Q, k) rows of greatest inner product with (Q, D) queries; padded where fewer are found."""
+        """Finds the (Q, k) rows with the greatest inner product with (Q, D) queries, padded if there are fewer."""
         if self._flat is not None and len(queries) >= BATCH:
             return self._product(np.ascontiguousarray(queries, np.float32), k)
         width = min(k, len(self))
@@ -139,7 +139,7 @@ class FaissIndex:
         return top_k(docs.astype(np.int32), np.where(docs < 0, -np.inf, scores).astype(np.float32), k)
 
     def _product(self, queries: np.ndarray, k: int) -> Candidates:
-        """Flat search of a batch by numpy: the matrix product inside FAISS's wheels is several times slower."""
+        """Searches a flat index with numpy, whose matrix product is several times faster than in FAISS's wheels."""
         assert self._flat is not None
         rows = np.arange(len(self), dtype=np.int32)
         step = max(1, SCORES_AT_ONCE // max(len(self), 1))
@@ -151,7 +151,7 @@ class FaissIndex:
 
 
 def _empty(spec: Spec, num_vectors: int, dimension: int) -> Any:
-    """An untrained FAISS index for (N, D)."""
+    """Makes an untrained FAISS index for (N, D)."""
     nlist = spec.num_lists(num_vectors, dimension)
     metric = faiss.METRIC_INNER_PRODUCT
 
@@ -170,7 +170,7 @@ def _empty(spec: Spec, num_vectors: int, dimension: int) -> Any:
 
 
 def _sample(vectors: np.ndarray, size: int) -> np.ndarray:
-    """At most `size` rows, in order, the same ones every time."""
+    """Samples at most `size` vectors, in row order, with a fixed seed."""
     if len(vectors) > size:
         vectors = vectors[np.sort(np.random.default_rng(0).choice(len(vectors), size, replace=False))]
     return np.ascontiguousarray(vectors, np.float32)

@@ -1,15 +1,15 @@
-"""Index folders that are either whole or refused: atomic switch, checksums, leftovers swept, no pickle.
+"""Builds and opens sealed index folders: builds switch atomically, and a damaged or unsuitable index is refused.
 
-Knows folders, files, JSON and locks; knows nothing about what an engine writes into its files.
+Knows folders, files, JSON and locks; does not know the contents of an engine's files.
 
-    <root>/CURRENT            the id of the build in use
+    <root>/CURRENT            the id of the current build
     <root>/<build id>/        the engine's files and manifest.json; never changed once CURRENT names it
-    <root>/.tmp-*/            a build under way, or left by a killed one
-    <root>/.work/<key>/       partial work that the next build of the same key resumes
+    <root>/.tmp-*/            an unfinished build, running or killed
+    <root>/.work/<key>/       partial work that the next build with the same key resumes
     <root>/.private/<pid>-<n> copies for engines that change their own files
-    <root>/.lock              held by the one builder
+    <root>/.lock              held by the builder
 
-A build id is a checksum of its manifest, which holds the checksums of the files, so CURRENT vouches for every byte.
+A build id is a checksum of the manifest, and the manifest holds the files' checksums: CURRENT determines every byte.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ from ltrr import __version__
 
 FORMAT = 1
 _BUILD_ID = re.compile(r"build-[0-9a-f]{24}")
-_LEFTOVERS = re.compile(rf"{_BUILD_ID.pattern}|\.tmp-.*")  # what a dead builder can leave in a root
+_LEFTOVERS = re.compile(rf"{_BUILD_ID.pattern}|\.tmp-.*")  # names that a killed builder can leave in a root
 _BLOCK = 1 << 16  # bytes
 _REBUILD = "Rebuild it: python scripts/index.py --config FILE --data DATA --out DIR"
 
 
 class IndexRefused(ValueError):
-    """An index that must not be used; the message names the folder, the culprit and the fix."""
+    """Raised for an index that must not be used; the message names the folder, the cause and the fix."""
 
 
 class IndexMissing(IndexRefused):
-    """Nothing was ever built in this root."""
+    """Raised if nothing was ever built in this root."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a build was made from and what it consists of."""
+    """Sources and files of a build."""
 
     format: int
     kind: str  # "dense", "lexical", …
     corpus: str  # fingerprint of the corpus
     model: str | None  # encoder id, weights' sha256 included; None = no model
     config: dict  # JSON-able build options
-    counts: dict[str, int]  # whatever the engine counted, e.g. documents
+    counts: dict[str, int]  # reported by the engine, e.g. documents
     files: dict[str, dict]  # path relative to the build -> {"bytes", "sha256"}
     created: str  # UTC, ISO 8601
     ltrr: str  # version of this package
@@ -70,22 +70,22 @@ def build(
     config: dict,
     write: Callable[[Path], dict[str, int]],
 ) -> Path:
-    """Builds an index and makes it the current one; returns its folder.
+    """Builds an index, makes it current, and returns its folder.
 
-    `write(folder)` puts the files into an empty folder and returns its counts. A process killed at any moment leaves
-    the previous build current. Builders of the same root wait for each other, and the last one wins. A reader that
-    has opened the previous build keeps its open files, although their names are gone.
+    `write(folder)` puts the files into an empty folder and returns its counts. If the process is killed, the previous
+    build stays current. Builders of the same root run one after another, and the last one wins. Readers of the
+    previous build keep their open files after it is deleted.
     """
     root.mkdir(parents=True, exist_ok=True)
     with _locked(root / ".lock"):
-        # 1) We hold the lock: whatever is neither current nor ours was left by the dead.
+        # 1) Remove the leftovers of killed builders: nobody else builds while we hold the lock.
         _sweep(root)
 
         # 2) Write under a temporary name.
         folder = root / f".tmp-{uuid.uuid4().hex}"
         folder.mkdir()
         counts = write(folder)
-        assert not (folder / "manifest.json").exists(), "the name is ours: an engine's own goes into a subfolder"
+        assert not (folder / "manifest.json").exists(), "the name is reserved: an engine's own goes into a subfolder"
         manifest = Manifest(
             format=FORMAT,
             kind=kind,
@@ -100,12 +100,12 @@ def build(
         text = json.dumps(asdict(manifest), indent=1)
         (folder / "manifest.json").write_text(text, encoding="utf-8")
 
-        # 3) To the disk, files before the folders that name them.
+        # 3) Flush to disk: files before the folders that list them.
         _fsync(folder / "manifest.json")
         for path in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
             _fsync(path)
 
-        # 4) Switch: until the last os.replace the previous build is the current one.
+        # 4) Switch: the previous build stays current until the last os.replace.
         final = root / _build_id(text)
         folder.rename(final)
         pointer = root / f".tmp-{uuid.uuid4().hex}"
@@ -115,7 +115,7 @@ def build(
         os.replace(pointer, root / "CURRENT")
         _fsync(root)
 
-        # 5) The previous build and the partial work are of no more use.
+        # 5) Remove the previous build and the partial work.
         _sweep(root)
         shutil.rmtree(root / ".work", ignore_errors=True)
     return final
@@ -124,10 +124,10 @@ def build(
 def open_index(
     root: Path, *, kind: str, corpus: str | None = None, model: str | None = None, config: dict | None = None
 ) -> tuple[Path, Manifest]:
-    """The current build's folder and manifest, after every file was checked. What is None is not compared.
+    """Checks every file of the current build, and returns its folder and manifest. Arguments of None are not compared.
 
-    Raises `IndexMissing` where nothing was built and `IndexRefused` for another format, kind, corpus, model or
-    config, and for a file that is missing, truncated or altered.
+    Raises `IndexMissing` if nothing was built, and `IndexRefused` for another format, kind, corpus, model or config,
+    or if a file is missing, truncated or altered.
     """
     expected = {"kind": kind, "corpus": corpus, "model": model, "config": config}
     name = _current(root)
@@ -135,16 +135,16 @@ def open_index(
         try:
             return root / name, _verified(root / name, expected)
         except IndexRefused:
-            newer = _current(root)  # a builder may have switched, and removed this build, while we were reading it
+            newer = _current(root)  # a builder may have switched and deleted this build while we read it
             if newer == name:
                 raise
             name = newer
 
 
 def work_folder(root: Path, key: str) -> Path:
-    """A folder for the partial work of this key, as a killed build left it; other keys' folders are removed.
+    """Returns the folder for partial work of this key, with what a killed build left; deletes those of other keys.
 
-    To be called inside `write`, where the lock keeps other builders out; `build` removes it when it succeeds.
+    Call it inside `write`, where the lock excludes other builders. `build` deletes the folder when it succeeds.
     """
     folder = root / ".work" / hashlib.sha256(key.encode()).hexdigest()[:24]
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,10 +158,10 @@ _copy_numbers = itertools.count()
 
 
 def private_copy(folder: Path, root: Path) -> Path:
-    """A copy of a sealed folder under root/.private, for an engine that changes its files.
+    """Copies a sealed folder under root/.private, for an engine that changes its files.
 
-    Removed when this process exits (its holder may remove it earlier); copies of killed processes are removed by the
-    next call, which knows them by a lock that died with its process.
+    The copy is deleted when this process exits (the caller may delete it earlier). Each call deletes the copies of
+    killed processes, whose locks the kernel has released.
     """
     home = root / ".private"
     home.mkdir(parents=True, exist_ok=True)
@@ -172,14 +172,14 @@ def private_copy(folder: Path, root: Path) -> Path:
             if (descriptor := _try_lock(other)) is not None:
                 _discard(other.with_suffix(""), other, descriptor, os.getpid())
         descriptor = _try_lock(lock)
-    assert descriptor is not None, "the name holds our pid and is swept: nobody else can hold it"
+    assert descriptor is not None, "the name contains our pid, so no other process can hold the lock"
     atexit.register(_discard, copy, lock, descriptor, os.getpid())
     copy_folder(folder, copy)
     return copy
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Like shutil.copytree, but blocks of zeros become holes: engines reserve far more than a small index fills."""
+    """Copies like shutil.copytree, but turns blocks of zeros into holes: engines reserve more space than they fill."""
     shutil.copytree(source, target, copy_function=_copy_file)
 
 
@@ -196,12 +196,12 @@ def _copy_file(source: str, target: str) -> None:
 
 
 def _verified(folder: Path, expected: dict) -> Manifest:
-    """The manifest of a folder that is whole and as expected."""
+    """Checks a build's manifest, sources and files, and returns the manifest."""
 
     def refuse(problem: str) -> IndexRefused:
         return IndexRefused(f"index {folder}: {problem}.\n{_REBUILD}")
 
-    # 1) The manifest itself.
+    # 1) Check the manifest itself.
     try:
         text = (folder / "manifest.json").read_text(encoding="utf-8")
         fields = json.loads(text)
@@ -214,40 +214,40 @@ def _verified(folder: Path, expected: dict) -> Manifest:
     except ValueError as error:
         raise refuse(f"manifest.json is not JSON ({error})") from None
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-        found = fields.get("format") if isinstance(fields, dict) else None
-        raise refuse(f"format: built as {found!r}, this version of ltrr reads {FORMAT!r}")
+        actual = fields.get("format") if isinstance(fields, dict) else None
+        raise refuse(f"format: built as {actual!r}, this version of ltrr reads {FORMAT!r}")
     if _build_id(text) != folder.name:
         raise refuse("manifest.json was altered after the build")
     manifest = Manifest(**fields)
 
-    # 2) What it was built from.
+    # 2) Check what it was built from.
     for name, wanted in expected.items():
-        found = getattr(manifest, name)
+        actual = getattr(manifest, name)
         if wanted is None:
             continue
         if name != "config":
-            if found != wanted:
-                raise refuse(f"{name}: built from {found!r}, asked for {wanted!r}")
+            if actual != wanted:
+                raise refuse(f"{name}: built from {actual!r}, asked for {wanted!r}")
             continue
         wanted = json.loads(json.dumps(wanted))  # tuples become lists, as in the file
-        for key in sorted(found.keys() | wanted.keys()):
-            if found.get(key) != wanted.get(key):
-                raise refuse(f"config {key}: built with {found.get(key)!r}, asked for {wanted.get(key)!r}")
+        for key in sorted(actual.keys() | wanted.keys()):
+            if actual.get(key) != wanted.get(key):
+                raise refuse(f"config {key}: built with {actual.get(key)!r}, asked for {wanted.get(key)!r}")
 
-    # 3) Every file: presence and size first, they are cheap.
+    # 3) Check every file: presence and size first, which is cheap.
     for check in ("bytes", "sha256"):
         for name, seal in manifest.files.items():
             try:
-                found = (folder / name).stat().st_size if check == "bytes" else _sha256(folder / name)
+                actual = (folder / name).stat().st_size if check == "bytes" else _sha256(folder / name)
             except FileNotFoundError:
                 raise refuse(f"file {name} is missing") from None
-            if found != seal[check]:
-                raise refuse(f"file {name} was altered: {check} {found}, expected {seal[check]}")
+            if actual != seal[check]:
+                raise refuse(f"file {name} was altered: {check} {actual}, expected {seal[check]}")
     return manifest
 
 
 def _current(root: Path) -> str:
-    """The build id that CURRENT holds."""
+    """Reads the build id in CURRENT."""
     try:
         name = (root / "CURRENT").read_text(encoding="utf-8", errors="replace").strip()
     except (FileNotFoundError, NotADirectoryError):
@@ -262,7 +262,7 @@ def _build_id(manifest_text: str) -> str:
 
 
 def _seal(path: Path) -> dict:
-    """Size and checksum of a file, which is on the disk when this returns."""
+    """Flushes a file to disk and returns its size and checksum."""
     _fsync(path)
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
@@ -281,7 +281,7 @@ def _fsync(path: Path) -> None:
 
 
 def _sweep(root: Path) -> None:
-    """Removes every build but the current one, as far as possible. The lock must be held."""
+    """Deletes every build except the current one, and ignores failures. The caller must hold the lock."""
     try:
         current = _current(root)
     except IndexRefused:
@@ -296,14 +296,14 @@ def _sweep(root: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock, which the kernel drops when the process dies."""
+    """Holds an exclusive lock, which the kernel releases if the process dies."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock on this file, or None while another holds it."""
+    """Locks this file and returns the descriptor that holds the lock, or None if it is locked already."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -314,7 +314,7 @@ def _try_lock(path: Path) -> int | None:
 
 
 def _discard(copy: Path, lock: Path, descriptor: int, owner: int) -> None:
-    """In its owner only: a forked child runs the same hooks at exit."""
+    """Deletes a private copy in the process that owns it; forked children run the same exit hooks and must not."""
     if os.getpid() == owner:
         shutil.rmtree(copy, ignore_errors=True)
         lock.unlink(missing_ok=True)

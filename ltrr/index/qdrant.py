@@ -1,8 +1,8 @@
-"""The Qdrant engine in this process: sparse vectors with filters, in a sealed folder.
+"""Runs the Qdrant engine in this process: exact search of sparse vectors with filters, in a sealed folder.
 
 Knows points, sparse vectors, integer tags and numbers as payload; knows nothing about texts or arms. The engine writes
-into the folder that it has open and allows one process a folder, so a sealed folder is never opened itself: a reader
-works on a private copy. Legend: B points of a batch, Q queries, K candidates.
+into the folder that it opens, and allows one process per folder. Readers therefore open a private copy, never the
+sealed folder. Legend: B points of a batch, Q queries, K candidates.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _VECTOR, _TAGS = "sparse", "tags"
 
 
 class Batch(NamedTuple):
-    """Points to be stored, in row order."""
+    """Points to store, in row order."""
 
     rows: Sequence[int]  # (B,)
     vectors: Sparse  # B sparse vectors, dimensions unique in a row
@@ -47,21 +47,21 @@ class Batch(NamedTuple):
 
 
 class Where(NamedTuple):
-    """A conjunction: for every group at least one tag, for every number its closed range."""
+    """Filter: a point must have at least one tag of every group, and every number within its closed range."""
 
     any_of: tuple[tuple[int, ...], ...] = ()
     between: tuple[tuple[str, float, float], ...] = ()
 
 
 class SparseEngine:
-    """Exact top-k by sparse dot product, optionally filtered."""
+    """Finds the exact top-k by sparse dot product, optionally filtered."""
 
     def __init__(self, shard: EdgeShard):
         self._shard = shard
 
     @classmethod
     def create(cls, folder: Path, batches: Iterable[Batch]) -> int:
-        """Writes a new shard, optimises and closes it; the number of points."""
+        """Writes a new shard, optimises and closes it, and returns the number of points."""
         params, roomy = {_VECTOR: EdgeSparseVectorParams()}, folder.with_name(f"{folder.name}.roomy")
         shard = EdgeShard.create(str(roomy), EdgeConfig(sparse_vectors=params))
         indexed: set[str] = set()
@@ -76,33 +76,33 @@ class SparseEngine:
         shard.flush()
         count = shard.count(CountRequest(exact=True))
         shard.close()
-        copy_folder(roomy, folder)  # it reserves at least 130 MB, most of it zeros
+        copy_folder(roomy, folder)  # the engine reserves at least 130 MB, mostly zeros
         shutil.rmtree(roomy)
         return count
 
     @classmethod
     def open(cls, folder: Path, root: Path, count: int) -> Self:
-        """Opens a private copy, kept under `root`, of a sealed folder; IndexRefused where points are missing."""
+        """Opens a private copy (under `root`) of a sealed folder; raises IndexRefused if points are missing."""
         shard = EdgeShard.load(str(private_copy(folder, root)))
-        found = shard.count(CountRequest(exact=True))
-        if found != count:
-            raise IndexRefused(f"index {folder}: the engine recovered {found} points, the manifest says {count}")
+        num_points = shard.count(CountRequest(exact=True))
+        if num_points != count:
+            raise IndexRefused(f"index {folder}: the engine recovered {num_points} points, the manifest says {count}")
         return cls(shard)
 
     def search(
         self, vectors: Sequence[tuple[np.ndarray, np.ndarray]], k: int, where: Sequence[Where | None] | None = None
     ) -> Candidates:
-        """(Q, k) best points for Q pairs of (dimensions, values); an empty vector returns padding.
+        """Finds the (Q, k) best points for Q pairs of (dimensions, values); an empty vector gets padding.
 
-        The engine cuts ties at the k-th score anywhere; a query that has one is asked again, deeper, until all of the
-        tie is there and the lowest rows can be kept.
+        The engine breaks a tie at the k-th score arbitrarily. A query with such a tie is repeated with a larger limit,
+        until all tied points are returned and those with the lowest rows can be kept.
         """
         docs = [np.empty(0, np.int32)] * len(vectors)
         scores = [np.empty(0, np.float32)] * len(vectors)
         asked, limit = [i for i, (terms, _) in enumerate(vectors) if len(terms)], k + 1
         while asked:
-            given = [(Query.Nearest(_sparse(*vectors[i]), using=_VECTOR), where[i] if where else None) for i in asked]
-            requests = [QueryRequest(query=query, limit=limit, filter=_filter(own)) for query, own in given]
+            pairs = [(Query.Nearest(_sparse(*vectors[i]), using=_VECTOR), where[i] if where else None) for i in asked]
+            requests = [QueryRequest(query=query, limit=limit, filter=_filter(only)) for query, only in pairs]
             tied = []
             for i, points in zip(asked, self._shard.query_batch(QueryBatchRequest(requests)), strict=True):
                 if len(points) == limit and points[-1].score == points[k - 1].score:

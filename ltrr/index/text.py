@@ -1,9 +1,9 @@
-"""BM25 over several fields as one sparse dot product.
+"""Computes BM25 over several fields as one sparse dot product.
 
-Knows analysers, term statistics and the two halves of BM25; knows nothing about documents, engines or arms. A term of a
-field is one dimension, so that  score(q, d) = Σ_f boost_f Σ_t idf_f(t) · tf_part_f(t, d)  is  <query, document>: the
-document side holds tf_part (Robertson & Zaragoza 2009), the query side boost · idf. Any engine for sparse vectors then
-serves BM25 exactly, and boosts can change at query time. Legend: B texts, F fields, T terms, Q queries.
+Knows analysers, term statistics and the two halves of BM25; knows nothing about documents, engines or arms. Each term
+of a field is a dimension, so that  score(q, d) = Σ_f boost_f Σ_t idf_f(t) · tf_part_f(t, d)  is  <query, document>: the
+document vector holds tf_part (Robertson & Zaragoza 2009), the query vector boost · idf. Any engine for sparse vectors
+then computes BM25 exactly, and boosts can change at query time. Legend: B texts, F fields, T terms, Q queries.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qdrant_edge import Bm25, Bm25Config, DisabledStemmer, StopwordsSet
 
 from ltrr.types import Sparse
 
-_HUGE = 1e9  # with k1 this large and b = 0 the engine's tf part is the term's count
+_HUGE = 1e9  # with k1 this large and b = 0, the engine's tf part equals the term count
 ANALYSERS = {
     "english": Bm25Config(k=_HUGE, b=0.0, language="english", ascii_folding=True),  # Snowball stems, no stopwords
     "folded": Bm25Config(
@@ -33,8 +33,8 @@ class TextField:
     """One searchable field.
 
     Args:
-        name: how boosts name it.
-        sources: document parts joined into it: `title`, `text` or metadata fields.
+        name: key of its boost.
+        sources: document parts joined into the field: `title`, `text` or metadata fields.
         analyser: `english` (stems, no stopwords) or `folded` (words as typed, without case and accents).
         k1: saturation of the term frequency, ≥ 0.
         b: length normalisation, 0 (none) to 1.
@@ -48,7 +48,7 @@ class TextField:
 
 
 def count_terms(texts: Sequence[str], analyser: str) -> Sparse:
-    """Term hashes and their counts of each text."""
+    """Counts the hashed terms of each text."""
     embed = Bm25(ANALYSERS[analyser]).embed_document
     vectors = [embed(text) for text in texts]
     terms = [v.indices for v in vectors]
@@ -64,7 +64,7 @@ def tf_part(counts: np.ndarray, lengths: np.ndarray, average: float, k1: float, 
 
 
 def merge(parts: Sequence[Sparse]) -> Sparse:
-    """Row-wise union of batches of equal length; values of a dimension that stands twice in a row are added."""
+    """Merges batches of equal length row by row, and adds the values of dimensions that repeat in a row."""
     rows = np.concatenate([np.repeat(np.arange(len(p.ptr) - 1, dtype=np.uint64), np.diff(p.ptr)) for p in parts])
     keys = rows << np.uint64(32) | np.concatenate([p.terms for p in parts])
     unique, inverse = np.unique(keys, return_inverse=True)
@@ -74,12 +74,12 @@ def merge(parts: Sequence[Sparse]) -> Sparse:
 
 
 def idf(df: np.ndarray, num_docs: int) -> np.ndarray:
-    """ln(1 + (N − df + ½) / (df + ½)), never negative (the variant of Lucene)."""
+    """Computes ln(1 + (N − df + ½) / (df + ½)), which is never negative (Lucene's variant)."""
     return np.log1p((num_docs - df + 0.5) / (df + 0.5))
 
 
 class TextCoder:
-    """Texts of several fields -> sparse vectors whose dot product is the boosted sum of the fields' BM25."""
+    """Encodes texts of several fields as sparse vectors whose dot product is the boosted sum of the fields' BM25."""
 
     def __init__(
         self, fields: Sequence[TextField], num_docs: int, lengths: np.ndarray, terms: np.ndarray, df: np.ndarray
@@ -93,15 +93,15 @@ class TextCoder:
 
     @classmethod
     def fit(cls, fields: Sequence[TextField], batches: Iterable[Sequence[Sequence[str]]]) -> Self:
-        """Collection statistics from batches of documents, each document F strings, one a field."""
+        """Collects corpus statistics from batches of documents, each a sequence of F strings, one per field."""
         num_docs, total = 0, np.zeros(len(fields))
         terms, df = np.empty(0, np.uint32), np.empty(0, np.int64)
-        pending: list[np.ndarray] = []  # counted when they outgrow what is known, so that the cost stays linear
+        pending: list[np.ndarray] = []  # counted once they outnumber the known terms, so that the cost stays linear
 
         def count() -> tuple[np.ndarray, np.ndarray]:
-            seen = np.concatenate([terms, *pending])
-            unique, inverse = np.unique(seen, return_inverse=True)
-            weights = np.concatenate([df, np.ones(len(seen) - len(terms), np.int64)])
+            occurring = np.concatenate([terms, *pending])
+            unique, inverse = np.unique(occurring, return_inverse=True)
+            weights = np.concatenate([df, np.ones(len(occurring) - len(terms), np.int64)])
             return unique, np.bincount(inverse, weights, len(unique)).astype(np.int64)
 
         for batch in batches:
@@ -117,7 +117,7 @@ class TextCoder:
         return cls(fields, num_docs, total / max(num_docs, 1), terms, df)
 
     def documents(self, texts: Sequence[Sequence[str]], scale: np.ndarray | None = None) -> list[Sparse]:
-        """B documents of F strings each -> one Sparse a field; `scale` (B,) multiplies a document's values."""
+        """Encodes B documents of F strings as one Sparse per field; `scale` (B,) multiplies a document's values."""
         out = []
         for f, field in enumerate(self.fields):
             counted = count_terms([t[f] for t in texts], field.analyser)
@@ -130,7 +130,7 @@ class TextCoder:
         return out
 
     def query(self, text: str, boosts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """One query -> its dimensions (T,) and count · boost · idf (T,); terms that no document has are left out."""
+        """Encodes a query as dimensions (T,) and count · boost · idf (T,), without terms that no document has."""
         terms, values = [], []
         counted: dict[str, Sparse] = {}
         for f, field in enumerate(self.fields):
@@ -139,7 +139,7 @@ class TextCoder:
             if field.analyser not in counted:
                 counted[field.analyser] = count_terms([text], field.analyser)
             terms.append(_dimension(counted[field.analyser].terms, f))
-            values.append(boosts[f] * counted[field.analyser].values)  # a word said twice counts twice
+            values.append(boosts[f] * counted[field.analyser].values)  # a repeated word counts repeatedly
         if not terms or not len(self.terms):
             return np.empty(0, np.uint32), np.empty(0, np.float32)
         flat = np.concatenate(terms)
@@ -148,7 +148,7 @@ class TextCoder:
         return flat[known], (np.concatenate(values)[known] * self.idf[at[known]]).astype(np.float32)
 
     def field_scores(self, texts: Sequence[str], documents: Sequence[Sparse]) -> list[sp.csr_matrix]:
-        """Unboosted BM25 of every field, F matrices (Q, N) over documents from `documents`: for fitting boosts."""
+        """Computes the unboosted BM25 of every field, F matrices (Q, N), to fit boosts; documents: from `documents`."""
         out = []
         for f, vectors in enumerate(documents):
             boosts = np.eye(len(self.fields))[f]
@@ -166,22 +166,22 @@ class TextCoder:
         return out
 
     def save(self, path: Path) -> None:
-        """Statistics as an npz without objects; the fields themselves belong in the manifest (see `describe`)."""
+        """Writes the statistics as an npz without pickled objects; the fields belong in the manifest (`describe`)."""
         np.savez(path, num_docs=self.num_docs, lengths=self.average, terms=self.terms, df=self._df)
 
     @classmethod
     def load(cls, path: Path, fields: Sequence[TextField]) -> Self:
-        """Opens what `save` wrote."""
+        """Loads the statistics that `save` wrote."""
         with np.load(path, allow_pickle=False) as data:
             return cls(fields, int(data["num_docs"]), data["lengths"], data["terms"], data["df"])
 
 
 def describe(fields: Sequence[TextField]) -> list[dict]:
-    """Fields as JSON, for a manifest."""
+    """Returns the fields as JSON-able dicts, for a manifest."""
     return [{**asdict(field), "sources": list(field.sources)} for field in fields]
 
 
 def _dimension(terms: np.ndarray, field: int) -> np.ndarray:
-    """A bijection of the 32-bit hashes for each field, so that fields do not share dimensions."""
+    """Maps 32-bit term hashes by a different bijection for each field, so that equal terms get different dimensions."""
     with np.errstate(over="ignore"):
         return terms * np.uint32(2 * (0x9E3779B1 * field & 0x7FFFFFFF) + 1) + np.uint32(0x85EBCA6B * field & 0xFFFFFFFF)

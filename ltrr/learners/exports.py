@@ -1,6 +1,6 @@
-"""Opens the export of any learner: which class wrote a folder, and arrays without a network.
+"""Loads the export of any learner, and writes exports of learners without a network.
 
-Knows files; does not know what learners predict. A folder of networks holds NAME.json and NAME.safetensors (written by
+Knows files; does not know what learners predict. Learners with a network write NAME.json and NAME.safetensors (see
 `ltrr.learners.rounds_module`); other learners write learner.json and learner.npz. Nothing is a pickle.
 """
 
@@ -17,18 +17,18 @@ import numpy as np
 
 from ltrr.files import atomic_write
 
-_NETWORKS = {"policy": "relevance.RelevanceLearner", "arms": "arm_loss.ArmLossLearner"}  # NAME of the files -> class
+_NETWORKS = {"policy": "relevance.RelevanceLearner", "arms": "arm_loss.ArmLossLearner"}  # file NAME -> module.class
 _OTHERS = {"LinUCB": "linucb", "SupervisedRouter": "router", "Vowpal": "vowpal"}  # class -> module
 _VERSION = 1
 
 
 def load_learner(model: str) -> Any:
-    """The learner that a folder holds (`export`). ValueError where there is none or it is damaged."""
+    """Loads the learner of an `export` folder. Raises ValueError if there is none or it is damaged."""
     folder = Path(model)
     for name, path in _NETWORKS.items():
         if (folder / f"{name}.json").is_file():
             module, _, cls = path.partition(".")
-            return getattr(importlib.import_module(f"ltrr.learners.{module}"), cls).load(folder)  # torch takes seconds
+            return getattr(importlib.import_module(f"ltrr.learners.{module}"), cls).load(folder)  # lazy: torch is slow
     if (folder / "learner.json").is_file():
         name = read_note(folder).get("learner")
         if name not in _OTHERS:
@@ -40,7 +40,7 @@ def load_learner(model: str) -> Any:
 
 
 def write_arrays(folder: Path, learner: Any, options: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """learner.json (class, options, columns, depths) and learner.npz."""
+    """Writes learner.json (class, options, columns, depths) and learner.npz (arrays)."""
     note = {"version": _VERSION, "learner": type(learner).__name__, "options": dict(options)}
     note |= {"columns": learner.columns, "depths": learner.depths}
     with atomic_write(folder / "learner.npz") as temporary, temporary.open("wb") as file:
@@ -50,7 +50,7 @@ def write_arrays(folder: Path, learner: Any, options: Mapping[str, Any], arrays:
 
 
 def read_note(folder: Path) -> dict[str, Any]:
-    """learner.json; ValueError where it is damaged or of another version."""
+    """Reads learner.json. Raises ValueError if it is damaged or of another version."""
     try:
         note = json.loads((folder / "learner.json").read_text(encoding="utf-8"))
         if note["version"] != _VERSION:
@@ -61,7 +61,7 @@ def read_note(folder: Path) -> dict[str, Any]:
 
 
 def read_arrays(cls: type, folder: Path) -> tuple[Any, dict[str, np.ndarray]]:
-    """A learner with the options, columns, depths and id of an export, and the arrays that it goes on from."""
+    """Builds a learner with the options, columns, depths and id of an export; returns it with the export's arrays."""
     note = read_note(folder)
     try:
         learner = cls(**note["options"])

@@ -1,9 +1,9 @@
-"""Weights of the arms for each query, learned from clicks on pages in the fixed fused order.
+"""Learns fusion weights of the arms for each query, from clicks on pages in the fixed fused order.
 
 Knows a policy's columns (`ltrr.policies.features`), rounds and examination; knows nothing about arms or documents. A
-network reads the query's columns and corrects each arm's weight; with no evidence it corrects nothing, and the order
-is the fixed one. The loss is ListNet's (Cao et al. 2007) with clicks weighted by inverse examination (Joachims et al.
-2017). Legend: Q queries, M candidates looked at, A arms, F columns of the query, C of a candidate, R rounds.
+network reads the query's columns and corrects each arm's weight; without evidence the correction is 0 and the order
+stays the fixed one. The loss is ListNet's (Cao et al. 2007) with clicks weighted by inverse examination (Joachims et
+al. 2017). Legend: Q queries, M candidates looked at, A arms, F columns of the query, C of a candidate, R rounds.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from ltrr.learners.shared import checked, examined
 from ltrr.policies.features import Standard
 from ltrr.types import RetrievalFeatures, Rounds
 
-_SHARE = "_share"  # ends the name of a column with an arm's scaled score
-_FILES = "fusion"  # what an export's files are called
-_MOST = 20.0  # times that a click counts, however rarely its place is looked at: less noise for some bias
+_SHARE = "_share"  # suffix of columns with an arm's scaled score
+_FILES = "fusion"  # name of an export's files
+_MOST = 20.0  # largest weight of a click, 1 / examination: less variance for some bias
 
 
 class WeightNetwork(nn.Module):
-    """(Q, F) and (Q, M, C) to corrections of the arms' weights (Q, A) and scores (Q, M)."""
+    """Maps query (Q, F) and candidates (Q, M, C) to corrections of the arms' weights (Q, A) and scores (Q, M)."""
 
     def __init__(self, query: Standard, fused: int, shares: Sequence[int], hidden: int, dropout: float) -> None:
         super().__init__()
-        self.fused, self.shares = fused, list(shares)  # which of the C
+        self.fused, self.shares = fused, list(shares)  # columns among the C
         first, last = nn.Linear(len(query.mean), hidden), nn.Linear(hidden, len(shares))
         self.query = nn.Sequential(Columns(query), first, nn.GELU(), nn.Dropout(dropout), last)
         for zero in last.parameters():
@@ -45,17 +45,17 @@ class WeightNetwork(nn.Module):
 
 
 class FusionWeightsLearner(RoundsModule):
-    """An order of the candidates by fused + Σ_a Δw_a(query) · share_a.
+    """Orders candidates by fused + Σ_a Δw_a(query) · share_a, with learned corrections Δw of the arms' weights.
 
     Args:
-        examination: probability that position k is looked at; null = 1 / k.
-        hidden: units.
+        examination: probability that a customer looks at position k; null = 1 / k.
+        hidden: hidden units.
         dropout: of the network, 0 to 1.
-        lr: learning rate at its peak.
+        lr: peak learning rate.
         weight_decay: of AdamW.
-        penalty: of the squared corrections, which holds them at 0.
-        epochs: of a refit over the rounds of all time.
-        batch_size: rounds of a refit's step.
+        penalty: weight of the squared corrections in the loss, 0 or more.
+        epochs: epochs per refit, over all rounds.
+        batch_size: rounds per step of a refit.
     """
 
     monitor = "val_listwise"  # higher is better
@@ -77,11 +77,11 @@ class FusionWeightsLearner(RoundsModule):
         check_range("model.penalty", penalty, 0, np.inf)
         checked(examination)
         self.network: WeightNetwork | None = None
-        self.sharpness = nn.Parameter(torch.tensor(2.0))  # log of what scores are multiplied with; changes no order
-        self.noise = nn.Parameter(torch.tensor(-2.0))  # log of a candidate's clicks that its score does not explain
+        self.sharpness = nn.Parameter(torch.tensor(2.0))  # log of the factor on scores in the loss; changes no order
+        self.noise = nn.Parameter(torch.tensor(-2.0))  # log of the share of each shown candidate, whatever its score
 
     def prepare(self, rounds: Rounds, seed: int = 0) -> None:
-        """A new network, which corrects nothing, for what these rounds know."""
+        """Builds a network for the columns of these rounds; its corrections start at 0."""
         super().prepare(rounds, seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -96,7 +96,7 @@ class FusionWeightsLearner(RoundsModule):
         self.columns = columns
 
     def training_step(self, batch: dict[str, Any], index: int = 0) -> Tensor:
-        """Cross-entropy with debiased clicks, in nats a round, of shares: softmax of scores, and equal noise."""
+        """Cross-entropy, in nats per round, of debiased clicks and the softmax of scores mixed with uniform noise."""
         change, listwise = self._losses(batch)
         return finite(listwise + self.hparams["penalty"] * change.square().sum(dim=1).mean(), batch["ids"])
 
@@ -107,14 +107,14 @@ class FusionWeightsLearner(RoundsModule):
         assert self.network is not None
         change, scores = self.network(batch["query"], batch["candidates"])
         examination = torch.from_numpy(examined(self.hparams["examination"], scores.shape[1])).to(scores)
-        worth = (1 / examination).clamp(max=_MOST)[batch["place"].clamp(min=0)]
+        click_weights = (1 / examination).clamp(max=_MOST)[batch["place"].clamp(min=0)]
         shown, noise = batch["shown"], self.noise.exp()
         share = (self.sharpness.exp() * scores).masked_fill(shown == 0, -1e9).softmax(dim=1)
         log_p = ((share + noise) / (1 + noise * shown.sum(dim=1, keepdim=True))).log()
-        return change, -(log_p * batch["clicks"] * shown * worth).sum(dim=1).mean()
+        return change, -(log_p * batch["clicks"] * shown * click_weights).sum(dim=1).mean()
 
     def order(self, known: RetrievalFeatures) -> np.ndarray:
-        """(Q, M) places of the candidates in the new order; equals stay in the fused one, blanks last."""
+        """Sorts candidates: (Q, M) their places, best first. Ties keep the fused order, padding comes last."""
         assert self.network is not None
         self.eval()
         with torch.no_grad():
@@ -123,12 +123,12 @@ class FusionWeightsLearner(RoundsModule):
         return np.argsort(np.where(real, -scores.cpu().numpy(), np.inf), axis=1, kind="stable")
 
     def export(self, folder: Path) -> None:
-        """fusion.json and fusion.safetensors: columns, weights, how columns are standardised."""
+        """Writes fusion.json (options, columns) and fusion.safetensors (weights, standardisation)."""
         write(self, folder, _FILES)
 
     @classmethod
     def load(cls, folder: str | Path) -> FusionWeightsLearner:
-        """What `export` wrote; ValueError names a file that is not there, damaged or of another version."""
+        """Loads an export. Raises ValueError naming a file that is missing, damaged or of another version."""
 
         def restore(module: FusionWeightsLearner, weights: dict[str, Tensor]) -> None:
             module._build(standard_of(weights, "network.query.0"), module.columns)

@@ -1,6 +1,6 @@
 """Bayesian linear regression of several heads on shared features, updated in closed form.
 
-Knows matrices; knows nothing about what is predicted. Noise of an observation has variance 1 / weight, so results are
+Knows matrices; does not know what is predicted. An observation's noise has variance 1 / weight, so posterior means are
 those of weighted ridge regression (Bishop 2006, chapter 3.3). Legend: H heads, D features, B observations, Q queries.
 """
 
@@ -12,11 +12,11 @@ import numpy as np
 
 
 class BayesianHeads:
-    """w_h ~ N(mean, I / precision) before anything was seen.
+    """Independent heads with the prior w_h ~ N(mean, I / precision).
 
     Args:
-        prior: (H, D) means.
-        precision: of the prior, above 0: how many observations of weight 1 and feature length 1 it is worth.
+        prior: (H, D) prior means.
+        precision: of the prior, above 0; equals that many observations of weight 1 with unit-length features.
     """
 
     def __init__(self, prior: np.ndarray, precision: float) -> None:
@@ -27,27 +27,27 @@ class BayesianHeads:
         self.means = prior.astype(np.float64).copy()  # (H, D)
 
     def predict(self, features: np.ndarray, heads: np.ndarray) -> np.ndarray:
-        """(...,) means of w_head · features; features (..., D), heads (...,) int."""
+        """Posterior means (...,) of w_head · features; features (..., D), heads (...,) int."""
         return np.einsum("...d,...d->...", features, self.means[heads])
 
     def variance(self, features: np.ndarray, heads: np.ndarray) -> np.ndarray:
-        """(...,) posterior variances of w_head · features."""
+        """Posterior variances (...,) of w_head · features."""
         return np.einsum("...d,...de,...e->...", features, self._inverse[heads], features)
 
     def update(self, features: np.ndarray, targets: np.ndarray, weights: np.ndarray, heads: np.ndarray) -> None:
-        """Learns from B observations (B, D), (B,), (B,), (B,); any order and any batches give the same posterior.
+        """Learns from B observations: (B, D), (B,), (B,), (B,). The posterior does not depend on order or batches.
 
-        B observations of a head cost a rank-B update, O(B D²) (Woodbury 1950); more than D of them O(B D² + D³).
+        For one head, B observations cost O(B D²) (a rank-B update, Woodbury 1950), or O(B D² + D³) if B ≥ D.
         """
         for head in np.unique(heads):
-            mine = (heads == head) & (weights > 0)
-            x, root = features[mine], np.sqrt(weights[mine])[:, None]
-            scaled, error = x * root, (targets[mine] - x @ self.means[head]) * root[:, 0]
+            selected = (heads == head) & (weights > 0)
+            x, root = features[selected], np.sqrt(weights[selected])[:, None]
+            scaled, error = x * root, (targets[selected] - x @ self.means[head]) * root[:, 0]
             inverse = self._inverse[head]
-            if len(x) < len(inverse):  # rank len(x): Sherman & Morrison's, and Woodbury's
-                known = scaled @ inverse
-                gain = np.linalg.solve(np.eye(len(x)) + known @ scaled.T, known)
-                inverse -= known.T @ gain
+            if len(x) < len(inverse):  # a low-rank update by Woodbury's identity
+                projected = scaled @ inverse
+                gain = np.linalg.solve(np.eye(len(x)) + projected @ scaled.T, projected)
+                inverse -= projected.T @ gain
                 self.means[head] += error @ gain
             else:
                 covariance = np.linalg.inv(np.linalg.inv(inverse) + scaled.T @ scaled)
@@ -55,12 +55,12 @@ class BayesianHeads:
                 self.means[head] += self._inverse[head] @ (scaled.T @ error)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Arrays without objects."""
+        """Returns the posterior as arrays."""
         return {"means": self.means, "covariances": self._inverse}
 
     @classmethod
     def restored(cls, state: Mapping[str, np.ndarray]) -> BayesianHeads:
-        """What `state` gave."""
+        """Rebuilds heads from `state()`."""
         heads = cls(state["means"], 1.0)
         heads._inverse = np.array(state["covariances"], np.float64)
         return heads

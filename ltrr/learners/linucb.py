@@ -1,6 +1,6 @@
-"""LinUCB and LinTS over whole cuts or single candidates, to compare `RelevanceLearner` with.
+"""LinUCB and LinTS over whole cuts or single candidates: baselines for `RelevanceLearner`, on the same rounds.
 
-They learn from the same rounds and features. Knows rounds and examination; does not know prices, explorers or arms.
+Knows rounds and examination; does not know prices, explorers or arms.
 Legend: Q queries, R rounds, F features of the query, C of a candidate, M candidates looked at = cuts, H ridge
 regressions, L levels; D = F + 1 with the constant, F + C + 1 for candidates.
 """
@@ -17,29 +17,29 @@ from ltrr.learners.exports import read_arrays, write_arrays
 from ltrr.learners.shared import above_0, arrays_of, checked, examined, levels, restored_standards, standards_of
 from ltrr.types import RetrievalFeatures, Rounds
 
-_BATCH = 1024  # rounds or queries whose (D,) rows are in memory at once
+_BATCH = 1024  # rounds or queries whose inputs are in memory at a time
 
 
 class LinUCB:
-    """Ridge regressions of what is clicked, debiased; their deviations tell an explorer where little is known.
+    """Ridge regressions of debiased clicks, with deviations for an explorer.
 
-    With the explorer `UCB` it is LinUCB (Li et al. 2010), with `Thompson` LinTS (Agrawal & Goyal 2013), drawn from each
-    cut's deviation. `per`:
-    cut: one regression a cut, of Σ over j ≤ cut of click_j / examination_j on the query's features (disjoint).
-    candidate: one a level of depth, of click_j / examination_j on the query's and the candidate's features, weighing
-    examination_j; predictions and deviations are added up to the cut (CombLinUCB: Wen, Kveton & Ashkan 2015).
-    examination_j is that of the place on the page where candidate j stood.
+    With the explorer `UCB` this is LinUCB (Li et al. 2010); with `Thompson`, LinTS (Agrawal & Goyal 2013) drawn from
+    each cut's deviation. The argument `per` sets the model:
+    cut: one regression per cut, of Σ_{j ≤ cut} click_j / examination_j on the query's features (disjoint LinUCB).
+    candidate: one regression per level of depth, of click_j / examination_j with weight examination_j on the features
+    of query and candidate; predictions and deviations are summed up to the cut (CombLinUCB: Wen, Kveton & Ashkan 2015).
+    examination_j is that of candidate j's place on the page.
 
     Args:
-        examination: probability that position k is looked at; null = 1 / k.
-        per: what has a reward of its own.
-        l2: of the ridge, above 0; the constant's is 1, as a mean reward is no small number. Best on MSRD's dev queries:
+        examination: probability that a customer looks at position k; null = 1 / k.
+        per: unit that a reward belongs to, cut or candidate.
+        l2: ridge penalty, above 0; the constant's is 1, because mean rewards are not small. Best on MSRD's dev queries:
             30,000 per candidate, 10,000 per cut.
-        alpha: deviation of a reward of weight 1.
-        semi: per cut, a page of K candidates teaches each cut up to K; false = only the cut that was drawn.
-        levels: per candidate, bins of depth at most; the deeper the wider.
-        noise: per candidate, P(click | looked at) of what is not relevant: values are expected recall, as those of
-            `RelevanceLearner`, which learns this number; null = they are expected clicks.
+        alpha: standard deviation of a reward of weight 1.
+        semi: per cut: a page of K candidates teaches every cut up to K; false = only the cut that was drawn.
+        levels: per candidate: most bins of depth, wider at deeper ranks.
+        noise: per candidate: P(click | examined) of irrelevant candidates. Values are then expected recall, like those
+            of `RelevanceLearner`, which learns this number; null = values are expected clicks.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class LinUCB:
         self._each, self._semi, self._levels, self._noise = per == "candidate", semi, levels, noise
 
     def refit(self, rounds: Rounds, seed: int = 0) -> None:
-        """From all rounds, whose queries say how features are standardised; nothing is drawn."""
+        """Fits to all rounds, whose queries also set the standardisation. Deterministic: the seed is not used."""
         num = rounds.clicks.shape[1]
         self.columns, self.depths = rounds.names, None if rounds.depths is None else rounds.depths.tolist()
         self._standard = standards_of(rounds)
@@ -79,23 +79,23 @@ class LinUCB:
         self.update(rounds)
 
     def update(self, rounds: Rounds) -> None:
-        """From further rounds; any batches in any order give the same posterior."""
+        """Learns from more rounds; the posterior does not depend on their order or batches."""
         cuts, num = np.arange(1, len(self._head) + 1), len(self._head)
         for start in range(0, len(rounds.row), _BATCH):
-            some = rounds.some(slice(start, start + _BATCH))
-            inputs = self._inputs(RetrievalFeatures(rounds.query[some.row], rounds.candidates[some.row]))
-            examination, taught = examined(self._examination, num)[some.places], some.places >= 0  # (R, M)
-            rewards, weights = some.clicks / examination, examination
+            batch = rounds.some(slice(start, start + _BATCH))
+            inputs = self._inputs(RetrievalFeatures(rounds.query[batch.row], rounds.candidates[batch.row]))
+            examination, taught = examined(self._examination, num)[batch.places], batch.places >= 0  # (R, M)
+            rewards, weights = batch.clicks / examination, examination
             if not self._each:
                 rewards, weights = np.cumsum(rewards, axis=1), np.ones_like(rewards)
                 taught = np.logical_and.accumulate(taught, axis=1)
-                taught &= self._semi | (cuts == some.cut[:, None])
+                taught &= self._semi | (cuts == batch.cut[:, None])
             for head in np.unique(self._head[taught.any(axis=0)]):
-                mine = taught & (self._head == head)
-                x = inputs[mine]
-                weighted = x * weights[mine][:, None]
+                selected = taught & (self._head == head)
+                x = inputs[selected]
+                weighted = x * weights[selected][:, None]
                 self._precision[head] += x.T @ weighted
-                self._moment[head] += rewards[mine] @ weighted
+                self._moment[head] += rewards[selected] @ weighted
         self._solve()
 
     def _solve(self) -> None:
@@ -103,17 +103,17 @@ class LinUCB:
 
     @property
     def num(self) -> int:
-        """M."""
+        """Number of candidates looked at, M."""
         return len(self._head)
 
     def export(self, folder: Path) -> None:
-        """Writes what `load` reads."""
+        """Writes the folder that `load` reads."""
         arrays = {"precision": self._precision, "moment": self._moment, "head": self._head}
         write_arrays(folder, self, self._options, arrays | arrays_of(self._standard))
 
     @classmethod
     def load(cls, folder: Path) -> LinUCB:
-        """What `export` wrote; ValueError for a damaged folder."""
+        """Loads an export. Raises ValueError if the folder is damaged."""
         learner, arrays = read_arrays(cls, folder)
         learner._precision, learner._moment, learner._head = (arrays[n] for n in ("precision", "moment", "head"))
         learner._standard = restored_standards(arrays)
@@ -121,14 +121,14 @@ class LinUCB:
         return learner
 
     def values(self, known: RetrievalFeatures) -> np.ndarray:
-        """(Q, M) expected debiased clicks on the first 1 to M candidates, or recall."""
-        found = self._expected(known)
+        """Expected debiased clicks on the first 1 to M candidates, or expected recall if `noise` is set: (Q, M)."""
+        rewards = self._expected(known)
         if self._noise is not None:
-            found = found / (1 + found.sum(axis=1, keepdims=True) - found)
-        return np.cumsum(found, axis=1) if self._each else found
+            rewards = rewards / (1 + rewards.sum(axis=1, keepdims=True) - rewards)
+        return np.cumsum(rewards, axis=1) if self._each else rewards
 
     def deviations(self, known: RetrievalFeatures) -> np.ndarray:
-        """(Q, M) alpha · sqrt(x' A⁻¹ x); of candidates, these added up."""
+        """Deviations alpha · sqrt(x' A⁻¹ x) of the cuts, (Q, M); with per=candidate, summed up to each cut."""
         inverses = np.linalg.inv(self._precision)[self._head]  # (M, D, D)
         spread = self._alpha * np.sqrt(
             self._over(known, lambda x: np.einsum("qmd,mde,qme->qm", x, inverses, x, optimize=True))
@@ -138,19 +138,19 @@ class LinUCB:
         return np.cumsum(spread, axis=1) if self._each else spread
 
     def _expected(self, known: RetrievalFeatures) -> np.ndarray:
-        """(Q, M) rewards of each cut or candidate, or its relevance."""
-        found = self._over(known, lambda x: np.einsum("qmd,md->qm", x, self._means[self._head]))
-        return found if self._noise is None else np.clip((found - self._noise) / (1 - self._noise), 1e-6, 1)
+        """Expected reward of each cut or candidate, or the candidate's relevance if `noise` is set: (Q, M)."""
+        rewards = self._over(known, lambda x: np.einsum("qmd,md->qm", x, self._means[self._head]))
+        return rewards if self._noise is None else np.clip((rewards - self._noise) / (1 - self._noise), 1e-6, 1)
 
     def _over(self, known: RetrievalFeatures, computed: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """(Q, M) of the inputs (Q, M, D), some queries at a time."""
+        """Applies a function to the inputs (Q, M, D), a batch of queries at a time: (Q, M)."""
         parts = [slice(start, start + _BATCH) for start in range(0, max(len(known.query), 1), _BATCH)]
         return np.concatenate(
             [computed(self._inputs(RetrievalFeatures(known.query[p], known.candidates[p]))) for p in parts]
         )
 
     def _inputs(self, known: RetrievalFeatures) -> np.ndarray:
-        """(Q, M, D) standardised features of the query, then of the candidate, and the constant."""
+        """Builds inputs (Q, M, D): standardised features of the query, of the candidate, and the constant 1."""
         of_query, of_candidate = self._standard
         query, shape = of_query(known.query)[:, None], (len(known.query), len(self._head))
         constant = np.ones((len(query), 1, 1))

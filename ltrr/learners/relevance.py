@@ -1,9 +1,9 @@
-"""Learns from clicks how likely each candidate is relevant, and so what each cut of the fused order is worth.
+"""Learns each candidate's probability of relevance from clicks, and from it the value of each cut of the fused order.
 
-Knows features, rounds and examination; does not know arms or rankings. One trunk reads each candidate beside its
-query. Its last layer feeds one Bayesian linear head per depth bin: each click updates the heads in closed form, and the
-trunk is refitted in epochs (NeuralLinear: Riquelme et al. 2018).
-Legend: Q queries, M candidates looked at, C features of each, F of the query, D hidden units, B depth bins, N cuts,
+Knows features, rounds and examination; does not know arms or rankings. A network, the trunk, reads each candidate
+together with its query. Its last layer feeds one Bayesian linear head per depth bin. Each click updates the heads in
+closed form; the trunk is refitted in epochs (NeuralLinear: Riquelme et al. 2018).
+Legend: Q queries, M candidates looked at, C features of each, F of the query, D hidden units, B shown candidates,
 R rounds.
 """
 
@@ -28,27 +28,27 @@ from ltrr.protocols import Learning
 from ltrr.types import RetrievalFeatures, Rounds
 
 _TINY = 1e-6
-_BATCH = 1024  # queries read at once where nothing is learned
-_FILES = "policy"  # what an export's files are called
+_BATCH = 1024  # queries per batch of inference, rounds per batch of closed-form updates
+_FILES = "policy"  # name of an export's files
 
 
 class RelevanceLearner(RoundsModule):
-    """Relevance of each candidate of the fused order, from clicks on what was shown.
+    """Predicts the relevance of each candidate of the fused order, learned from clicks on shown candidates.
 
-    P(click at place k) = examination_k · (noise + (1 − noise) · relevance): its likelihood is maximised, so that what
-    was not examined is no failure and what was cut off, or not on the page, is missing. The noise is learned.
+    Maximises the likelihood of P(click at place k) = examination_k · (noise + (1 − noise) · relevance). So a candidate
+    that was probably not examined is hardly evidence, and one that was not shown is none. The noise is learned.
 
     Args:
-        examination: probability that position k is looked at; null = 1 / k.
+        examination: probability that a customer looks at position k; null = 1 / k.
         hidden: units of each layer.
         dropout: of the network, 0 to 1.
-        lr: learning rate at its peak.
+        lr: peak learning rate.
         weight_decay: of AdamW.
-        epochs: of a refit over the rounds of all time.
-        batch_size: rounds of a refit's step.
-        prior_precision: of the heads, in examined candidates: how much evidence moves them from the trunk's word.
-        value: of a cut: `gains` adds up what each candidate is expected to bring; `direct` corrects that by a head of
-            each cut, which learns from what pages brought up to there.
+        epochs: epochs per refit, over all rounds.
+        batch_size: rounds per step of a refit.
+        prior_precision: prior strength, in examined candidates; larger keeps heads closer to the trunk's prediction.
+        value: value of a cut. `gains` sums the candidates' expected gains of recall; `direct` corrects the sum with one
+            head per cut, trained on the debiased recall of pages up to that cut.
     """
 
     monitor = "val_likelihood"  # higher is better
@@ -73,19 +73,19 @@ class RelevanceLearner(RoundsModule):
         checked(examination)
         self.network: RelevanceNetwork | None = None
         self.noise = nn.Parameter(torch.tensor(-2.5))  # logit
-        self.heads: BayesianHeads | None = None  # of depth bins
-        self.cuts: BayesianHeads | None = None  # of cuts, where those are valued directly
+        self.heads: BayesianHeads | None = None  # one per depth bin
+        self.cuts: BayesianHeads | None = None  # one per cut, used if value is `direct`
 
-    # -- learning the trunk
+    # -- fitting the trunk
 
     def prepare(self, rounds: Rounds, seed: int = 0) -> None:
-        """A new network for what these rounds know, heads at its own word."""
+        """Builds a network for the columns of these rounds; heads start at its predictions."""
         super().prepare(rounds, seed)
-        seen = np.unique(rounds.row)
+        rows = np.unique(rounds.row)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._build(
-                Standard.of(rounds.query[seen]), Standard.of(rounds.candidates[seen]), rounds.candidates.shape[1]
+                Standard.of(rounds.query[rows]), Standard.of(rounds.candidates[rows]), rounds.candidates.shape[1]
             )
         self.columns = rounds.names
 
@@ -93,17 +93,17 @@ class RelevanceLearner(RoundsModule):
         self.network = RelevanceNetwork(query, candidate, num, self.hparams["hidden"], self.hparams["dropout"])
         self.network.to(self.device)
         size, precision = self.hparams["hidden"] + 2, self.hparams["prior_precision"]
-        self.heads, self.cuts = (  # what they believe at first is their first column
+        self.heads, self.cuts = (  # prior means pick the first column, the prediction to correct
             BayesianHeads(np.repeat(np.eye(1, size), number, axis=0), precision)
             for number in (depth_bins(num).max() + 1, num)
         )
 
     def examination(self, num: int) -> np.ndarray:
-        """(M,) probability that each position is looked at; deeper ones than were given have the last."""
+        """Probability (M,) that each position is looked at; positions beyond the configured ones get the last value."""
         return examined(self.hparams["examination"], num)
 
     def training_step(self, batch: dict[str, Any], index: int = 0) -> Tensor:
-        """Mean negative log-likelihood of clicks and silence among the candidates that were shown, in nats."""
+        """Mean negative log-likelihood, in nats, of clicks and non-clicks on shown candidates."""
         assert self.network is not None
         logits, _ = self.network(batch["query"], batch["candidates"])
         noise = torch.sigmoid(self.noise)
@@ -116,16 +116,16 @@ class RelevanceLearner(RoundsModule):
         return finite(loss, batch["ids"])
 
     def refit(self, rounds: Rounds, seed: int = 0) -> None:
-        """A new trunk from all rounds, its heads at its own word; the same rounds and seed give the same network."""
+        """Fits a new trunk to all rounds and resets its heads; the same rounds and seed give the same network."""
         super().refit(rounds, seed)
         if self.hparams["value"] == "direct":
             for start in range(0, len(rounds.row), _BATCH):
                 self._update_cuts(rounds.some(slice(start, start + _BATCH)))
 
-    # -- learning from each click
+    # -- closed-form updates of the heads
 
     def update(self, rounds: Rounds) -> None:
-        """Heads learn from rounds that the trunk has not seen, in closed form."""
+        """Updates the heads with rounds that the trunk was not fitted on, in closed form."""
         assert self.heads is not None
         basis, bins, weights, targets = self.observations(rounds)
         clicked = rounds.clicks[rounds.places >= 0]
@@ -134,51 +134,51 @@ class RelevanceLearner(RoundsModule):
             self._update_cuts(rounds)
 
     def observations(self, rounds: Rounds) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Of each candidate that was shown, by round and fused order: what heads see (B, 2 + D), which head (B,), its
-        weight (B,), and what a silence and a click say of its relevance (B, 2). Clicks are not looked at."""
-        known, row = np.unique(rounds.row, return_inverse=True)
-        basis = self._basis(RetrievalFeatures(rounds.query[known], rounds.candidates[known]))[row]  # (R, M, 2 + D)
+        """Per shown candidate, by round and fused order: features of the heads (B, 2 + D), head (B,), weight (B,), and
+        targets of relevance without and with a click (B, 2). Clicks themselves are not read."""
+        rows, row = np.unique(rounds.row, return_inverse=True)
+        basis = self._basis(RetrievalFeatures(rounds.query[rows], rounds.candidates[rows]))[row]  # (R, M, 2 + D)
         shown, noise = rounds.places >= 0, self.noise_level
         weights = self.examination(shown.shape[1])[rounds.places[shown]]
         targets = (np.stack([np.zeros(len(weights)), 1 / weights], axis=1) - noise) / (1 - noise)
         return basis[shown], np.broadcast_to(depth_bins(shown.shape[1]), shown.shape)[shown], weights, targets
 
     def _update_cuts(self, rounds: Rounds) -> None:
-        """What pages brought up to each cut above which all was shown, in recall, debiased."""
+        """Updates the cuts' heads with debiased recall up to each cut, if all candidates above the cut were shown."""
         assert self.cuts is not None
-        known, row = np.unique(rounds.row, return_inverse=True)
-        basis = self._basis(RetrievalFeatures(rounds.query[known], rounds.candidates[known]))
+        rows, row = np.unique(rounds.row, return_inverse=True)
+        basis = self._basis(RetrievalFeatures(rounds.query[rows], rounds.candidates[rows]))
         num, relevance = basis.shape[1], self._relevance(basis)
         examination, noise = self.examination(num)[rounds.places], self.noise_level
         others = 1.0 + relevance.sum(axis=1, keepdims=True) - relevance
-        brought = np.cumsum((rounds.clicks / examination - noise) / (1 - noise) / others[row], axis=1)
+        recall = np.cumsum((rounds.clicks / examination - noise) / (1 - noise) / others[row], axis=1)
         shown = np.logical_and.accumulate(rounds.places >= 0, axis=1)
         weights = 1 / np.cumsum(1 / examination, axis=1)
         cuts = np.broadcast_to(np.arange(num), shown.shape)
-        self.cuts.update(self._beside(basis, relevance)[row][shown], brought[shown], weights[shown], cuts[shown])
+        self.cuts.update(self._beside(basis, relevance)[row][shown], recall[shown], weights[shown], cuts[shown])
 
     @staticmethod
     def _beside(basis: np.ndarray, relevance: np.ndarray) -> np.ndarray:
-        """(Q, M, 2 + D) what heads of cuts see: the sum of gains, mean hidden units up to there, 1."""
+        """Features of the cuts' heads (Q, M, 2 + D): sum of gains and mean hidden units up to the cut, and 1."""
         places = np.arange(1, basis.shape[1] + 1)[:, None]
         hidden = np.cumsum(basis[:, :, 1:], axis=1) / places
         return np.concatenate([np.cumsum(gains(relevance), axis=1)[:, :, None], hidden], axis=2)
 
     @property
     def num(self) -> int:
-        """M."""
+        """Number of candidates looked at, M."""
         assert self.network is not None
         return len(self.network.rank)
 
     @property
     def noise_level(self) -> float:
-        """P(click | looked at) of what is not relevant."""
+        """P(click | examined) of an irrelevant candidate."""
         return float(torch.sigmoid(self.noise.detach()))
 
-    # -- what it believes
+    # -- predictions
 
     def relevance(self, known: RetrievalFeatures) -> np.ndarray:
-        """(Q, M) probability that each candidate is relevant."""
+        """Probability of relevance of each candidate, (Q, M)."""
         return self._relevance(self._basis(known))
 
     def _relevance(self, basis: np.ndarray) -> np.ndarray:
@@ -186,7 +186,7 @@ class RelevanceLearner(RoundsModule):
         return np.clip(self.heads.predict(basis, depth_bins(basis.shape[1])), _TINY, 1 - _TINY)
 
     def values(self, known: RetrievalFeatures) -> np.ndarray:
-        """(Q, M) expected recall of the first 1 to M candidates."""
+        """Expected recall of the first 1 to M candidates, (Q, M)."""
         basis = self._basis(known)
         relevance = self._relevance(basis)
         if self.hparams["value"] == "gains":
@@ -196,7 +196,7 @@ class RelevanceLearner(RoundsModule):
         return np.maximum.accumulate(self.cuts.predict(self._beside(basis, relevance), cuts), axis=1)
 
     def deviations(self, known: RetrievalFeatures) -> np.ndarray:
-        """(Q, M) posterior deviations of `values`, as if relevance were independent between depth bins."""
+        """Posterior deviations of `values`, (Q, M), with relevance treated as independent between candidates."""
         assert self.heads is not None
         basis = self._basis(known)
         bins = np.broadcast_to(depth_bins(basis.shape[1]), basis.shape[:2])
@@ -204,31 +204,31 @@ class RelevanceLearner(RoundsModule):
         return np.sqrt(np.cumsum(self.heads.variance(basis, bins), axis=1)) / others
 
     def _basis(self, known: RetrievalFeatures) -> np.ndarray:
-        """(Q, M, 2 + D) what heads see: the trunk's word, its hidden units, 1."""
+        """Features of the heads (Q, M, 2 + D): the trunk's prediction, its hidden units, and 1."""
         assert self.network is not None
         out = np.ones((*known.candidates.shape[:2], self.hparams["hidden"] + 2))
         self.eval()
         with torch.inference_mode():
             for start in range(0, len(out), _BATCH):
-                some = slice(start, start + _BATCH)
-                logits, hidden = self.network(*(torch.from_numpy(part[some]).to(self.device) for part in known))
-                out[some, :, 0], out[some, :, 1:-1] = torch.sigmoid(logits).cpu(), hidden.cpu()
+                batch = slice(start, start + _BATCH)
+                logits, hidden = self.network(*(torch.from_numpy(part[batch]).to(self.device) for part in known))
+                out[batch, :, 0], out[batch, :, 1:-1] = torch.sigmoid(logits).cpu(), hidden.cpu()
         return out
 
     def online(self, store: Any, policy: str) -> Learning:
-        """Heads that learn from the rounds that this policy served."""
+        """Learner that updates the heads from the rounds that this policy served."""
         return OnlineHeads(self, store, policy)
 
-    # -- where it is kept
+    # -- export
 
     def export(self, folder: Path) -> None:
-        """policy.json and policy.safetensors: weights, how columns are standardised, heads."""
+        """Writes policy.json (options, columns) and policy.safetensors (weights, standardisation, heads)."""
         parts = {"heads": self.heads, "cuts": self.cuts}
-        write(self, folder, _FILES, {f"{p}.{n}": v for p, own in parts.items() if own for n, v in own.state().items()})
+        write(self, folder, _FILES, {f"{p}.{n}": v for p, one in parts.items() if one for n, v in one.state().items()})
 
     @classmethod
     def load(cls, folder: str | Path) -> RelevanceLearner:
-        """What `export` wrote; ValueError names a file that is not there, damaged or of another version."""
+        """Loads an export. Raises ValueError naming a file that is missing, damaged or of another version."""
 
         def restore(module: RelevanceLearner, weights: dict[str, Tensor]) -> None:
             query, candidate = (standard_of(weights, f"network.{part}.0") for part in ("query", "candidate"))
@@ -244,7 +244,7 @@ class RelevanceLearner(RoundsModule):
 
 
 def depth_bins(num: int) -> np.ndarray:
-    """(M,) bin of each position: 1, 2, 3, then each about half as deep again."""
+    """Depth bin of each position, (M,): bins end at 1, 2, 3, then each at about 1.5 times the last end."""
     edges, edge = [1, 2, 3], 3.0
     while edge < num:
         edge *= 1.5
@@ -253,8 +253,8 @@ def depth_bins(num: int) -> np.ndarray:
 
 
 def gains(relevance: np.ndarray) -> np.ndarray:
-    """(Q, M) expected recall that each candidate adds: its relevance over one more than what else is relevant.
+    """Expected gain of recall of each candidate (Q, M): relevance / (1 + expected number of other relevant ones).
 
-    E[1 / (1 + others)] ≥ 1 / (1 + E[others]) (Jensen), so queries with several positives are told from those with one.
+    A lower bound of the true expectation: E[1 / (1 + others)] ≥ 1 / (1 + E[others]) (Jensen).
     """
     return relevance / (1.0 + relevance.sum(axis=1, keepdims=True) - relevance)

@@ -1,4 +1,4 @@
-"""The network of a policy: each candidate of the fused order read beside its query, the same weights at every rank.
+"""Reads each candidate of the fused order together with its query, with the same weights at every rank.
 
 Knows columns of numbers; knows nothing about clicks or decisions.
 Legend: Q queries, M candidates looked at, F columns of the query, C of a candidate, D hidden units.
@@ -13,7 +13,7 @@ from ltrr.policies.features import LIMIT, Standard
 
 
 class Columns(nn.Module):
-    """Standardises (..., F) columns as they are logged; unknown values (NaN) become their mean."""
+    """Standardises logged columns (..., F); unknown values (NaN) become the mean."""
 
     mean: Tensor
     deviation: Tensor
@@ -28,7 +28,7 @@ class Columns(nn.Module):
 
 
 class RelevanceNetwork(nn.Module):
-    """Reads candidates beside their query: (Q, F) and (Q, M, C) to logits of relevance (Q, M) and hidden (Q, M, D)."""
+    """Maps query (Q, F) and candidates (Q, M, C) to logits of relevance (Q, M) and hidden units (Q, M, D)."""
 
     def __init__(self, query: Standard, candidate: Standard, num: int, hidden: int, dropout: float) -> None:
         super().__init__()

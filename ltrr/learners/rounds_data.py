@@ -1,10 +1,11 @@
-"""Logged rounds of a policy for training: a file of them, and the batches that a fit draws.
+"""Reads and writes files of a policy's logged rounds, and serves them as batches for training.
 
-Knows arrays and files; knows nothing about arms, features' meaning or models.
-Legend: R rounds, U queries as they were known, M candidates of each, F and C features.
+Knows arrays and files; knows nothing about arms, models or the meaning of features.
+Legend: R rounds, U queries (each with the features it was logged with), M candidates per query, F features of a query,
+C of a candidate.
 
     <name>.npz   row (R,), query (U, F), candidates (U, M, C), cut (R,), clicks (R, M), names (JSON of the columns);
-                 place (R, M) only where the page was not the fused order up to the cut
+                 place (R, M) only if pages did not show the fused order up to the cut
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from torch.utils.data import DataLoader
 from ltrr.files import atomic_write
 from ltrr.types import Rounds
 
-_HELD_OUT = 10  # one query in so many is validated on
+_HELD_OUT = 10  # one query in this many is held out for validation
 
 
 def write_rounds(path: Path, rounds: Rounds) -> None:
-    """Whole or not at all."""
+    """Writes one file, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: value for name, value in rounds._asdict().items() if name != "names" and value is not None}
     arrays["names"] = np.frombuffer(json.dumps(rounds.names).encode(), np.uint8)
@@ -37,7 +38,7 @@ def write_rounds(path: Path, rounds: Rounds) -> None:
 
 
 def read_rounds(path: str | Path) -> Rounds:
-    """What `write_rounds` wrote; ValueError names the file and what is wrong with it."""
+    """Reads a file of `write_rounds`. Raises ValueError naming the file and what is wrong with it."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in Rounds._fields if name not in ("place", "depths") or name in file}
@@ -55,7 +56,7 @@ def read_rounds(path: str | Path) -> Rounds:
         if getattr(rounds, name).shape != shape:
             raise ValueError(f"data.path: {path}: {name} has shape {getattr(rounds, name).shape}, not {shape}")
     if not num or rounds.row.min() < 0 or rounds.row.max() >= len(rounds.query):
-        raise ValueError(f"data.path: {path}: row names queries that are not there, or there is no round")
+        raise ValueError(f"data.path: {path}: row names queries that do not exist, or there is no round")
     if rounds.cut.min() < 1 or rounds.cut.max() > width:
         raise ValueError(f"data.path: {path}: cut is not within 1 and {width}")
     if rounds.places.min() < -1 or rounds.places.max() >= width:
@@ -68,15 +69,15 @@ class LoggedRounds(LightningDataModule):
 
     Args:
         path: file of rounds (`scripts/simulate.py --log`).
-        batch_size: rounds.
-        seed: of the order.
-        qrels: of a simulation: folder of the qrels; this and what follows is read by scripts/simulate.py alone.
+        batch_size: rounds per batch.
+        seed: of the shuffling.
+        qrels: folder of a simulation's qrels; only scripts/simulate.py reads this and the following arguments.
         query_fields: query metadata that may become context.
         cache: folder of indexes and searches.
         arms: as in a config of the funnel.
         tune: splits on which the fused order is fitted.
-        num_candidates: of the fused union that a policy looks at, the deepest cut.
-        features: groups of what is known before retrieval; null = text, time.
+        num_candidates: candidates of the fused union that a policy looks at, equal to the deepest cut.
+        features: groups of features known before retrieval; null = text, time.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class LoggedRounds(LightningDataModule):
         self.rounds: Rounds | None = None
 
     def setup(self, stage: str = "fit") -> None:
-        """Reads the file; ValueError for anything wrong in it."""
+        """Reads the file. Raises ValueError if it is damaged or has too few queries."""
         if self.rounds is None:
             self.rounds = read_rounds(self._path)
             self._dev = self.rounds.row % _HELD_OUT == 0
@@ -110,34 +111,34 @@ class LoggedRounds(LightningDataModule):
                 raise ValueError(f"data.path: {self._path} has too few queries to hold out one in {_HELD_OUT}")
 
     def train_dataloader(self) -> DataLoader:
-        """The rounds of nine tenths of the queries, in an order drawn anew each epoch from the seed."""
+        """The rounds of nine tenths of the queries, shuffled each epoch from the seed."""
         epoch = self.trainer.current_epoch if self.trainer else 0
         order = torch.Generator().manual_seed(self.seed + epoch)
         return self._loader(np.flatnonzero(~self._dev), shuffle=True, generator=order)
 
     def val_dataloader(self) -> DataLoader:
-        """Those of the others."""
+        """The rounds of the held-out queries."""
         return self._loader(np.flatnonzero(self._dev))
 
     def trained_on(self) -> dict[str, Any]:
-        """No split of a data set: rounds are clicks, and scripts/simulate.py lets no test query teach."""
+        """Note for the export. Rounds are no split; scripts/simulate.py never learns from test queries."""
         return {"data": str(self._path), "splits": ["train"], "queries": ""}
 
     def _loader(self, rounds: np.ndarray, **order: Any) -> DataLoader:
         assert self.rounds is not None
-        together = partial(batch_of, self.rounds)
-        return DataLoader(rounds.tolist(), self.batch_size, collate_fn=together, **order)
+        collate = partial(batch_of, self.rounds)
+        return DataLoader(rounds.tolist(), self.batch_size, collate_fn=collate, **order)
 
 
 def batch_of(rounds: Rounds, places: Sequence[int] | np.ndarray) -> dict[str, Any]:
-    """The rounds at these places, as modules learn from them."""
+    """Builds a batch of the rounds at these places, for `RoundsModule.training_step`."""
     places = np.asarray(places)
-    known, place = rounds.row[places], rounds.some(places).places
+    rows, place = rounds.row[places], rounds.some(places).places
     shown = torch.from_numpy((place >= 0).astype(np.float32))
     return {
-        "row": torch.from_numpy(known.astype(np.int64)),
-        "query": torch.from_numpy(rounds.query[known]),
-        "candidates": torch.from_numpy(rounds.candidates[known]),
+        "row": torch.from_numpy(rows.astype(np.int64)),
+        "query": torch.from_numpy(rounds.query[rows]),
+        "candidates": torch.from_numpy(rounds.candidates[rows]),
         "clicks": torch.from_numpy(rounds.clicks[places].astype(np.float32)),
         "shown": shown,
         "place": torch.from_numpy(place.astype(np.int64)),

@@ -1,6 +1,6 @@
-"""What modules that learn from logged rounds share: batches, fitting without a Trainer, exports.
+"""Shared by modules that learn from logged rounds: fitting with or without a Trainer, and exports.
 
-Knows rounds, Lightning modules and files; knows nothing about what is predicted.
+Knows rounds, Lightning modules and files; does not know what is predicted.
 Legend: R rounds, M candidates looked at.
 """
 
@@ -24,56 +24,56 @@ from ltrr.learners.rounds_data import batch_of
 from ltrr.policies.features import Standard
 from ltrr.types import Rounds
 
-_VERSION = 2  # of an export's layout
+_VERSION = 2  # version of an export's layout
 Module = TypeVar("Module", bound="RoundsModule")
 
 
 def standard_of(weights: Mapping[str, Tensor], name: str) -> Standard:
-    """How a network's `Columns` of that name standardised."""
+    """Standardisation of a network's `Columns` module with that name."""
     return Standard(weights[f"{name}.mean"].numpy(), weights[f"{name}.deviation"].numpy())
 
 
 class RoundsModule(LightningModule):
-    """Learns from rounds, by a Trainer or by itself. Hyperparameters: lr, weight_decay, epochs, batch_size."""
+    """Base of modules that learn from rounds. Hyperparameters: lr, weight_decay, epochs, batch_size."""
 
-    monitor: str  # what `score` is called
+    monitor: str  # name under which `score` is logged
 
     def __init__(self) -> None:
         super().__init__()
-        self.columns: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # names of what it reads
-        self.depths: list[int] | None = None  # to which all arms were drawn in all that it learned from
-        self.id = ""  # of an export's weights
+        self.columns: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # of queries, of candidates
+        self.depths: list[int] | None = None  # depths of the arms in all training rounds; None = they differed
+        self.id = ""  # hash of the export's weights
 
     def prepare(self, rounds: Rounds, seed: int = 0) -> None:
-        """A new network for what these rounds know."""
+        """Builds a new network for the columns of these rounds."""
         self.depths = None if rounds.depths is None else rounds.depths.tolist()
 
     def refit(self, rounds: Rounds, seed: int = 0) -> None:
-        """A new network from all rounds; the same rounds and seed give the same one.
+        """Trains a new network on all rounds; the same rounds and seed give the same network.
 
-        Without a Trainer, which takes longer to start than this takes to end.
+        Uses no Trainer, whose start would take longer than the training.
         """
         self.prepare(rounds, seed)
         epochs, size = self.hparams["epochs"], self.hparams["batch_size"]
-        made = self.optimizer(epochs * -(-len(rounds.row) // size))
+        optimizers = self.optimizer(epochs * -(-len(rounds.row) // size))
         self.train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for _ in range(epochs):
                 for places in torch.randperm(len(rounds.row)).split(size):
                     loss = self.training_step(batch_of(rounds, places.numpy()))
-                    made["optimizer"].zero_grad()
+                    optimizers["optimizer"].zero_grad()
                     loss.backward()
-                    made["optimizer"].step()
-                    made["lr_scheduler"]["scheduler"].step()
+                    optimizers["optimizer"].step()
+                    optimizers["lr_scheduler"]["scheduler"].step()
         self.eval()
 
     def training_step(self, batch: dict[str, Any], index: int = 0) -> Tensor:
-        """A mean loss."""
+        """Computes the mean loss of a batch."""
         raise NotImplementedError
 
     def score(self, batch: dict[str, Any]) -> Tensor:
-        """What is watched: higher is better."""
+        """Validation score of a batch; higher is better."""
         return -self.training_step(batch)
 
     def validation_step(self, batch: dict[str, Any], index: int = 0) -> None:
@@ -83,15 +83,15 @@ class RoundsModule(LightningModule):
         return self.optimizer(int(self.trainer.estimated_stepping_batches))
 
     def optimizer(self, steps: int) -> dict[str, Any]:
-        """AdamW whose rate rises for a third of the steps, then falls."""
+        """AdamW with a learning rate that rises for 30 % of the steps, then falls."""
         return adamw(self, self.hparams["lr"], self.hparams["weight_decay"], 0.3, steps)
 
 
-def write(module: RoundsModule, folder: Path, name: str, beside: Mapping[str, np.ndarray] | None = None) -> None:
-    """`name`.json (options, columns) and `name`.safetensors (weights, and arrays beside them)."""
+def write(module: RoundsModule, folder: Path, name: str, extra: Mapping[str, np.ndarray] | None = None) -> None:
+    """Writes `name`.json (options, columns) and `name`.safetensors (weights, and extra arrays)."""
     weights = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     save_file(
-        weights | {key: torch.from_numpy(value) for key, value in (beside or {}).items()},
+        weights | {key: torch.from_numpy(value) for key, value in (extra or {}).items()},
         folder / f"{name}.safetensors",
     )
     options = {key: value for key, value in module.hparams.items() if key in signature(type(module)).parameters}
@@ -102,9 +102,9 @@ def write(module: RoundsModule, folder: Path, name: str, beside: Mapping[str, np
 def read(
     cls: Callable[..., Module], folder: Path, name: str, restore: Callable[[Module, dict[str, Tensor]], None]
 ) -> Module:
-    """What `write` wrote; ValueError names a file that is not there, damaged or of another version.
+    """Loads what `write` wrote. Raises ValueError naming a file that is missing, damaged or of another version.
 
-    restore: builds the module's network from what was written and takes out of it what lay beside the weights.
+    restore: builds the module's network from the loaded arrays and removes the extra ones from them.
     """
     try:
         note = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))

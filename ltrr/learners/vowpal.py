@@ -1,4 +1,4 @@
-"""Vowpal Wabbit as a learner of cuts, to compare with: `simulate.py --model.class_path _vowpal.Vowpal`.
+"""Vowpal Wabbit as a learner of cuts, a baseline for `RelevanceLearner`.
 
 Needs the extra `bench`. Knows rounds and examination; knows nothing about prices or explorers.
 Legend: Q queries, R rounds, F features, M candidates looked at = cuts, L levels.
@@ -20,18 +20,18 @@ _WEIGHTS = "learner.vw"
 
 
 class Vowpal:
-    """Costs that `--cb_explore_adf --squarecb` regresses: actions are L cuts, features those of the query and of the
+    """The cost regression of `--cb_explore_adf --squarecb`. Actions are L cuts; features are the query's, those of the
     candidate at the cut, and their products with the cut.
 
-    Cost = −(debiased clicks in the cut), so that a price can be taken off afterwards. It runs as `--cb_adf --cb_type
-    mtr`, the same regression, because SquareCB's own output is probabilities; the explorer `SquareCB` computes them
-    from values (a test compares). Importance is 1: whose propensity a round had, it does not say.
+    Cost = −(debiased clicks in the cut), so that a price can be subtracted afterwards. It runs as `--cb_adf --cb_type
+    mtr`, the same regression, because SquareCB itself outputs probabilities; the explorer `SquareCB` computes these
+    from values (a test compares). Importance weights are 1, because rounds carry no propensity.
 
     Args:
-        examination: probability that position k is looked at; null = 1 / k.
+        examination: probability that a customer looks at position k; null = 1 / k.
         rate: learning rate.
-        levels: cuts that are actions, at most.
-        semi: a page teaches each level within it; false = only the deepest of these.
+        levels: most cuts that are actions.
+        semi: a page teaches every level within it; false = only the deepest of them.
         candidates: whether it reads candidates; false = only the query's features.
     """
 
@@ -53,7 +53,7 @@ class Vowpal:
         self._levels, self._semi, self._candidates = levels, semi, candidates
 
     def refit(self, rounds: Rounds, seed: int = 0) -> None:
-        """Anew from all rounds, in their order."""
+        """Starts afresh and learns all rounds, in their order."""
         self.columns, self.depths = rounds.names, None if rounds.depths is None else rounds.depths.tolist()
         self._standard = standards_of(rounds)
         self._edges = levels(rounds.clicks.shape[1], self._levels)
@@ -62,26 +62,26 @@ class Vowpal:
         self.update(rounds)
 
     def update(self, rounds: Rounds) -> None:
-        """One step a round and level that it teaches, in their order."""
+        """Takes one step per round and level that it teaches, in the order of rounds."""
         examination = examined(self._examination, rounds.clicks.shape[1])[rounds.places]
         costs = -np.cumsum(rounds.clicks / examination, axis=1)
         deepest = np.logical_and.accumulate(rounds.places >= 0, axis=1).sum(axis=1)
         actions = np.searchsorted(self._edges, deepest, side="right") - 1
-        told = costs[:, self._edges - 1]
-        for row, last, cost in zip(rounds.row, actions, told, strict=True):
-            query, *plain = self._lines(rounds.query[row], rounds.candidates[row])
+        level_costs = costs[:, self._edges - 1]
+        for row, last, cost in zip(rounds.row, actions, level_costs, strict=True):
+            query, *action_lines = self._lines(rounds.query[row], rounds.candidates[row])
             for action in range(0 if self._semi else max(last, 0), last + 1):
-                lines = plain.copy()
+                lines = action_lines.copy()
                 lines[action] = f"0:{cost[action]:.6g}:1 {lines[action]}"
                 self._workspace.learn([query, *lines])
 
     @property
     def num(self) -> int:
-        """M."""
+        """Number of candidates looked at, M."""
         return self._between.shape[1]
 
     def export(self, folder: Path) -> None:
-        """Writes what `load` reads, and Vowpal Wabbit's own file of weights."""
+        """Writes the folder that `load` reads, with Vowpal Wabbit's own file of weights."""
         write_arrays(
             folder, self, self._arguments, {"edges": self._edges, "between": self._between} | arrays_of(self._standard)
         )
@@ -89,7 +89,7 @@ class Vowpal:
 
     @classmethod
     def load(cls, folder: Path) -> Vowpal:
-        """What `export` wrote; ValueError for a damaged folder."""
+        """Loads an export. Raises ValueError if the folder is damaged."""
         learner, arrays = read_arrays(cls, folder)
         learner._edges, learner._between = arrays["edges"], arrays["between"]
         learner._standard = restored_standards(arrays)
@@ -97,16 +97,16 @@ class Vowpal:
         return learner
 
     def values(self, known: RetrievalFeatures) -> np.ndarray:
-        """(Q, M) less expected cost of the first 1 to M candidates, linear between levels."""
+        """Negative expected cost of the first 1 to M candidates, (Q, M), linear between levels."""
         costs = [self._workspace.predict(self._lines(*one)) for one in zip(*known, strict=True)]
         return -np.array(costs) @ self._between
 
     def _lines(self, query: np.ndarray, candidates: np.ndarray) -> list[str]:
-        """What is shared, and a line for each cut; query (F,), candidates (M, C)."""
+        """Formats the shared line and one line per cut; query (F,), candidates (M, C)."""
         actions = [f"|a {a}" for a in range(len(self._edges))]
         if self._candidates:
-            own = self._standard[1](candidates[self._edges - 1])
-            actions = [f"{line} |c {_features(row)}" for line, row in zip(actions, own, strict=True)]
+            standardised = self._standard[1](candidates[self._edges - 1])
+            actions = [f"{line} |c {_features(row)}" for line, row in zip(actions, standardised, strict=True)]
         return [f"shared |x {_features(self._standard[0](query))}", *actions]
 
 

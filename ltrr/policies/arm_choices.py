@@ -1,8 +1,8 @@
-"""Choices of arms and depths: their costs, their predicted losses, and the probability with which each is drawn.
+"""Choices of arms and depths: their costs, predicted losses and probabilities of being drawn.
 
-Knows what each choice is expected to lose and what arms cost; does not know features or what learns them. Up to MOST
-choices are listed, so best choices and propensities are exact. Beyond that the best is found greedily and exploring is
-uniform, so propensities are exact there too.
+Knows the predicted losses of choices and the costs of arms; does not know features or learners. Up to MOST choices are
+listed, so the best choice and propensities are exact. With more, the best is searched greedily and exploration is
+uniform, so propensities are exact too.
 Legend: Q queries, A arms, L levels of depth (0 = off, L − 1 = the arm's whole depth), N choices, P heads.
 """
 
@@ -19,26 +19,26 @@ from ltrr.policies.price import least_price, price_for
 from ltrr.policies.table import MOST, Table, greedy
 from ltrr.types import Decision
 
-FEW = 256  # choices that have a head each; where there are more, arms and pairs of arms have heads
-_PRICED = 200  # queries on which the price of greedy choices is set
-_STEPS = 15  # of bisection, likewise
+FEW = 256  # up to this many choices have a head each; beyond, arms and pairs of arms do
+_PRICED = 200  # at most, for setting the price of greedy choices
+_STEPS = 15  # bisection steps for that price
 
 
 def choices(num_arms: int, num_levels: int = 2) -> np.ndarray:
-    """(N, A) levels of all choices in which some arm runs; the last is all arms at their whole depth."""
+    """Levels (N, A) of all choices with at least one arm; the last has all arms at their whole depth."""
     numbers = np.arange(1, num_levels**num_arms)
     return numbers[:, None] // num_levels ** np.arange(num_arms) % num_levels
 
 
 def design(levels: np.ndarray, num_levels: int) -> np.ndarray:
-    """(B, P) design matrix from head losses to the losses of choices (B, A).
+    """Design matrix (B, P) from head losses to the losses of choices (B, A).
 
-    One head per choice where choices are few, else main effects of arms plus pairwise interactions.
+    One head per choice if there are at most FEW, else main effects of arms plus pairwise interactions.
     """
     num_arms = levels.shape[1]
     if (most := num_levels**num_arms - 1) <= FEW:
         return np.eye(most)[levels @ num_levels ** np.arange(num_arms) - 1]
-    less = (levels[:, :, None] == np.arange(num_levels - 1)).astype(float)  # (B, A, L − 1) than its whole depth
+    less = (levels[:, :, None] == np.arange(num_levels - 1)).astype(float)  # (B, A, L − 1) below the whole depth
     one, other = np.triu_indices(num_arms, 1)
     pairs = less[:, one, :, None] * less[:, other, None, :]
     return np.concatenate([less.reshape(len(levels), -1), pairs.reshape(len(levels), -1)], axis=1)
@@ -48,17 +48,17 @@ class Drawing(NamedTuple):
     """How choices are drawn."""
 
     explorer: Explorer
-    shadow: float = 0.0  # share of queries for which all arms run at their whole depths, if the cap lets them
+    shadow: float = 0.0  # share of queries on which all arms run at their whole depths, if the cap allows it
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What arms cost.
+    """Costs of arms. Raises ValueError for a cost below 0.
 
     Args:
-        run: arm -> cost where it runs, 1 where it is not named.
-        drawn: of each candidate that an arm draws.
-        cap: that the arms of no query may exceed; None = there is none.
+        run: arm -> cost of running it; 1 if absent.
+        drawn: cost of each candidate that an arm retrieves.
+        cap: largest cost of one query's arms; None = no cap.
     """
 
     run: Mapping[str, float]
@@ -71,26 +71,26 @@ class Costs:
 
 
 class ListedArms:
-    """All choices, the cheapest first and all arms last; candidates are free.
+    """All choices in a table, cheapest first; ranked candidates cost nothing.
 
     Args:
-        levels: arm -> its depths, ascending, beside 0; none = it never runs.
-        cut: candidates of the union that go on.
-        num_levels: of the learner.
+        levels: arm -> its depths above 0, ascending; empty = it never runs.
+        cut: candidates of the union that go to the ranker.
+        num_levels: levels of depth that the learner distinguishes.
     """
 
     def __init__(self, levels: Mapping[str, Sequence[int]], costs: Costs, cut: int, num_levels: int) -> None:
-        most = min([cut, *(min(own) for own in levels.values() if own)])  # one arm alone can fill it
-        own = {arm: [0, *depths] for arm, depths in levels.items()}
+        most = min([cut, *(min(depths) for depths in levels.values() if depths)])  # so that one arm alone can fill it
+        with_off = {arm: [0, *depths] for arm, depths in levels.items()}
         table = Table.of(
-            own, [most], arm_costs=_run(levels, costs), candidate_cost=0.0, drawn_cost=costs.drawn, cap=costs.cap
+            with_off, [most], arm_costs=_run(levels, costs), candidate_cost=0.0, drawn_cost=costs.drawn, cap=costs.cap
         )
         self.table = replace(table, cuts=np.full(len(table), cut, np.int32))
-        self._whole = bool((table.depths[-1] == [max(depths) for depths in own.values()]).all())
+        self._whole = bool((table.depths[-1] == [max(depths) for depths in with_off.values()]).all())
         self._design = design(levels_of(self.table.depths, levels, num_levels), num_levels)  # (N, P)
 
     def check(self, how: Drawing) -> None:
-        """ValueError for an explorer of what is uncertain: losses are not learned click by click."""
+        """Raises ValueError for an explorer that needs deviations, which policies of arms do not have."""
         if how.explorer.unsure:
             raise ValueError(
                 f"policy.explore: {type(how.explorer).__name__} needs deviations, which policies of arms do not give; "
@@ -98,13 +98,13 @@ class ListedArms:
             )
 
     def values(self, losses: np.ndarray) -> np.ndarray:
-        """(Q, N) expected recall of each choice, less that of all arms; losses (Q, P)."""
+        """Expected recall of each choice less that of all arms, (Q, N); losses (Q, P)."""
         return -losses @ self._design.T
 
     def probabilities(self, losses: np.ndarray, price: float, how: Drawing) -> np.ndarray:
-        """(Q, N) of each choice of the table, at a price; losses (Q, P)."""
-        worth = self.values(losses) - price * self.table.costs
-        probabilities, shadow = how.explorer.probabilities(worth), how.shadow * self._whole
+        """Probability of each choice of the table at a price, (Q, N); losses (Q, P)."""
+        net_values = self.values(losses) - price * self.table.costs
+        probabilities, shadow = how.explorer.probabilities(net_values), how.shadow * self._whole
         probabilities *= 1 - shadow
         probabilities[:, -1] += shadow
         return probabilities
@@ -112,37 +112,37 @@ class ListedArms:
     def draw(
         self, losses: np.ndarray, price: float, how: Drawing, rng: np.random.Generator
     ) -> tuple[Decision, np.ndarray]:
-        """A decision for each query, and (Q,) its cost; losses (Q, P)."""
+        """Draws a decision for each query; returns it with the costs (Q,). losses (Q, P)."""
         drawn, decision = self.table.draw(self.probabilities(losses, price, how), rng)
         return decision, self.table.costs[drawn]
 
     def rows(self, depths: np.ndarray) -> np.ndarray:
-        """(Q,) places in the table of depths (Q, A), −1 = not a choice."""
+        """Looks up depths (Q, A) in the table: (Q,) rows, −1 = not in it."""
         numbers = {row.tobytes(): n for n, row in enumerate(self.table.depths)}
         return np.array([numbers.get(row.tobytes(), -1) for row in depths.astype(np.int32)], int)
 
     def price(self, losses: np.ndarray, budget: float) -> float:
-        """At which the best choices for these queries cost at most the budget in the mean."""
+        """Lowest price at which the best choices cost at most the budget on average; losses (Q, P) of some queries."""
         return price_for(self.values(losses), self.table.costs, budget, "policy.arms_budget")
 
 
 class UnlistedArms:
-    """More choices than can be listed: the best is looked for greedily, others are drawn uniformly.
+    """Too many choices to list: the best is searched greedily and exploration draws uniformly, with exact propensities.
 
-    So propensities are exact here too. Arguments as of ListedArms; explorers are EpsilonGreedy alone, without a cap.
+    Arguments as for ListedArms. Supports only the explorer EpsilonGreedy, and no cap.
     """
 
     def __init__(self, levels: Mapping[str, Sequence[int]], costs: Costs, cut: int, num_levels: int) -> None:
         if costs.cap is not None:
             raise ValueError(f"policy.arms_cap: not with more than {MOST:,} choices of depths; have fewer levels")
-        self._depths = [np.array([0, *own]) for own in levels.values()]
+        self._depths = [np.array([0, *depths]) for depths in levels.values()]
         run = _run(levels, costs)
-        self._costs = [(own > 0) * run[arm] + costs.drawn * own for arm, own in zip(levels, self._depths, strict=True)]
-        self._own = [np.array([*range(len(own) - 1), num_levels - 1] if len(own) > 1 else [0]) for own in self._depths]
+        self._costs = [(d > 0) * run[arm] + costs.drawn * d for arm, d in zip(levels, self._depths, strict=True)]
+        self._levels = [np.array([*range(len(d) - 1), num_levels - 1] if len(d) > 1 else [0]) for d in self._depths]
         self._cut, self._num_levels = cut, num_levels
 
     def check(self, how: Drawing) -> EpsilonGreedy:
-        """The explorer; ValueError for another one."""
+        """Returns the explorer. Raises ValueError unless it is EpsilonGreedy with a share within 0 and 1."""
         if not isinstance(how.explorer, EpsilonGreedy):
             raise ValueError(
                 f"policy.explore: {type(how.explorer).__name__} needs a list of choices, and these are more than "
@@ -153,45 +153,45 @@ class UnlistedArms:
         return how.explorer
 
     def _best(self, losses: np.ndarray, price: float) -> np.ndarray:
-        """(Q, A) places in the arms' depths, of losses (Q, P)."""
+        """Searches the best choices greedily: (Q, A) indexes into the arms' depths; losses (Q, P)."""
 
         def gain(places: np.ndarray, lost: np.ndarray) -> np.ndarray:
-            levels = np.stack([own[at] for own, at in zip(self._own, places.T, strict=True)], axis=1)
+            levels = np.stack([arm_levels[at] for arm_levels, at in zip(self._levels, places.T, strict=True)], axis=1)
             return np.where((places > 0).any(axis=1), -design(levels, self._num_levels) @ lost, -np.inf)
 
-        deepest = np.array([len(own) - 1 for own in self._depths])
+        deepest = np.array([len(arm_levels) - 1 for arm_levels in self._depths])
         return np.stack([greedy(lambda p, lost=lost: gain(p, lost), self._costs, price, deepest) for lost in losses])
 
     def draw(
         self, losses: np.ndarray, price: float, how: Drawing, rng: np.random.Generator
     ) -> tuple[Decision, np.ndarray]:
-        """A decision for each query, and (Q,) its cost; losses (Q, P)."""
-        any_share = self.check(how).epsilon
-        best, sizes = self._best(losses, price), np.array([len(own) for own in self._depths])
+        """Draws a decision for each query; returns it with the costs (Q,). losses (Q, P)."""
+        epsilon = self.check(how).epsilon
+        best, sizes = self._best(losses, price), np.array([len(arm) for arm in self._depths])
         whole, num = sizes - 1, len(best)
-        shares = np.array([(1 - how.shadow) * (1 - any_share), (1 - how.shadow) * any_share, how.shadow])
-        kind = rng.choice(3, num, p=shares)  # the best, any, all arms
-        any_of = rng.integers(0, sizes, (num, len(sizes)))
-        while (none := ~any_of.any(axis=1)).any():  # no arm at all is no choice
-            any_of[none] = rng.integers(0, sizes, (none.sum(), len(sizes)))
-        at = np.select([kind[:, None] == 0, kind[:, None] == 1], [best, any_of], whole)
-        feasible = float(np.prod(sizes.astype(float))) - 1
-        uniform = (feasible + 1) / sizes - (at == 0)  # choices that have an arm at that level
-        joint = shares @ np.stack([(at == best).all(axis=1), np.full(num, 1 / feasible), (at == whole).all(axis=1)])
-        marginals = np.einsum("k,kqa->qa", shares, np.stack([at == best, uniform / feasible, at == whole]))
-        depths = np.stack([own[place] for own, place in zip(self._depths, at.T, strict=True)], axis=1)
-        cost = np.sum([own[place] for own, place in zip(self._costs, at.T, strict=True)], axis=0)
+        shares = np.array([(1 - how.shadow) * (1 - epsilon), (1 - how.shadow) * epsilon, how.shadow])
+        kind = rng.choice(3, num, p=shares)  # 0 = the best, 1 = uniform, 2 = all arms
+        uniform_draw = rng.integers(0, sizes, (num, len(sizes)))
+        while (none := ~uniform_draw.any(axis=1)).any():  # draw again if no arm runs
+            uniform_draw[none] = rng.integers(0, sizes, (none.sum(), len(sizes)))
+        at = np.select([kind[:, None] == 0, kind[:, None] == 1], [best, uniform_draw], whole)
+        num_choices = float(np.prod(sizes.astype(float))) - 1
+        uniform = (num_choices + 1) / sizes - (at == 0)  # number of choices with each arm at its drawn level
+        joint = shares @ np.stack([(at == best).all(axis=1), np.full(num, 1 / num_choices), (at == whole).all(axis=1)])
+        marginals = np.einsum("k,kqa->qa", shares, np.stack([at == best, uniform / num_choices, at == whole]))
+        depths = np.stack([arm[place] for arm, place in zip(self._depths, at.T, strict=True)], axis=1)
+        cost = np.sum([arm[place] for arm, place in zip(self._costs, at.T, strict=True)], axis=0)
         marginals = np.concatenate([np.clip(marginals, joint[:, None], 1.0), np.ones((num, 1))], axis=1)
         return Decision(depths.astype(np.int32), np.full(num, self._cut, np.int32), joint, marginals), cost
 
     def price(self, losses: np.ndarray, budget: float) -> float:
-        """At which greedy choices for some of these queries cost at most the budget in the mean."""
+        """Price at which greedy choices cost at most the budget on average over a sample of losses (Q, P)."""
         losses = losses[:: -(-len(losses) // _PRICED)]
 
         def mean_cost(price: float) -> float:
-            return float(sum(own[at].mean() for own, at in zip(self._costs, self._best(losses, price).T, strict=True)))
+            return float(sum(arm[at].mean() for arm, at in zip(self._costs, self._best(losses, price).T, strict=True)))
 
-        cheapest = min(float(own[1:].min()) for own in self._costs if len(own) > 1)
+        cheapest = min(float(arm[1:].min()) for arm in self._costs if len(arm) > 1)
         return least_price(mean_cost, cheapest, budget, "policy.arms_budget", _STEPS)
 
 
@@ -199,26 +199,26 @@ Choices = ListedArms | UnlistedArms
 
 
 def feasible_arms(depths: Mapping[str, int], shallow: Sequence[int], costs: Costs, cut: int = 1) -> Choices:
-    """What a policy chooses from.
+    """Builds the choices of a policy: listed if there are at most MOST, else unlisted.
 
     Args:
-        depths: arm -> its whole depth, 0 = it never runs. In the learner's order.
-        shallow: further depths of all arms that are less deep (`Losses.shallow`).
-        cut: candidates of the union that go on.
+        depths: arm -> its whole depth, 0 = it never runs; in the learner's order.
+        shallow: further depths, used by every arm that can run deeper (`ArmLossLearner.shallow`).
+        cut: candidates of the union that go to the ranker.
     """
     if unknown := costs.run.keys() - depths.keys():
         raise ValueError(f"policy.arms_costs: there is no arm {min(unknown)!r}; the arms are {', '.join(depths)}")
     levels = {arm: [*(s for s in shallow if s < most), most] if most else [] for arm, most in depths.items()}
-    listed = int(np.prod([1.0 + len(own) for own in levels.values()])) <= MOST
+    listed = int(np.prod([1.0 + len(arm_depths) for arm_depths in levels.values()])) <= MOST
     return (ListedArms if listed else UnlistedArms)(levels, costs, cut, len(shallow) + 2)
 
 
 def levels_of(depths: np.ndarray, levels: Mapping[str, Sequence[int]], num_levels: int) -> np.ndarray:
-    """(N, A) levels of depths (N, A): 0 off, the deepest L − 1, those between in order."""
+    """Converts depths (N, A) to levels (N, A): 0 = off, L − 1 = the deepest, others in order."""
     out = np.zeros(depths.shape, int)
-    for a, own in enumerate(levels.values()):
-        for place, depth in enumerate(own):
-            out[depths[:, a] == depth, a] = num_levels - 1 if place == len(own) - 1 else place + 1
+    for a, arm_depths in enumerate(levels.values()):
+        for place, depth in enumerate(arm_depths):
+            out[depths[:, a] == depth, a] = num_levels - 1 if place == len(arm_depths) - 1 else place + 1
     return out
 
 

@@ -1,7 +1,7 @@
-"""How likely each decision is drawn, given what it is believed to be worth.
+"""Explorers: from the estimated values of decisions to the probabilities with which they are drawn.
 
 Knows values and deviations; knows nothing about decisions, queries or learners. `Softmax`, `SquareCB`, `EpsilonGreedy`
-and `UCB` are exact; `Thompson` estimates its probabilities by Monte-Carlo, and says so (`exact`).
+and `UCB` compute exact probabilities; `Thompson` estimates them by Monte-Carlo (`exact` is False).
 Legend: Q queries, N decisions, S samples.
 """
 
@@ -15,14 +15,14 @@ import numpy as np
 
 
 class Explorer(ABC):
-    """Probabilities of decisions."""
+    """Computes probabilities of decisions from their values."""
 
-    exact: ClassVar[bool] = True  # whether they are computed, not estimated
+    exact: ClassVar[bool] = True  # whether probabilities are computed, not estimated
     unsure: ClassVar[bool] = False  # whether it needs deviations
 
     @abstractmethod
     def probabilities(self, values: np.ndarray, deviations: np.ndarray | None = None) -> np.ndarray:
-        """(Q, N), rows sum to 1; values (Q, N), higher is better, deviations likewise."""
+        """Probabilities (Q, N), rows sum to 1, from values (Q, N), higher is better, and their deviations (Q, N)."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Softmax(Explorer):
     """P ∝ exp(value / temperature), mixed with a uniform floor (Boltzmann exploration)."""
 
     temperature: float = 0.02
-    floor: float = 0.05  # of all queries, how many draw uniformly
+    floor: float = 0.05  # share of queries that draw uniformly, 0 to 1
 
     def probabilities(self, values: np.ndarray, deviations: np.ndarray | None = None) -> np.ndarray:
         weights = values - values.max(axis=1, keepdims=True)
-        weights /= self.temperature  # in place: 3,000 decisions of a batch are megabytes
+        weights /= self.temperature  # in place: a batch of 3,000 decisions takes megabytes
         np.exp(weights, out=weights)
         weights /= weights.sum(axis=1, keepdims=True)
         return _floored(weights, self.floor)
@@ -42,7 +42,7 @@ class Softmax(Explorer):
 
 @dataclass(frozen=True)
 class SquareCB(Explorer):
-    """Inverse-gap weighting: P = 1 / (N + γ · gap to the best), the best has the rest (Foster & Rakhlin 2020)."""
+    """Inverse-gap weighting: P = 1 / (N + γ · gap to the best); the best gets the rest (Foster & Rakhlin 2020)."""
 
     gamma: float = 1000.0
     floor: float = 0.0
@@ -58,7 +58,7 @@ class SquareCB(Explorer):
 
 @dataclass(frozen=True)
 class EpsilonGreedy(Explorer):
-    """The best, but for a share of queries that draw uniformly. 0 = greedy."""
+    """The best decision, except for a share epsilon of queries that draw uniformly; 0 = greedy."""
 
     epsilon: float = 0.1
 
@@ -68,7 +68,7 @@ class EpsilonGreedy(Explorer):
 
 @dataclass(frozen=True)
 class UCB(Explorer):
-    """The largest value + width · deviation (Li et al. 2010), but for a uniform floor."""
+    """The decision with the largest value + width · deviation (Li et al. 2010), mixed with a uniform floor."""
 
     width: float = 1.0
     floor: float = 0.05
@@ -80,9 +80,9 @@ class UCB(Explorer):
 
 @dataclass
 class Thompson(Explorer):
-    """How often each decision is best in draws from the posterior (Thompson 1933), by Monte-Carlo; a uniform floor.
+    """Share of posterior draws in which each decision is best (Thompson 1933), by Monte-Carlo, with a uniform floor.
 
-    The draws of different decisions are independent, though their values share parameters: it explores more.
+    Decisions are drawn independently although their values share parameters, so it explores more than exact sampling.
     """
 
     samples: int = 256
@@ -112,7 +112,7 @@ def _greedy(values: np.ndarray) -> np.ndarray:
 def _floored(probabilities: np.ndarray, share: float) -> np.ndarray:
     if not 0 <= share <= 1:
         raise ValueError(f"policy.explore: a share of {share} is not within 0 and 1")
-    probabilities *= 1 - share  # its own callers' arrays
+    probabilities *= 1 - share  # in place: callers pass arrays of their own
     probabilities += share / probabilities.shape[1]
     return probabilities
 

@@ -1,8 +1,8 @@
-"""What a policy looks at, declared once: names, units, and how each is computed.
+"""Features of a policy: their names, units and computation.
 
-Knows queries and pools; knows nothing about decisions, learners or where arms search. Before retrieval only the query
-and its context are known, in groups of columns whose sources (a parser, statistics, an encoder) are injected; after it
-the fused union is, whose arms have run and are paid for. Unknown values are NaN until `Standard` puts its mean there.
+Knows queries and pools; knows nothing about decisions, learners or how arms search. Before retrieval, features describe
+the query and its context, in groups of columns with injected sources (a parser, statistics, an encoder). After
+retrieval, they describe the fused union. Unknown values are NaN until `Standard` replaces them by the mean.
 Legend: Q queries, K candidates of the union, M of them looked at, A arms, F features, G of a group, D dimensions.
 """
 
@@ -17,41 +17,41 @@ import numpy as np
 
 from ltrr.types import Pool, Query, RetrievalFeatures
 
-LIMIT = 5.0  # deviations from the mean, beyond which a standardised value is cut
-_PLACES = (1, 2, 3, 5, 10, 20, 50)  # ranks of an arm's list that say how its scores fall
-_PREFIXES = (1, 3, 10, 30)  # of the fused order, in which arms' agreement is counted
-_EMBEDDED = 16  # columns of a query's embedding
+LIMIT = 5.0  # standard deviations at which a standardised value is clipped
+_PLACES = (1, 2, 3, 5, 10, 20, 50)  # ranks whose scores show how an arm's scores fall
+_PREFIXES = (1, 3, 10, 30)  # prefixes of the fused order in which an arm's candidates are counted
+_EMBEDDED = 16  # columns of a query's projected embedding
 
 
 class Feature(NamedTuple):
-    """One column."""
+    """A column of features."""
 
     name: str
     unit: str
 
 
 class Group(NamedTuple):
-    """Columns of a query and its context that come from one source."""
+    """Columns about a query and its context, from one source."""
 
     columns: tuple[Feature, ...]  # G
     values: Callable[[Sequence[Query]], np.ndarray]  # queries -> (Q, G), NaN = unknown
 
 
 class ContextFeatures:
-    """What is known before retrieval: groups of columns, one after the other."""
+    """Features known before retrieval: the columns of all groups, concatenated."""
 
     def __init__(self, groups: Sequence[Group]) -> None:
         self._groups = groups
         self.columns = tuple(feature for group in groups for feature in group.columns)  # F
 
     def __call__(self, queries: Sequence[Query]) -> np.ndarray:
-        """(Q, F) float32."""
+        """Computes features, (Q, F) float32."""
         parts = [np.reshape(group.values(queries), (len(queries), len(group.columns))) for group in self._groups]
         return np.concatenate(parts, axis=1).astype(np.float32)
 
 
 def _group(columns: Sequence[tuple[str, str]], value: Callable[[Query], Sequence[float]]) -> Group:
-    """Names and units, and what is computed query by query."""
+    """Builds a group from (name, unit) pairs and a function of one query."""
     names = tuple(Feature(*column) for column in columns)
     return Group(names, lambda queries: np.array([value(query) for query in queries], np.float64))
 
@@ -71,24 +71,24 @@ TIME = _group(
     ],
     lambda query: _time(query.context.time),
 )
-query_features = ContextFeatures((TEXT, TIME))  # where a config names no groups
+query_features = ContextFeatures((TEXT, TIME))  # used if a config names no groups
 QUERY = query_features.columns
 
 
 def locale_features(locales: Sequence[str]) -> Group:
-    """Which of these locales the customer has; 0 in all = another one."""
+    """One-hot columns of the customer's locale; all 0 = another locale, NaN = unknown."""
     columns, unknown = [(f"locale_{name}", "0 or 1") for name in locales], [np.nan] * len(locales)
     return _group(columns, lambda q: [q.context.locale == name for name in locales] if q.context.locale else unknown)
 
 
 def idf_features(idf: Callable[[str], np.ndarray]) -> Group:
-    """How rare a query's words are. idf: text -> (T,) of its words in nats, NaN = no document has that word."""
+    """Rarity of the query's words. idf: text -> idf of each word in nats, NaN = in no document."""
 
     def values(query: Query) -> tuple[float, ...]:
-        found = idf(query.text)
-        known = found[~np.isnan(found)]
-        most, mean = (known.max(), known.mean()) if len(known) else (np.nan, np.nan)
-        return most, mean, 1 - len(known) / len(found) if len(found) else np.nan
+        word_idf = idf(query.text)
+        known = word_idf[~np.isnan(word_idf)]
+        highest, mean = (known.max(), known.mean()) if len(known) else (np.nan, np.nan)
+        return highest, mean, 1 - len(known) / len(word_idf) if len(word_idf) else np.nan
 
     return _group([("idf_max", "nats"), ("idf_mean", "nats"), ("unknown", "share of words")], values)
 
@@ -96,7 +96,7 @@ def idf_features(idf: Callable[[str], np.ndarray]) -> Group:
 def understanding_features(
     parse: Callable[[str], Sequence[tuple[float, Collection[str]]]], slots: Sequence[str]
 ) -> Group:
-    """What a query may mean. parse: text -> likelihood of each interpretation and the slots it fills, none = words."""
+    """Interpretations of the query. parse: text -> (likelihood, slots filled) of each; no slots = plain words."""
     columns = [
         ("meanings", "count"),
         ("likeliest", "likelihood"),
@@ -106,15 +106,15 @@ def understanding_features(
 
     def values(query: Query) -> list[float]:
         p, filled = zip(*parse(query.text), strict=True)
-        named = [sum(x for x, names in zip(p, filled, strict=True) if slot in names) for slot in slots]
+        of_slots = [sum(x for x, names in zip(p, filled, strict=True) if slot in names) for slot in slots]
         plain = sum(x for x, names in zip(p, filled, strict=True) if not names)
-        return [len(p), max(p), -float(np.log(p) @ p), plain, *named]
+        return [len(p), max(p), -float(np.log(p) @ p), plain, *of_slots]
 
     return _group(columns + [(f"names_{slot}", "likelihood") for slot in slots], values)
 
 
 def embedding_features(embed: Callable[[Sequence[Query]], np.ndarray]) -> Group:
-    """(Q, D) embeddings, zeros = unknown, projected at random, the same each time (Johnson & Lindenstrauss 1984)."""
+    """Embeddings (Q, D), zeros = unknown, under a fixed random projection (Johnson & Lindenstrauss 1984)."""
 
     def values(queries: Sequence[Query]) -> np.ndarray:
         vectors = embed(queries)
@@ -125,13 +125,13 @@ def embedding_features(embed: Callable[[Sequence[Query]], np.ndarray]) -> Group:
 
 
 def customer_features(shares: Callable[[str], Sequence[float]], kinds: Sequence[str]) -> Group:
-    """What a customer engaged with. shares: name -> the log of how much, and each kind's share; NaN = unknown."""
+    """A customer's engagement. shares: name -> log weight of all engagement, then each kind's share; NaN = unknown."""
     columns = [("customer_engaged", "log weight"), *((f"customer_{kind}", "share of weight") for kind in kinds)]
     return _group(columns, lambda query: shares(query.context.customer or ""))
 
 
 def pool_names(arms: Sequence[str], num: int) -> tuple[tuple[Feature, ...], tuple[Feature, ...]]:
-    """Columns of `pool_features`: of the query, and of each candidate."""
+    """Columns of `pool_features`: those of the query, and those of each candidate."""
     query = [Feature(f"fused_{rank + 1}", "fused score") for rank in range(num)]
     for arm in arms:
         query += [Feature(f"{arm}_score_{place}", "the arm's own") for place in _PLACES]
@@ -149,18 +149,18 @@ def pool_names(arms: Sequence[str], num: int) -> tuple[tuple[Feature, ...], tupl
 
 
 def arms_of(columns: Sequence[str]) -> tuple[str, ...]:
-    """The arms that columns of candidates are about."""
+    """Names the arms that have columns of candidates."""
     return tuple(name.removesuffix("_rank") for name in columns if name.endswith("_rank"))
 
 
 def pool_features(pool: Pool, num: int) -> RetrievalFeatures:
-    """What the fused union says: `pool` in fused order, its last column the fused order itself; M = num."""
+    """Features of the fused union: `pool` in fused order, with the fused order itself as its last arm; M = num."""
     arms = len(pool.arms) - 1
     real = pool.docs >= 0
     scores, ranks = pool.scores[:, :, :arms], pool.ranks[:, :, :arms]
     fused = np.where(real, pool.scores[:, :, arms], 0.0)
     returned = ~np.isnan(ranks)  # (Q, K, A)
-    at = _by_rank(scores, ranks, max(_PLACES))  # (Q, A, places) an arm's scores by its own ranks
+    at = _by_rank(scores, ranks, max(_PLACES))  # (Q, A, 50) scores of each arm at its own ranks
     best = at[:, :, 0]
     parts = [_first(fused, num)]
     for a in range(arms):
@@ -178,7 +178,7 @@ def pool_features(pool: Pool, num: int) -> RetrievalFeatures:
 
 
 class Standard:
-    """Columns brought to mean 0 and deviation 1, at most LIMIT deviations away; unknown ones to 0.
+    """Standardises columns to mean 0 and deviation 1, clipped at ± LIMIT; unknown values become 0.
 
     Args:
         mean: (F,). deviation: (F,) above 0.
@@ -189,7 +189,7 @@ class Standard:
 
     @classmethod
     def of(cls, values: np.ndarray) -> Standard:
-        """Fitted on (..., F) logged values; a column that never varies, or is never known, becomes 0."""
+        """Fits to logged values (..., F); a column that is constant or always unknown becomes 0."""
         flat = values.reshape(-1, values.shape[-1]).astype(np.float64)
         known = ~np.isnan(flat)
         count = np.maximum(known.sum(axis=0), 1)
@@ -198,7 +198,7 @@ class Standard:
         return cls(mean, np.where(spread > 1e-6 * (1 + np.abs(mean)), spread, np.inf))
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """(..., F) float32."""
+        """Standardises values (..., F) as float32."""
         scaled = (values - self.mean) / self.deviation
         return np.clip(np.nan_to_num(scaled), -LIMIT, LIMIT).astype(np.float32)
 
@@ -211,21 +211,21 @@ def _time(time: datetime | None) -> tuple[float, ...]:
 
 
 def _first(values: np.ndarray, num: int) -> np.ndarray:
-    """The first `num` along axis 1, zeros where there are fewer."""
+    """The first `num` along axis 1, padded with zeros."""
     missing = max(num - values.shape[1], 0)
     return np.pad(values[:, :num], [(0, 0), (0, missing), *[(0, 0)] * (values.ndim - 2)])
 
 
 def _by_rank(scores: np.ndarray, ranks: np.ndarray, deepest: int) -> np.ndarray:
-    """(Q, A, deepest) scores of each arm by its own ranks, 0 where it has none."""
+    """Scores of each arm at its own ranks, (Q, A, deepest); 0 where it returned fewer."""
     out = np.zeros((len(scores), scores.shape[2], deepest), np.float32)
-    query, place, arm = np.nonzero(ranks < deepest)  # NaN is not
+    query, place, arm = np.nonzero(ranks < deepest)  # false for NaN
     out[query, arm, ranks[query, place, arm].astype(int)] = scores[query, place, arm]
     return out
 
 
 class Learned(Protocol):
-    """What a learner says of the rounds that it learned from."""
+    """A learner's record of the rounds that it learned from."""
 
     columns: tuple[tuple[str, ...], tuple[str, ...]]
     depths: list[int] | None
@@ -234,9 +234,9 @@ class Learned(Protocol):
 def check_learned(
     key: str, learner: Learned, columns: tuple, arms: Sequence[str], depths: Mapping[str, int], own: Sequence[str] = ()
 ) -> None:
-    """ValueError where a learner learned from other arms, features or depths than a funnel's.
+    """Raises ValueError if a learner was trained with other arms, features or depths than this funnel's.
 
-    columns: of this funnel, as the learner names them. own: the learner's arms, where its columns do not list them.
+    columns: the funnel's, in the learner's naming. own: the learner's arms, if its columns do not list them.
     """
     if list(own or learner.columns[1]) != list(arms):
         raise ValueError(

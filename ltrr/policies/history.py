@@ -1,8 +1,8 @@
-"""How well each arm did before: on the query itself, and on remembered queries like it.
+"""Features of each arm's past success: on the query itself, and on similar remembered queries.
 
-Knows queries by a key, which arms returned what was shown and what that brought; knows nothing about arms' insides, how
-queries are encoded or what customers look at. A page's features are asked for before its feedback is told: then no
-query sees its own. Legend: Q queries, K shown candidates, A arms, D dimensions, M remembered queries.
+Knows queries by a key, the arms that returned each shown candidate, and its reward; knows nothing about how arms work,
+how queries are encoded or what customers examine. Compute features before recording feedback; otherwise labels leak
+into them. Legend: Q queries, K shown candidates, A arms, D dimensions, M remembered queries.
 """
 
 from __future__ import annotations
@@ -19,48 +19,48 @@ from ltrr.policies.features import Feature, Group
 from ltrr.types import Query
 
 Embed = Callable[[Sequence[Query]], np.ndarray]
-_STRENGTH = 2.0  # of the prior, in pages
-_ALIKE, _NEAR = 0.5, 20  # cosine that a remembered query needs to be like another; at most so many count
-_OF_AN_ARM = {"success": "credit a page", "results": "candidates a page"}  # and units
-_BATCH = 256  # queries compared with remembered ones at once
-_PROBE = [Query("", "history")]  # whose vector says whether vectors are of the same encoder
+_STRENGTH = 2.0  # prior strength, in pages
+_ALIKE, _NEAR = 0.5, 20  # least cosine of a similar query, and most similar queries that count
+_OF_AN_ARM = {"success": "credit a page", "results": "candidates a page"}  # column -> unit
+_BATCH = 256  # queries compared with the remembered ones at a time
+_PROBE = [Query("", "history")]  # its vector shows whether a file was written with the same encoder
 
 
 class History:
-    """Success and results of each arm, on a query and on those like it.
+    """Success and number of results of each arm, on a query and on similar queries.
 
-    Success is the credit of a page: what a shown candidate brought is shared by the arms that returned it. Its mean is
-    smoothed towards the arm's own over all queries (a Gamma prior). Evidence of other queries counts by their cosine.
-    Where an arm never ran it is told what arms of its kind of source brought there.
+    Success is credit per page: the arms that returned a shown candidate share its reward equally. It is smoothed
+    towards the arm's mean over all queries (a Gamma prior). Similar queries are weighted by cosine. For an arm that
+    never ran on a query, the figures of arms with the same kind of source are used.
 
     Args:
         arms: name -> kind of source, A of them.
-        key: text -> what makes two queries the same one.
+        key: text -> key; queries with equal keys are the same query.
         embed: queries -> (Q, D) unit vectors, zeros = unknown.
-        most: the most remembered queries; beyond, those that came back least recently are forgotten.
+        most: most remembered queries; beyond, the least recently seen ones are dropped.
     """
 
     def __init__(self, arms: Mapping[str, str], key: Callable[[str], str], embed: Embed, *, most: int = 50_000) -> None:
         self._arms, self._key, self._embed, self._most = tuple(arms), key, embed, most
         kinds = np.array([*arms.values()])
         self._alike = (kinds[:, None] == kinds).astype(float)  # (A, A)
-        self._total = np.zeros((3, len(arms)))  # credit, results, pages on which the arm had run
-        self._sums = np.zeros((most, 3, len(arms)))  # the same of each remembered query
+        self._total = np.zeros((3, len(arms)))  # sums of credit, results, and pages on which the arm ran
+        self._sums = np.zeros((most, 3, len(arms)))  # the same for each remembered query
         self._vectors = np.zeros((most, 0), np.float32)  # (M, D)
-        self._row: dict[str, int] = {}  # key -> row, least recent first
+        self._row: dict[str, int] = {}  # key -> row, least recently seen first
 
     @property
     def group(self) -> Group:
-        """Columns of the query itself, then of those like it; NaN = no arm of that kind ever ran there."""
+        """Columns on the query itself, then on similar queries; NaN = no arm of that kind ever ran there."""
         each = [(f"{arm}_{what}", unit) for what, unit in _OF_AN_ARM.items() for arm in self._arms]
         columns = [(f"{of}_{name}", unit) for of in ("own", "near") for name, unit in [("pages", "log count"), *each]]
         return Group(tuple(Feature(*column) for column in columns), self.features)
 
     def features(self, queries: Sequence[Query]) -> np.ndarray:
-        """(Q, 2 + 4A)."""
-        own = np.array([self._row.get(self._key(query.text), -1) for query in queries], np.int64)
-        sums = np.where(own[:, None, None] >= 0, self._sums[own], 0.0)
-        return np.concatenate([self._rates(sums), self._rates(self._like(queries, own))], axis=1)
+        """Computes the columns of `group`, (Q, 2 + 4A)."""
+        row = np.array([self._row.get(self._key(query.text), -1) for query in queries], np.int64)
+        sums = np.where(row[:, None, None] >= 0, self._sums[row], 0.0)
+        return np.concatenate([self._rates(sums), self._rates(self._like(queries, row))], axis=1)
 
     def update(
         self, queries: Sequence[Query], returned: np.ndarray, rewards: np.ndarray, ran: np.ndarray | None = None
@@ -68,60 +68,59 @@ class History:
         """Learns from pages.
 
         Args:
-            returned: (Q, K, A) bool.
-            rewards: (Q, K) of each candidate, debiased (click / probability that its place is looked at); NaN = a place
-                where nothing was shown.
-            ran: (Q, A) bool; None = all arms ran.
+            returned: (Q, K, A) bool, arms that returned each shown candidate.
+            rewards: (Q, K) debiased rewards (click / examination of its place); NaN = nothing was shown there.
+            ran: (Q, A) bool, arms that ran; None = all.
         """
         returned = returned & ~np.isnan(rewards)[:, :, None]
-        share = returned / np.maximum(returned.sum(axis=2, keepdims=True), 1)
-        credit = np.einsum("qk,qka->qa", np.nan_to_num(rewards), share)
+        shares = returned / np.maximum(returned.sum(axis=2, keepdims=True), 1)
+        credit = np.einsum("qk,qka->qa", np.nan_to_num(rewards), shares)
         pages = np.ones(credit.shape) if ran is None else ran
         sums = np.stack([credit, returned.sum(axis=1), pages], axis=1)  # (Q, 3, A)
         vectors = self._embed(queries)
         if not self._vectors.shape[1]:
             self._vectors = np.zeros((self._most, vectors.shape[1]), np.float32)
         self._total += sums.sum(axis=0)
-        for query, vector, more in zip(queries, vectors, sums, strict=True):
+        for query, vector, page_sums in zip(queries, vectors, sums, strict=True):
             key = self._key(query.text)
             if (row := self._row.pop(key, -1)) < 0:
                 full = len(self._row) == self._most
                 row = self._row.pop(next(iter(self._row))) if full else len(self._row)
                 self._sums[row], self._vectors[row] = 0.0, vector
             self._row[key] = row
-            self._sums[row] += more
+            self._sums[row] += page_sums
 
-    def _like(self, queries: Sequence[Query], own: np.ndarray) -> np.ndarray:
-        """(Q, 3, A) sums over the nearest remembered queries but the own one, weighted by their cosine."""
+    def _like(self, queries: Sequence[Query], row: np.ndarray) -> np.ndarray:
+        """Sums over the nearest remembered queries except the query itself, weighted by cosine: (Q, 3, A)."""
         num, out = len(self._row), np.zeros((len(queries), *self._total.shape))
         if not num:
             return out
         vectors, near = self._embed(queries), min(_NEAR, num)
         for start in range(0, len(queries), _BATCH):
-            some = slice(start, start + _BATCH)
-            alike = vectors[some] @ self._vectors[:num].T  # (B, M)
-            known = np.flatnonzero(own[some] >= 0)
-            alike[known, own[some][known]] = 0.0
-            nearest = np.argpartition(-alike, near - 1, axis=1)[:, :near]
-            weights = np.take_along_axis(alike, nearest, 1)
-            out[some] = np.einsum("bn,bnsa->bsa", weights * (weights >= _ALIKE), self._sums[nearest])
+            batch = slice(start, start + _BATCH)
+            cosines = vectors[batch] @ self._vectors[:num].T  # (B, M)
+            known = np.flatnonzero(row[batch] >= 0)
+            cosines[known, row[batch][known]] = 0.0
+            nearest = np.argpartition(-cosines, near - 1, axis=1)[:, :near]
+            weights = np.take_along_axis(cosines, nearest, 1)
+            out[batch] = np.einsum("bn,bnsa->bsa", weights * (weights >= _ALIKE), self._sums[nearest])
         return out
 
     def _rates(self, sums: np.ndarray) -> np.ndarray:
-        """(Q, 1 + 2A) of (Q, 3, A)."""
+        """Converts sums (Q, 3, A) to log pages and smoothed rates, (Q, 1 + 2A)."""
         rates = []
-        for over in (np.eye(len(self._arms)), self._alike):  # the arm itself, and all of its kind
-            (credit, results, pages), total = (sums @ over).transpose(1, 0, 2), self._total @ over
+        for groups in (np.eye(len(self._arms)), self._alike):  # each arm, then all arms of its kind
+            (credit, results, pages), total = (sums @ groups).transpose(1, 0, 2), self._total @ groups
             prior = _STRENGTH * total[0] / np.maximum(total[2], 1e-9)
-            told = [(credit + prior) / (pages + _STRENGTH), results / np.maximum(pages, 1e-9)]
-            rates.append(np.where(pages > 0, told, np.nan))  # (2, Q, A)
+            smoothed = [(credit + prior) / (pages + _STRENGTH), results / np.maximum(pages, 1e-9)]
+            rates.append(np.where(pages > 0, smoothed, np.nan))  # (2, Q, A)
         pages = np.log1p(sums[:, 2].max(axis=1, keepdims=True))
         return np.concatenate([pages, *np.where(np.isnan(rates[0]), rates[1], rates[0])], axis=1)
 
-    # -- where it is kept
+    # -- file
 
     def save(self, path: Path) -> None:
-        """One file without objects; whole or not at all."""
+        """Writes one npz file without objects, atomically."""
         num, order = len(self._row), list(self._row.values())
         note = json.dumps({"arms": self._arms, "keys": list(self._row)}).encode()
         arrays = {"total": self._total, "sums": self._sums[order], "vectors": self._vectors[:num][order]}
@@ -130,7 +129,7 @@ class History:
             np.savez(file, note=np.frombuffer(note, np.uint8), **arrays)
 
     def load(self, path: Path) -> None:
-        """Goes on from what `save` wrote; ValueError for a damaged file, and for one of other arms or embeddings."""
+        """Restores what `save` wrote. Raises ValueError if it is damaged or has other arms or embeddings."""
         again = "write it again: scripts/events.py history"
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -141,7 +140,7 @@ class History:
             raise ValueError(f"{path}: damaged ({error}); {again}") from None
         if tuple(arms) != self._arms:
             raise ValueError(f"{path}: a history of the arms {', '.join(arms)}, not {', '.join(self._arms)}; {again}")
-        if probe.shape != (own := self._embed(_PROBE)).shape or not np.allclose(probe, own, atol=1e-2):
+        if probe.shape != (expected := self._embed(_PROBE)).shape or not np.allclose(probe, expected, atol=1e-2):
             raise ValueError(f"{path}: its queries were embedded by another dense arm than this config's; {again}")
         self._row = {key: row for row, key in enumerate(keys)}
         self._total, self._vectors = total, np.zeros((self._most, vectors.shape[1]), np.float32)

@@ -1,7 +1,7 @@
-"""Feasible decisions, listed once: depths of the arms, cut of the fused union, cost; which is drawn, and how likely.
+"""A table of all feasible decisions (depths of the arms, cut of the fused union, cost), from which policies draw.
 
-Knows numbers of candidates, costs and values; knows nothing about queries, features or learners. Everything is exact
-because everything is listed: the best decision, the normaliser, joint and marginal propensities.
+Knows numbers of candidates, costs and values; knows nothing about queries, features or learners. All decisions are
+listed, so the best one, the normaliser, and joint and marginal propensities are exact.
 Legend: Q queries, N decisions, A arms, L levels of all arms and of the cut.
 """
 
@@ -17,15 +17,15 @@ import numpy as np
 
 from ltrr.types import Decision
 
-MOST = 20_000  # decisions that are listed; beyond, `greedy` finds one without listing them
+MOST = 20_000  # most decisions in a table; beyond, `greedy` searches without listing
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """N feasible decisions, the cheapest first."""
+    """N feasible decisions, cheapest first."""
 
     depths: np.ndarray  # (N, A) int32, 0 = the arm is off
-    cuts: np.ndarray  # (N,) int32, at most the depths' sum
+    cuts: np.ndarray  # (N,) int32, at most the sum of depths
     costs: np.ndarray  # (N,)
 
     @classmethod
@@ -39,21 +39,21 @@ class Table:
         drawn_cost: float = 0.0,
         cap: float | None = None,
     ) -> Self:
-        """All combinations of levels and cuts that some arm can fill and that cost no more than `cap`.
+        """Lists all combinations of levels and cuts whose arms can fill the cut and that cost at most `cap`.
 
         Args:
-            levels: arm -> depths it may be drawn to; 0 = it may be off.
-            cuts: candidates that may go to the ranker, ≥ 1.
-            arm_costs: arm -> cost where it runs; those not named cost nothing.
-            candidate_cost: of each ranked candidate; drawn_cost: of each that an arm draws.
-            cap: that no query may exceed.
+            levels: arm -> its possible depths; 0 = off.
+            cuts: possible numbers of candidates for the ranker, ≥ 1.
+            arm_costs: arm -> cost of running it; 0 if absent.
+            candidate_cost: of each ranked candidate; drawn_cost: of each that an arm retrieves.
+            cap: largest cost of one query; None = no cap.
 
-        Errors: ValueError naming what is wrong, and for more than MOST combinations.
+        Errors: ValueError naming the wrong argument, and for more than MOST combinations.
         """
         for name, depths in {**levels, "cuts": cuts}.items():
-            least = 1 if name == "cuts" else 0
-            if not depths or min(depths) < least or len(set(depths)) < len(depths):
-                raise ValueError(f"policy.{name}: {list(depths)} are not different numbers from {least}")
+            lowest = 1 if name == "cuts" else 0
+            if not depths or min(depths) < lowest or len(set(depths)) < len(depths):
+                raise ValueError(f"policy.{name}: {list(depths)} are not distinct numbers from {lowest} up")
         costs = {**dict.fromkeys(levels, 0.0), **(arm_costs or {})}
         if unknown := costs.keys() - levels.keys():
             raise ValueError(f"policy.costs: there is no arm {min(unknown)!r}; the arms are {', '.join(levels)}")
@@ -78,23 +78,23 @@ class Table:
 
     @cached_property
     def _levels(self) -> tuple[np.ndarray, np.ndarray]:
-        """(N, A + 1) which of all L levels a decision's parts have, and (N, L) 1.0 where it has that level."""
+        """Level of each part of a decision among all L levels (N, A + 1), and its indicator matrix (N, L)."""
         parts, levels, num = [*self.depths.T, self.cuts], [], 0
         for part in parts:
-            own, level = np.unique(part, return_inverse=True)
+            values, level = np.unique(part, return_inverse=True)
             levels.append(level + num)
-            num += len(own)
+            num += len(values)
         level = np.stack(levels, axis=1)
         return level, (level[:, :, None] == np.arange(num)).any(axis=1).astype(float)
 
     def draw(self, probabilities: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Decision]:
-        """(Q,) places in the table drawn from (Q, N) probabilities, and the decisions with their propensities."""
+        """Draws rows of the table (Q,) from probabilities (Q, N); returns them with the decisions and propensities."""
         ladder = np.cumsum(probabilities, axis=1)
         drawn = (rng.random(len(ladder))[:, None] * ladder[:, -1:] < ladder).argmax(axis=1)
         return drawn, self.decision(drawn, probabilities)
 
     def decision(self, chosen: np.ndarray, probabilities: np.ndarray) -> Decision:
-        """The decisions at (Q,) places of the table, with joint and marginal propensities under (Q, N)."""
+        """Decisions at rows (Q,) of the table, with joint and marginal propensities under probabilities (Q, N)."""
         each, (level, having) = np.arange(len(chosen)), self._levels
         marginals = np.take_along_axis(probabilities @ having, level[chosen], 1)
         joint = probabilities[each, chosen]
@@ -104,27 +104,27 @@ class Table:
 def greedy(
     gain: Callable[[np.ndarray], np.ndarray], costs: Sequence[np.ndarray], price: float, start: np.ndarray
 ) -> np.ndarray:
-    """One query's decision where too many are feasible: changes whichever part gains most, while any change gains.
+    """Searches one query's decision greedily: changes one part, or switches to it alone, while the best change gains.
 
     Args:
-        gain: (B, P) levels of P parts -> (B,) values of those decisions, -inf where one is not feasible.
-        costs: of each part, those of its levels; they add up.
+        gain: levels (B, P) of P parts -> values (B,) of those decisions, -inf if infeasible.
+        costs: costs of each part's levels; they add up over parts.
         start: (P,) levels.
 
-    Returns: (P,) levels. The best of all where parts' gains add up; never worse than one part alone, others at level 0.
+    Returns: (P,) levels. Optimal if gains add up over parts; never worse than any one part with the others at level 0.
     """
-    parts = np.repeat(np.arange(len(costs)), [len(own) for own in costs])
-    levels = np.concatenate([np.arange(len(own)) for own in costs])
-    cost = np.concatenate([np.asarray(own, float) for own in costs])
+    parts = np.repeat(np.arange(len(costs)), [len(part) for part in costs])
+    levels = np.concatenate([np.arange(len(part)) for part in costs])
+    cost = np.concatenate([np.asarray(part, float) for part in costs])
 
     def net(decisions: np.ndarray) -> np.ndarray:
-        return gain(decisions) - price * sum(np.asarray(own)[at] for own, at in zip(costs, decisions.T, strict=True))
+        return gain(decisions) - price * sum(np.asarray(part)[at] for part, at in zip(costs, decisions.T, strict=True))
 
-    at, value = np.array(start), float(net(np.array(start)[None])[0])
+    best, value = np.array(start), float(net(np.array(start)[None])[0])
     while True:
-        tries = np.concatenate([np.repeat(at[None], len(cost), axis=0), np.zeros((len(cost), len(at)), int)])
+        tries = np.concatenate([np.repeat(best[None], len(cost), axis=0), np.zeros((len(cost), len(best)), int)])
         tries[np.arange(2 * len(cost)), np.tile(parts, 2)] = np.tile(levels, 2)
         values = net(tries)
         if values.max() <= value + 1e-12:
-            return at
-        at, value = tries[int(values.argmax())], float(values.max())
+            return best
+        best, value = tries[int(values.argmax())], float(values.max())

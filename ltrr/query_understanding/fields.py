@@ -1,6 +1,6 @@
-"""What arms read from documents: texts of fields, number columns, years, and priors.
+"""Reads the documents' metadata for the arms: field texts, number columns, years, and popularity priors.
 
-Knows documents and their fields' kinds; knows nothing about indexes or queries.
+Knows documents and the kinds of their fields; knows nothing about indexes or queries.
 Legend: B documents of a batch, F text fields, N documents.
 """
 
@@ -18,13 +18,13 @@ from ltrr.index.text import TextField
 
 
 def log_prior(values: np.ndarray) -> np.ndarray:
-    """log(1 + v) / log(1 + largest v) in [0, 1]; unknown (NaN) and negative values are 0."""
+    """Scales values to log(1 + v) / log(1 + largest v) in [0, 1]; unknown (NaN) and negative values become 0."""
     logs = np.log1p(np.maximum(np.nan_to_num(values), 0.0))
     return logs / max(float(logs.max(initial=0.0)), 1e-9)
 
 
 def year_like(corpus: Corpus, field: str) -> bool:
-    """Whether a number field holds years: ≥ 95 % of the first 1,000 known values are integers in 1000..2100."""
+    """Whether a number field holds years: of the first 1,000 documents' values, ≥ 95 % are integers in 1000..2100."""
     if corpus.fields[field] != "number":
         return False
     values = np.array([field_number(corpus[row], field) for row in range(min(1000, len(corpus)))])
@@ -33,7 +33,7 @@ def year_like(corpus: Corpus, field: str) -> bool:
 
 
 def source_text(document: Document, source: str) -> str:
-    """Title, text, or a metadata field's values as one string."""
+    """Returns the title, the text, or a metadata field's values as one string."""
     if source == "title":
         return document.title
     if source == "text":
@@ -45,12 +45,12 @@ def source_text(document: Document, source: str) -> str:
 
 
 def field_texts(documents: Sequence[Document], fields: Sequence[TextField]) -> list[tuple[str, ...]]:
-    """B documents -> B tuples of F strings."""
+    """Returns the texts of F fields for each of B documents: B tuples of F strings."""
     return [tuple(" ".join(source_text(d, s) for s in field.sources) for field in fields) for d in documents]
 
 
 def expanded(document: Document, row: int, expansions: Sequence[Sequence[str]] | None) -> Document:
-    """The document with the queries generated for its row as one more source, `expansion`."""
+    """Returns the document with the queries generated for its row as an extra metadata field, `expansion`."""
     if expansions is None:
         return document
     return replace(document, metadata={**document.metadata, "expansion": " ".join(expansions[row])})
@@ -59,7 +59,7 @@ def expanded(document: Document, row: int, expansions: Sequence[Sequence[str]] |
 def documents_of(
     corpus: Corpus, what: str, size: int = 1000, *, expansions: Sequence[Sequence[str]] | None = None
 ) -> Iterator[list[Document]]:
-    """The corpus in row order, `size` documents at a time; large ones with a progress bar named `what`."""
+    """Yields the corpus in row order, `size` documents at a time; a large one shows a progress bar named `what`."""
     quiet = len(corpus) < 50_000
     documents = enumerate(tqdm(corpus, what, len(corpus), unit="document", disable=quiet, mininterval=1))
     while batch := [expanded(document, row, expansions) for row, document in islice(documents, size)]:
@@ -67,17 +67,17 @@ def documents_of(
 
 
 def number_column(corpus: Corpus, field: str) -> np.ndarray:
-    """A number or date field of every document, (N,) float64, NaN = unknown."""
+    """Reads a number or date field of every document, (N,) float64, NaN = unknown."""
     return np.fromiter((field_number(d, field) for d in corpus), np.float64, len(corpus))
 
 
 def prior_fields(corpus: Corpus) -> list[str]:
-    """Number fields that can say how popular or good a document is: all but years."""
+    """Lists the number fields that may measure popularity or quality: all except years."""
     return [f for f, kind in corpus.fields.items() if kind == "number" and not year_like(corpus, f)]
 
 
 def years(days: np.ndarray) -> np.ndarray:
-    """Days since 1970-01-01 -> calendar years, NaN kept."""
+    """Converts days since 1970-01-01 to calendar years; NaN stays NaN."""
     known = ~np.isnan(days)
     out = np.full(len(days), np.nan)
     out[known] = days[known].astype("datetime64[D]").astype("datetime64[Y]").astype(int) + 1970
@@ -85,7 +85,7 @@ def years(days: np.ndarray) -> np.ndarray:
 
 
 def telling_prior(corpus: Corpus, qrels: Sequence[Mapping[str, int]]) -> str | None:
-    """The number field of which positives have most, by mean percentile; None where that is below 60 %."""
+    """Finds the number field in which positives have the highest mean percentile; None if that is below 60 %."""
     rows = corpus.rows([doc for grades in qrels for doc, grade in grades.items() if grade > 0])
     shares = {}
     for field in prior_fields(corpus):

@@ -1,6 +1,6 @@
-"""Ranks the first of a pool by a model that reads query and document together, interpolated with the fused scores.
+"""Ranks the first candidates of a pool with a cross-encoder, whose scores are interpolated with the fused scores.
 
-Knows pools, documents' texts and a scorer of pairs; knows nothing about what the scorer is.
+Knows pools, documents' texts and a scorer of pairs; does not know how the scorer computes its scores.
 Legend: Q queries, K candidates of the pool, C candidates that are scored (at most `depth`), P pairs.
 """
 
@@ -15,22 +15,22 @@ from ltrr.metrics import evaluate, to_run
 from ltrr.protocols import Ranker, Scorer
 from ltrr.types import Candidates, Pool, Qrels, Query, top_k
 
-GRID = tuple(i / 10 for i in range(11))  # weights that are tried
+GRID = tuple(i / 10 for i in range(11))  # weights that `fit_weight` tries
 MEASURE = "nDCG@10"
 
 
 class CrossEncoderRanker:
-    """A Ranker: a cross-encoder over the best of the fused order (Nogueira & Cho 2019), the rest behind in that order.
+    """Reranks the first candidates in fused order with a cross-encoder (Nogueira & Cho 2019); the others follow.
 
     The score is weight · z(cross-encoder) + (1 − weight) · z(fused), z standardised over a query's scored candidates.
 
     Args:
-        scorer: scores pairs of texts.
-        corpus: where rows have their documents.
-        order: gives the fused scores.
-        depth: candidates that are scored, ≥ 1.
-        weight: of the cross-encoder, 0 (fused order) to 1 (its own); left out, it is fitted where there are queries.
-        text_fields: metadata fields whose values are read after title and text; null = all fields of words.
+        scorer: scores pairs of query and document texts.
+        corpus: maps rows to documents.
+        order: ranker that computes the fused scores.
+        depth: number of candidates to score, ≥ 1.
+        weight: of the cross-encoder, 0 (fused order) to 1 (cross-encoder only); if omitted, fitted on tuning queries.
+        text_fields: metadata fields whose values are read after title and text; null = all text and keyword fields.
     """
 
     def __init__(
@@ -52,23 +52,23 @@ class CrossEncoderRanker:
         self._fields = corpus.word_fields(text_fields)
 
     def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
-        """(Q, K) all of the pool."""
+        """Ranks all candidates of the pool, (Q, K)."""
         return self.rank_and_alone(queries, pool)[0]
 
     def rank_and_alone(self, queries: Sequence[Query], pool: Pool) -> tuple[Candidates, Candidates]:
-        """(Q, K) all of the pool, and again with weight 1, for the price of one: to see what the weight does."""
+        """Ranks the pool, (Q, K), with the weight and also with weight 1; pairs are scored once for both."""
         fused = self._order.rank(queries, pool)
         cross = self.score(queries, fused)
         return interpolate(fused, cross, self._weight), interpolate(fused, cross, 1.0)
 
     def tune(self, queries: Sequence[Query], pool: Pool, qrels: Qrels) -> dict[str, float]:
-        """The weight with the highest nDCG@10 on these queries; every pair is scored once."""
+        """Finds the weight with the highest nDCG@10 on these queries; every pair is scored once."""
         fused = self._order.rank(queries, pool)
         ids = [query.id for query in queries]
         return {"weight": fit_weight(fused, self.score(queries, fused), ids, self._corpus.ids, qrels)}
 
     def score(self, queries: Sequence[Query], fused: Candidates) -> np.ndarray:
-        """(Q, C) float64 of the first candidates, NaN for pads."""
+        """Scores the first candidates with the cross-encoder, (Q, C) float64, NaN for pads."""
         docs = fused.docs[:, : self._depth]
         query, place = np.nonzero(docs >= 0)  # (P,)
         rows = docs[query, place].tolist()
@@ -81,9 +81,9 @@ class CrossEncoderRanker:
 
 
 def interpolate(fused: Candidates, cross: np.ndarray, weight: float) -> Candidates:
-    """(Q, K) candidates: C by weight · z(cross) + (1 − weight) · z(fused), those that lie deeper behind in their order.
+    """Sorts the first C candidates by weight · z(cross) + (1 − weight) · z(fused); the others follow in fused order.
 
-    fused (Q, K), best first; cross (Q, C), NaN for pads.
+    fused (Q, K), best first; cross (Q, C), NaN for pads. Returns (Q, K).
     """
     depth = cross.shape[1]
     pad = fused.docs < 0
@@ -96,7 +96,7 @@ def interpolate(fused: Candidates, cross: np.ndarray, weight: float) -> Candidat
 
 
 def _standardised(x: np.ndarray) -> np.ndarray:
-    """(x − mean) / deviation of each row, NaN left out; 0 where all are equal."""
+    """Standardises each row, (x − mean) / deviation, ignoring NaN; a row of equal values becomes 0."""
     known = ~np.isnan(x)
     count = np.maximum(known.sum(axis=1, keepdims=True), 1)
     centred = np.where(known, x, 0.0)
@@ -109,9 +109,9 @@ def _standardised(x: np.ndarray) -> np.ndarray:
 def fit_weight(
     fused: Candidates, cross: np.ndarray, query_ids: Sequence[str], doc_ids: Sequence[str], qrels: Qrels
 ) -> float:
-    """The weight of GRID with the highest mean nDCG@10; of equals the one that is nearest to an even mix.
+    """Finds the weight of GRID with the highest mean nDCG@10; ties go to the weight nearest to .5.
 
-    fused (Q, K), cross (Q, C): as for `interpolate`; doc_ids[row] is the id of a corpus row. Raises ValueError where no
+    fused (Q, K), cross (Q, C): as for `interpolate`; doc_ids[row] is the id of a corpus row. Raises ValueError if no
     query has a positive.
     """
     judged = {query: qrels[query] for query in query_ids}

@@ -1,13 +1,12 @@
 """The funnel behind HTTP: POST /search, POST /feedback, DELETE /customers/ID, GET /healthz, OpenAPI at /docs.
 
 Knows the funnel, the corpus's ids and titles, the loop that keeps events, and JSON; a request chooses a query, a length
-and a context, never a class, a model or a path. Who may ask for which customer is for the gateway in front to say.
+and a context, never a class, a model or a path. The gateway in front decides who may ask for which customer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -16,10 +15,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
-from ltrr.feedback.events import Action, Kind, digest_of, impressions_of
+from ltrr.feedback.events import Action, Kind, digest_of
 from ltrr.feedback.loop import Loop
 from ltrr.funnel import Funnel
-from ltrr.types import Context, Page, Query
+from ltrr.serving.recorder import Recorder
+from ltrr.types import Context, Query
 
 _AHEAD = timedelta(minutes=5)  # of clients' clocks
 _NO_NUL = r"^[^\x00]*$"  # which no database keeps
@@ -109,24 +109,6 @@ class Health(BaseModel):
     dataset: str
     documents: int
     arms: list[str]
-
-
-@dataclass(frozen=True)
-class Recorder:
-    """Keeps pages and actions.
-
-    ids: of corpus rows. policy: name and version of what decides. models: part -> id of its weights or index.
-    """
-
-    loop: Loop
-    ids: Sequence[str]
-    policy: str = ""
-    models: Mapping[str, str] = field(default_factory=dict)
-
-    def show(self, page: Page, session: str | None) -> None:
-        """Returns when the page's impressions are on disk and learned."""
-        seen = impressions_of(page, self.ids, sessions=[session], policy=self.policy, models=self.models)
-        self.loop.record(seen)
 
 
 def create_app(

@@ -79,6 +79,10 @@ class System:
         """The opened arm of this name, the same one each time; its index is built where it is missing."""
         return self.indexes.arm(name)
 
+    def identity(self, name: str) -> list[str]:
+        """What an opened arm's scores depend on."""
+        return self.indexes.identity(name)
+
     def trained_on(self, sections: Iterable[str]) -> list[str]:
         """Splits of this data set on whose queries the models of these sections ("arms.NAME") were trained."""
         return trained_splits([self._sections[name] for name in sections], self.corpus.fingerprint)

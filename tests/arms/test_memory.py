@@ -205,22 +205,6 @@ def test_clicks_where_hardly_anybody_looks_survive_compaction(corpus):
     assert ask(memory, "deep") == pytest.approx(before)
 
 
-def test_an_erasure_while_compacting_stays(corpus):
-    memory = taught(corpus)
-    restored = memory._restored
-
-    def meanwhile(*state):
-        book = restored(*state)
-        memory._restored = restored
-        memory.erase("ann")
-        return book
-
-    memory._restored = meanwhile
-    memory.compact()
-    assert "ann" not in memory.customers()
-    assert ask(memory, "zorp", "ann") == {}
-
-
 @pytest.mark.parametrize(
     "option",
     [

@@ -312,10 +312,13 @@ def test_compaction_keeps_what_counts_and_what_is_awaited(table: Path, tmp_path:
     for number in (week + 1, 2 * week + 9):
         arm.observe([acted(number, 5, "c3")[0]])
     arm.compact()
-    assert (len(arm._seen), len(arm._did)) == (5, 4)  # the second page without an action is too young to be forgotten
+    assert (len(arm._impressions), len(arm._actions)) == (
+        5,
+        4,
+    )  # the second page without an action is too young to be forgotten
     arm.observe(acted(week * 600, 1, "c0"))
     arm.compact()
-    assert list(arm._seen) == [f"i{week * 600}"]  # ten half lives later
+    assert list(arm._impressions) == [f"i{week * 600}"]  # ten half lives later
 
 
 def test_the_loop_teaches_it_again_after_a_restart(table: Path, tmp_path: Path) -> None:

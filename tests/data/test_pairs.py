@@ -145,7 +145,7 @@ def test_batches_go_on_where_the_optimiser_stopped():
     [
         ({"split": "test"}, "data.split: test queries must never train"),
         ({"dev": "test"}, "data.dev: test queries must never train"),
-        ({"dev": "train"}, "data.dev: 'train' is what is learned from"),
+        ({"dev": "train"}, "data.dev: 'train' is the training split, too"),
         ({"num_negatives": -1}, "data.num_negatives: -1 must be 0 or more"),
         ({"batch_size": 0}, "data.batch_size: 0 must be 1 or more"),
         ({"title_pairs": -0.5}, "data.title_pairs: -0.5 must be 0 or more"),

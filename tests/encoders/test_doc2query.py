@@ -422,7 +422,7 @@ def test_mistakes_are_named(folders, tmp_path):
         doc2query_network(str(tmp_path / "other"))
     (tmp_path / "empty").mkdir()
     for name in ("no-such-folder/below/this", str(tmp_path / "empty")):
-        with pytest.raises(ValueError, match="neither a folder of a transformers model nor to be had") as refusal:
+        with pytest.raises(ValueError, match="neither a folder of a transformers model nor available") as refusal:
             load_generator(name)
         assert "config.json" in str(refusal.value)
     with pytest.raises(ValueError, match="'offline' is an encoder, which writes nothing"):

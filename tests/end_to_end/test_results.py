@@ -44,7 +44,7 @@ def test_msrd(cache, tmp_path):
     assert {entry["on"] for entry in results["tuned"].values()} == {"train", "dev"}
 
     flags = ("--data", shared("msrd-movies"), "--results", tmp_path, "--cache", cache)
-    script("scripts/person_queries.py", *flags)
+    script("scripts/experiments/person_queries.py", *flags)
     people = json.loads((tmp_path / "person_queries.json").read_text())
     assert people["n"] >= 70
     assert people["systems"]["structured"]["mean"] > people["systems"]["lexical"]["mean"]

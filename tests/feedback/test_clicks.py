@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from collections import defaultdict
 
 import numpy as np
@@ -24,7 +21,6 @@ from ltrr.feedback.clicks import (
     save,
     simulate,
 )
-from tests.helpers import ROOT
 
 FREE = PositionBased((1.0, 0.85, 0.6, 0.65, 0.3, 0.2))
 CASCADE = Cascade(0.6, 0.15)
@@ -327,16 +323,3 @@ def test_only_known_models_are_loaded(tmp_path):
         path.write_text(json.dumps(values))
         with pytest.raises(ValueError, match=r"model\.json: model .* is none of position_based, cascade"):
             load(path)
-
-
-@pytest.mark.slow
-def test_the_script_recovers_all_within_two_hundredths(tmp_path):
-    command = [sys.executable, str(ROOT / "scripts/click_models.py"), "--seeds", "1", "--out", str(tmp_path)]
-    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=600)
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert results["impressions"] == 200_000
-    mismatch = results["worst_error"].pop("mismatch")
-    assert len(results["worst_error"]) == 7
-    assert max(max(errors) for errors in results["worst_error"].values()) <= 0.02
-    assert mismatch[0] > 0.05
-    assert (tmp_path / "click_models.png").exists()

@@ -59,9 +59,9 @@ def table(ledger: Ledger, customer: str | None = None) -> dict[tuple[str, str], 
     sums = ledger.sums
     out = {}
     for query, pairs in zip(sums.queries, sums.pairs_of, strict=True):
-        found = np.array(pairs, np.int64)
-        scores = sums.scores(found, customer, np.ones(len(found)), strength=2.0)
-        out |= {(query, ENTITIES[row]): score for row, score in zip(sums.rows(found), scores, strict=True)}
+        numbers = np.array(pairs, np.int64)
+        scores = sums.counts(numbers, np.full(len(numbers), sums.find_customer(customer))).mean(strength=2.0)
+        out |= {(query, ENTITIES[row]): score for row, score in zip(sums.rows(numbers), scores, strict=True)}
     return out
 
 

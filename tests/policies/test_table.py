@@ -113,7 +113,7 @@ def test_greedy_finds_the_best_of_additive_gains_and_never_what_is_not_feasible(
     ("arguments", "message"),
     [
         ({"levels": {"a": ()}, "cuts": CUTS}, "policy.a"),
-        ({"levels": {"a": (0, 0)}, "cuts": CUTS}, "different numbers"),
+        ({"levels": {"a": (0, 0)}, "cuts": CUTS}, "distinct numbers"),
         ({"levels": LEVELS, "cuts": (0, 5)}, "policy.cuts"),
         ({"levels": LEVELS, "cuts": CUTS, "arm_costs": {"sparse": 1.0}}, "no arm 'sparse'"),
         ({"levels": LEVELS, "cuts": CUTS, "cap": 1.0}, "the cheapest 5"),

@@ -132,7 +132,7 @@ def test_person_queries(music, fast_config, tmp_path):
     script("scripts/evaluate.py", "--config", fast_config, "--data", music, "--out", out)
     flags = ("--config", fast_config, "--data", music, "--results", out, "--people", "artist")
     # of six artists, The Paper Boats share a word with some of their titles
-    assert "5 queries of test" in script("scripts/person_queries.py", *flags).stdout
+    assert "5 queries of test" in script("scripts/experiments/person_queries.py", *flags).stdout
     assert json.loads((out / "person_queries.json").read_text())["n"] == 5
 
 

@@ -13,11 +13,9 @@ from fastapi.testclient import TestClient
 
 from ltrr.feedback.store import EventStore
 from ltrr.serving.app import create_app
+from ltrr.serving.recorder import recorder
 from ltrr.system.system import open_systems
 from tests.helpers import ROOT
-
-sys.path.insert(0, str(ROOT))
-from serve import recorder
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +115,8 @@ def learning(music, tmp_path_factory):
     )
     (system,) = open_systems(config, ["--arms.memory.neighbours", "0", "--arms.memory.encoder", "null"])
     corpus = system.corpus
-    funnel, kept = system.funnel(), recorder(system, system.settings.serve.events)
+    funnel = system.funnel()
+    kept = recorder(system, system.settings.serve.events, funnel.policy)
     describe = lambda row: (corpus.ids[row], corpus[row].title)  # noqa: E731
     with kept.loop:
         client = TestClient(create_app(funnel, "tiny", len(corpus), describe, recorder=kept))

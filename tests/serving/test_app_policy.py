@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,12 +18,9 @@ from ltrr.learners.relevance import RelevanceLearner
 from ltrr.policies.features import QUERY, pool_features, pool_names, query_features
 from ltrr.policies.fixed import FixedPolicy
 from ltrr.serving.app import create_app
+from ltrr.serving.recorder import recorder
 from ltrr.system.system import open_systems
 from ltrr.types import Query, RetrievalFeatures, Rounds
-from tests.helpers import ROOT
-
-sys.path.insert(0, str(ROOT))
-from serve import recorder
 
 NUM = 6
 

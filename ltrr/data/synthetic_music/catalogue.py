@@ -1,8 +1,8 @@
-"""The embedded music catalogue: a seeded synthetic world written as a BEIR folder, of any size.
+"""Writes the embedded music catalogue: a seeded synthetic world of any size, as a BEIR folder.
 
-Knows metadata and how the folder is written. What is true is drawn in catalogue_world, called and described in
-catalogue_names; who listens is in catalogue_customers, what they ask in catalogue_queries, what is right in
-catalogue_truth. Nobody should mistake it for real data: docs/data-model.md says how its truth is made.
+Knows the metadata and the files of the folder. `world` draws the entities, `names` names and describes them,
+`customers` draws the listeners, `queries` their queries, and `truth` grades the entities for a query. The data are
+synthetic: docs/data-model.md explains how the truth is made.
 Legend: N entities.
 """
 
@@ -37,20 +37,20 @@ from ltrr.data.synthetic_music.world import (
     spawn,
 )
 
-VERSION = "1"  # of the generator; raise it when any output byte changes
+VERSION = "1"  # of the generator; increase it when any output byte changes
 GENERATOR = "ltrr.data.synthetic_music.catalogue"
 
 
 def _facts(world: World, names: Names, rows: np.ndarray) -> Iterator[dict]:
-    """The metadata of each row, complete: what is true, whether or not it will be written."""
+    """Yields the complete true metadata of each row, including fields that will not be written."""
     genres, moods, titles = list(GENRES), list(MOODS), names.titles
     member_row = np.cumsum(world.kind == PLAYLIST) - 1  # (N,)
     dates = np.datetime_as_string(world.day[rows].astype("datetime64[D]")).tolist()
-    ordered = [
+    top_three = [
         np.argsort(-w[rows].astype(np.int16), axis=1, kind="stable")[:, :3].tolist()
         for w in (world.genres, world.moods)
     ]
-    for row, date, top_genres, top_moods in zip(rows.tolist(), dates, *ordered, strict=True):
+    for row, date, top_genres, top_moods in zip(rows.tolist(), dates, *top_three, strict=True):
         kind, artist, album = world.kind[row], world.artist[row], world.album[row]
         facts: dict = {"type": TYPES[kind]}
         if artist >= 0 and kind != ARTIST:
@@ -75,7 +75,7 @@ def _facts(world: World, names: Names, rows: np.ndarray) -> Iterator[dict]:
 
 
 def _documents(world: World, names: Names, rng: np.random.Generator) -> Iterator[str]:
-    """The corpus, a JSON line an entity. Untagged entities keep their description and lose genres, mood and decade."""
+    """Yields the corpus, a JSON line per entity. Untagged entities keep their text but lose genres, mood and decade."""
     encode = json.JSONEncoder(ensure_ascii=False).encode
     for start in range(0, len(world.kind), CHUNK):
         rows = np.arange(start, min(start + CHUNK, len(world.kind)))
@@ -87,12 +87,12 @@ def _documents(world: World, names: Names, rng: np.random.Generator) -> Iterator
 
 
 def _customer_id(customer: int) -> str:
-    """Id of a customer."""
+    """Returns the id of a customer."""
     return f"c{customer:06d}"
 
 
 def _customer_lines(customers: Customers) -> Iterator[str]:
-    """JSON lines: id, locale, language, device, tastes and mood as shares; favourites and hours stay latent."""
+    """Yields customers as JSON lines: id, locale, language, device, tastes, mood; favourites and hours stay latent."""
     locales, devices, genres, moods = list(LOCALES), list(DEVICES), list(GENRES), list(MOODS)
     for i, (locale, device) in enumerate(zip(customers.locale, customers.device, strict=True)):
         document = {
@@ -107,21 +107,21 @@ def _customer_lines(customers: Customers) -> Iterator[str]:
 
 
 def _history_lines(history: History) -> Iterator[str]:
-    """Tab-separated lines with a header; the time is of the last play."""
+    """Yields the history as tab-separated lines with a header; the timestamp is that of the last play."""
     yield "customer-id\tentity-id\tplays\ttimestamp"
     for customer, row, plays, time in zip(*history, strict=True):
         yield f"{_customer_id(customer)}\t{doc_id(row)}\t{plays}\t{time}"
 
 
 def _query_id(place: int) -> str:
-    """Id of the query at a place of the log."""
+    """Returns the id of the query at a place of the log."""
     return f"q{place:06d}"
 
 
 def _query_lines(log: list[Entry]) -> Iterator[str]:
-    """JSON lines; intent, target and idiom are for analysis and must never reach an arm or a feature."""
+    """Yields queries as JSON lines; intent, target and idiom are for analysis only, never for an arm or a feature."""
     for i, entry in enumerate(log):
-        known = {
+        metadata = {
             "intent": entry.intent,
             "customer": _customer_id(entry.customer),
             "locale": entry.locale,
@@ -129,12 +129,12 @@ def _query_lines(log: list[Entry]) -> Iterator[str]:
             "time": str(entry.time),
             "target": entry.target,
         }
-        metadata = known | ({"idiom": entry.idiom} if entry.idiom else {})
+        metadata |= {"idiom": entry.idiom} if entry.idiom else {}
         yield json.dumps({"_id": _query_id(i), "text": entry.text, "metadata": metadata}, ensure_ascii=False)
 
 
 def _qrels_lines(log: list[Entry], splits: list[str], split: str) -> Iterator[str]:
-    """BEIR's tab-separated qrels of one split, with a header."""
+    """Yields one split's qrels as BEIR's tab-separated lines, with a header."""
     yield "query-id\tcorpus-id\tscore"
     for i, entry in enumerate(log):
         for row, grade in zip(*entry.truth, strict=True) if splits[i] == split else ():
@@ -142,7 +142,7 @@ def _qrels_lines(log: list[Entry], splits: list[str], split: str) -> Iterator[st
 
 
 def _write(path: Path, lines: Iterable[str]) -> str:
-    """Streams lines to a file; its sha256."""
+    """Streams lines to a file and returns its sha256."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
         for line in lines:
@@ -153,7 +153,7 @@ def _write(path: Path, lines: Iterable[str]) -> str:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Raises ValueError unless the folder is absent, empty or a catalogue of ours."""
+    """Raises ValueError unless the folder is absent, empty or a generated catalogue."""
     source = folder / "SOURCE.json"
     ours = source.is_file() and json.loads(source.read_text("utf-8")).get("generator") == GENERATOR
     if folder.exists() and not ours and (folder.is_file() or any(folder.iterdir())):
@@ -173,17 +173,17 @@ def _check_sizes(num_entities: int, num_customers: int, num_queries: int) -> Non
 def write_catalogue(
     folder: Path, *, num_entities: int = 10_000, num_customers: int = 1_000, num_queries: int = 3_000, seed: int = 0
 ) -> dict:
-    """Writes the world of one seed and returns what SOURCE.json says.
+    """Writes the world of one seed and returns the content of SOURCE.json.
 
-    Streams to a temporary folder beside `folder` and renames it, so that no half-written catalogue is ever seen; an
-    earlier catalogue there is replaced.
+    Streams to a temporary folder beside `folder` and renames it, so that readers never see an unfinished catalogue.
+    Replaces an earlier catalogue.
 
     Args:
-        folder: where; its parents are made.
-        num_entities: documents, ≥ 1,000.
+        folder: target; missing parents are created.
+        num_entities: number of documents, ≥ 1,000.
         num_customers: ≥ 10.
-        num_queries: ≥ 100, cut 60/15/25 into train, dev and test.
-        seed: of everything drawn.
+        num_queries: ≥ 100, split 60/15/25 into train, dev and test.
+        seed: seeds all random draws.
 
     Raises:
         ValueError: a size is too small, or the folder holds something else.

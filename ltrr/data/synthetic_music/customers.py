@@ -1,7 +1,7 @@
-"""Who listens: customers with tastes and habits, and what they played before the query log starts.
+"""Draws the customers of the music world, with tastes and habits, and their plays before the query log starts.
 
-Knows the latent world and how a customer chooses in it; knows nothing about names, queries or truth.
-Legend: N entities, G genres, M moods, C customers, H plays in the history, B choices.
+Knows the latent world and how customers choose entities; knows nothing about names, queries or truth.
+Legend: N entities, G genres, M moods, C customers, H (customer, entity) pairs of the history, B choices.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ DEVICES = {"phone": 0.50, "speaker": 0.20, "desktop": 0.15, "car": 0.10, "tv": 0
 class Customers(NamedTuple):
     """C customers in parallel arrays."""
 
-    locale: np.ndarray  # (C,) into LOCALES
-    device: np.ndarray  # (C,) into DEVICES
+    locale: np.ndarray  # (C,) index into LOCALES
+    device: np.ndarray  # (C,) index into DEVICES
     tastes: np.ndarray  # (C, G) uint8 percent
     moods: np.ndarray  # (C, M) uint8 percent
     hour: np.ndarray  # (C,) usual hour of the day
-    weekend: np.ndarray  # (C,) bool: asks mostly on Saturday and Sunday
-    activity: np.ndarray  # (C,) share of the log
+    weekend: np.ndarray  # (C,) bool: queries mostly on Saturday and Sunday
+    activity: np.ndarray  # (C,) expected share of the log's queries
     favourites: np.ndarray  # (C, 3) rows of artists
 
 
 class History(NamedTuple):
-    """What customers played before the log starts, by customer, then row."""
+    """Plays before the query log starts, sorted by customer, then row."""
 
     customers: np.ndarray  # (H,)
     rows: np.ndarray  # (H,)
-    plays: np.ndarray  # (H,)
+    plays: np.ndarray  # (H,) number of plays
     times: np.ndarray  # (H,) datetime64[s] of the last play
 
 
 def draw_customers(world: World, num: int, rng: np.random.Generator) -> Customers:
-    """C = num customers; their favourite artists follow from their tastes."""
+    """Draws C = num customers; their favourite artists depend on their tastes."""
     first, second = rng.choice(len(GENRES), (2, num), p=zipf_shares(len(GENRES)))
     tastes = percents(2 * spread_genres(rng, first) + spread_genres(rng, second), keep=4)
     customers = Customers(
@@ -72,23 +72,23 @@ def draw_customers(world: World, num: int, rng: np.random.Generator) -> Customer
 def choose(
     world: World, customers: Customers, who: np.ndarray, among: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """One row of `among` for each customer of `who` (B,): of 32 drawn ∝ √plays, one ∝ taste, language, favourites."""
+    """Chooses a row of `among` for each of `who` (B,): draws 32 ∝ √plays, then one by taste, language, favourites."""
     languages, chosen = np.array(list(LOCALES.values())), [np.empty(0, np.int64)]
     for start in range(0, len(who), 4096):
-        some = who[start : start + 4096]
-        rows = among[draw_by_weight(rng, np.sqrt(world.plays[among]), (len(some), 32))]  # (B, 32)
-        weights = 300.0 + liking(world.genres[rows], customers.tastes[some][:, None])
-        weights += liking(world.moods[rows], customers.moods[some][:, None]) / 4
-        spoken = (world.language[rows] == 0) | (world.language[rows] == languages[customers.locale[some]][:, None])
-        favourite = (world.artist[rows][..., None] == customers.favourites[some][:, None]).any(2)
-        ends = np.cumsum(weights * np.where(spoken, 1.0, 0.25) * np.where(favourite, 6.0, 1.0), axis=1)
-        drawn = (ends > rng.random((len(some), 1)) * ends[:, -1:]).argmax(1)
-        chosen.append(rows[np.arange(len(some)), drawn])
+        batch = who[start : start + 4096]
+        rows = among[draw_by_weight(rng, np.sqrt(world.plays[among]), (len(batch), 32))]  # (B, 32)
+        weights = 300.0 + liking(world.genres[rows], customers.tastes[batch][:, None])
+        weights += liking(world.moods[rows], customers.moods[batch][:, None]) / 4
+        understood = (world.language[rows] == 0) | (world.language[rows] == languages[customers.locale[batch]][:, None])
+        favourite = (world.artist[rows][..., None] == customers.favourites[batch][:, None]).any(2)
+        ends = np.cumsum(weights * np.where(understood, 1.0, 0.25) * np.where(favourite, 6.0, 1.0), axis=1)
+        drawn = (ends > rng.random((len(batch), 1)) * ends[:, -1:]).argmax(1)
+        chosen.append(rows[np.arange(len(batch)), drawn])
     return np.concatenate(chosen)
 
 
 def draw_history(world: World, customers: Customers, rng: np.random.Generator) -> History:
-    """10 to 60 choices a customer of what was out, each played in the year before the log starts."""
+    """Draws 10 to 60 choices per customer among released entities, last played in the year before the log starts."""
     num, n = len(customers.locale), len(world.kind)
     playable = np.flatnonzero((world.kind != ARTIST) & (world.day < QUERIES_FROM))
     who = np.repeat(np.arange(num), rng.integers(10, 61, num))
@@ -100,7 +100,7 @@ def draw_history(world: World, customers: Customers, rng: np.random.Generator) -
 
 
 def draw_times(customers: Customers, who: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A moment in the log's half year for each of `who` (B,), datetime64[s]: at the usual hour, on the usual days."""
+    """Draws a time within the log for each customer of `who` (B,), datetime64[s], near their usual hour and days."""
     day = rng.integers(QUERIES_FROM, LAST_DAY + 1, len(who))
     weekday = (day + 3) % 7  # 0 = Monday
     day = np.where(

@@ -1,7 +1,7 @@
-"""What the music world's entities are called and how they are described, in words of our own.
+"""Names and describes the entities of the music world, with words from its own lexicon.
 
-Knows the grammar of names, titles and descriptions; knows nothing about relevance, queries or files. No real artist is
-meant. Words are picked by remainders of drawn numbers, so that a name costs microseconds. Legend: N entities, B rows.
+Knows the grammar of names, titles and descriptions; knows nothing about relevance, queries or files. No name refers to
+a real artist. Remainders of random integers pick the words, which takes microseconds. Legend: N entities, B rows.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SURNAME_STARTS = LEXICON["surname_starts"]
 _SURNAME_ENDS = LEXICON["surname_ends"]
 _BANDS = LEXICON["bands"]
 _MIXES = LEXICON["mixes"]
-_TEMPLATES = LEXICON["templates"]  # `sound` names the genre half of the time; one starts with a slot or a capital
+_TEMPLATES = LEXICON["templates"]  # {sound} is the genre's name half of the time; each starts with a slot or capital
 _TAILS = LEXICON["tails"]
 _SURNAME_MIDDLES = ("", "", "", "", "an", "er", "ol", "in")
 _TITLES = (
@@ -53,7 +53,7 @@ _TITLES = (
 )
 _FOREIGN_FORMS = "{word}", *3 * ("{word} {adjective}", "{word} {adjective} {adjective2}", "{word} {given}")
 _SEEDED_FORMS = "{artist} Radio", "{artist} Radio", "{artist} and Friends", "Fans of {artist}"
-_FORMS = {  # one is picked, each as often as it is here
+_FORMS = {  # of names; each form repeats in proportion to its probability
     ARTIST: (
         *60 * ("{given} {surname}",),
         *15 * ("The {adjective} {band}",),
@@ -74,16 +74,16 @@ _FORMS = {  # one is picked, each as often as it is here
     STATION: ("{decade} {genre} Radio", "{mood} {genre} Radio", "{genre} Radio", "{mood} {word} Radio", "{word} Radio"),
     PODCAST: ("The {word} Show", "{word} Talk", "{word} Hour", "Inside {word}", "{word} Files", "{word} Weekly"),
 }
-_WORD_ODDS = (0, 0, 0, 0, 0, 1, 1, 2, 2, 3)  # which of a topic's title words
+_WORD_ODDS = (0, 0, 0, 0, 0, 1, 1, 2, 2, 3)  # index of a topic's title word; repeats in proportion to its probability
 _WORDS = [t[0].split() for t in TOPICS.values()]
-_NOUNS = [t[1].split() for t in TOPICS.values()]  # by language, English left out
+_NOUNS = [t[1].split() for t in TOPICS.values()]  # by language, without English
 _PLANTED_TITLES = (
     "Taylor Vale", "Crazy Love", "Love Again", "Crazy Love", "Love Songs", "Love Songs Radio", "Love Out Loud",
 )  # fmt: skip
 _PLANTED_ARTISTS = ("Taylor Harrowby", "June Vale", "Soul", "Country", "The Blues", "House of Tailors")
 
 _SOUNDS = {name: g[1].split("|") for name, g in GENRES.items()}
-_MOOD_WORDS = {name: said.split("|") for name, (said, _) in MOODS.items()}
+_MOOD_WORDS = {name: described.split("|") for name, (described, _) in MOODS.items()}
 _TOPIC_TEXTS = [t[3].split("|") for t in TOPICS.values()]
 _DECADE_TEXTS = "sixties", "seventies", "eighties", "nineties", "two-thousands", "twenty-tens", "twenty-twenties"
 
@@ -93,12 +93,12 @@ def _label(name: str) -> str:
 
 
 def draws(rng: np.random.Generator, num: int) -> list[list[int]]:
-    """Seven whole numbers a row, from which a row's words are picked by remainders."""
+    """Draws seven integers per row, whose remainders pick the row's words."""
     return rng.integers(0, 2**31, (num, 7)).tolist()
 
 
 def _slots(u: list[int], topic: int, language: int) -> dict[str, str]:
-    """The words a name may be made of."""
+    """Picks the words that a name may contain, by slot."""
     words = _WORDS[topic] if not language else (_NOUNS[topic][language - 1],)
     surname = _SURNAME_STARTS[u[1] % len(_SURNAME_STARTS)] + _SURNAME_MIDDLES[u[2] % len(_SURNAME_MIDDLES)]
     adjectives = _FOREIGN_ADJECTIVES[language - 1] if language else _ADJECTIVES
@@ -118,17 +118,17 @@ def _slots(u: list[int], topic: int, language: int) -> dict[str, str]:
 
 
 def name_world(world: World, rng: np.random.Generator) -> Names:
-    """Titles and hosts of every entity; artists first, since others are called after them."""
+    """Names every entity and every podcast's host; artists first, because other names contain theirs."""
     titles, hosts = [""] * len(world.kind), {}
     genres, moods = [_label(g) for g in GENRES], [_label(m) for m in MOODS]
     forced = dict(zip(np.flatnonzero(world.kind == ARTIST).tolist(), _PLANTED_ARTISTS, strict=False))
     forced |= dict(zip(world.planted.tolist(), _PLANTED_TITLES, strict=True))
     for rows in (np.flatnonzero(world.kind == ARTIST), np.flatnonzero(world.kind != ARTIST)):
-        for some in np.array_split(rows, len(rows) // CHUNK + 1):
-            columns = [c[some].tolist() for c in (world.kind, world.artist, world.topic, world.language, world.decade)]
-            columns += [weights[some].argmax(1).tolist() for weights in (world.genres, world.moods)]
+        for batch in np.array_split(rows, len(rows) // CHUNK + 1):
+            columns = [c[batch].tolist() for c in (world.kind, world.artist, world.topic, world.language, world.decade)]
+            columns += [weights[batch].argmax(1).tolist() for weights in (world.genres, world.moods)]
             for row, u, kind, artist, topic, language, decade, genre, mood in zip(
-                some.tolist(), draws(rng, len(some)), *columns, strict=True
+                batch.tolist(), draws(rng, len(batch)), *columns, strict=True
             ):
                 slots = _slots(u, topic, language if kind not in (ARTIST, PODCAST) else 0)
                 slots |= {"genre": genres[genre], "mood": moods[mood], "decade": DECADES[decade]}
@@ -147,19 +147,19 @@ def name_world(world: World, rng: np.random.Generator) -> Names:
 
 
 def describe(facts: dict, topic: int, u: list[int]) -> str:
-    """A description that hints at genre, mood, topic and time, without the words of the mood field.
+    """Writes a description that hints at genre, mood, topic and time, without the words of the mood field.
 
     Args:
         facts: the complete metadata of the entity.
-        topic: code into TOPICS.
-        u: the row of `draws` that picks the words.
+        topic: index into TOPICS.
+        u: row of `draws` that picks the words.
     """
     templates, genres = _TEMPLATES[facts["type"]], [g for g, weight in facts.get("genres", ()) if weight >= 0.2]
     topics = _TOPIC_TEXTS[topic]
-    said = [(*_SOUNDS[g], g, g)[u[i] % 4] for i, g in enumerate(genres[:2])]
+    sounds = [(*_SOUNDS[g], g, g)[u[i] % 4] for i, g in enumerate(genres[:2])]
     mood_words = [word for m, _ in facts["mood"] for word in _MOOD_WORDS[m]]
     slots = {
-        "sound": " and ".join(said),
+        "sound": " and ".join(sounds),
         "mood": mood_words[u[2] % 3],
         "mood2": mood_words[-1 - u[3] % 3],
         "topic": topics[u[5] % len(topics)],

@@ -1,7 +1,7 @@
-"""Which entities are right for a query, and how right: graded truth from the latent music world.
+"""Grades the entities of the music world for a query, from their latent truth.
 
-Knows the latent world and the names; knows nothing about how a query is worded, who asks, descriptions or files.
-Every judgement is of the day of the query (nothing unreleased is relevant) and none comes from a retrieval system.
+Knows the latent world and the names; knows nothing about a query's wording, its customer, descriptions or files.
+Judgements hold on the day of the query (unreleased entities are not relevant); no retrieval system takes part.
 Legend: N entities, G genres, P positives of a query; grades are 1 to 3.
 """
 
@@ -37,7 +37,7 @@ class Truth(NamedTuple):
 
 
 class Predicate(NamedTuple):
-    """What an entity has to be; −1 = anything."""
+    """Conditions on an entity, as indexes into the world's lists; −1 = no condition."""
 
     kind: int = -1
     genre: int = -1
@@ -47,29 +47,29 @@ class Predicate(NamedTuple):
     language: int = -1
 
     def names(self) -> dict[str, str]:
-        """The parts that are asked for, in words of the metadata."""
+        """Returns the conditions in words of the metadata: part -> name."""
         words = TYPES, list(GENRES), list(MOODS), list(TOPICS), DECADES, LANGUAGES
         return {f: w[code] for f, w, code in zip(self._fields, words, self, strict=True) if code >= 0}
 
     def label(self) -> str:
-        """One string for it: "genre=pop mood=sad"."""
+        """Returns the conditions as one string: "genre=pop mood=sad"."""
         return " ".join(f"{part}={name}" for part, name in self.names().items())
 
 
 def traits(world: World, row: int) -> Predicate:
-    """The narrowest predicate that is true of an entity: its main genre (none for a podcast) and mood, and the rest."""
+    """Returns an entity's narrowest predicate, with its main genre (none for a podcast), main mood, and the rest."""
     genre = int(world.genres[row].argmax()) if world.genres[row].any() else -1
     rest = (int(column[row]) for column in (world.topic, world.decade, world.language))
     return Predicate(int(world.kind[row]), genre, int(world.moods[row].argmax()), *rest)
 
 
 def liking(genres: np.ndarray, tastes: np.ndarray) -> np.ndarray:
-    """Overlap of genres (..., G) and tastes (..., G), both in percent: int32 in 0..10,000."""
+    """Computes the dot product of genres (..., G) and tastes (..., G), both in percent: int32 in 0..10,000."""
     return np.einsum("...g,...g->...", genres.astype(np.int32), tastes.astype(np.int32))
 
 
 def membership(world: World, predicate: Predicate) -> np.ndarray:
-    """(N,) float32 in [0, 1]: the product of the parts; a genre or mood of half the weight or more counts fully."""
+    """Computes the fit to a predicate, (N,) float32 in [0, 1]: a product, with genre and mood at 1 from 50 % weight."""
     match = np.ones(len(world.kind), np.float32)
     for code, weights in ((predicate.genre, world.genres), (predicate.mood, world.moods)):
         if code >= 0:
@@ -82,23 +82,23 @@ def membership(world: World, predicate: Predicate) -> np.ndarray:
 
 
 def utility(world: World, match: np.ndarray, day: int) -> np.ndarray:
-    """(N,) float32 in [0, 1]: match (N,) × (.4 + .6 appeal) of what is released by `day`."""
+    """Computes match (N,) × (.4 + .6 appeal), or 0 if not released by `day`: (N,) float32 in [0, 1]."""
     return match * (np.float32(0.4) + np.float32(0.6) * world.appeal) * (world.day <= day)
 
 
 def graded(useful: np.ndarray, cap: int = MAX_POSITIVES, steps: tuple[float, ...] = (0.5, 0.7, 0.85)) -> Truth:
-    """The `cap` most useful (N,) of those at the first step or above (never none: else the best); a grade a step."""
+    """Grades the `cap` most useful entities by the steps they reach; if none reaches the first, only the best."""
     rows = np.flatnonzero(useful >= min(np.float32(steps[0]), useful.max()))
     best = top_k(rows[None].astype(np.int32), useful[None, rows], min(cap, len(rows)))
     return Truth(best.docs[0], np.digitize(best.scores[0], steps).clip(min=1))
 
 
 def of_name(world: World, names: Names, row: int, day: int, *, with_artist: bool, word: str = "") -> Truth:
-    """Truth of a query that names an entity.
+    """Grades a query that names an entity.
 
-    The target 3. By its artist: titles with `word`, if only that word of the title was given, 2; the same name 1; the
-    artist, the album or its songs 1; of an artist, the stations and five most played songs 1. Namesakes by others
-    1 where no artist was given.
+    The target gets 3. Titles of its artist with `word` (the only word of the title in the query) get 2. The artist, the
+    album or its songs, titles of the same name, and an artist's stations and five most played songs get 1. Equal names
+    by other artists get 1 if the query names no artist.
     """
     grades: dict[int, int] = {}
     if not with_artist:
@@ -106,24 +106,24 @@ def of_name(world: World, names: Names, row: int, day: int, *, with_artist: bool
         grades |= dict.fromkeys(same[np.argsort(-world.plays[same], kind="stable")[:10]].tolist(), 1)
     artist = world.artist[row]
     if artist >= 0:
-        theirs = np.flatnonzero(world.artist == artist)
-        kin = (names.alike[theirs] == names.alike[row]) | (theirs == artist) | (theirs == world.album[row])
-        kin |= world.album[theirs] == row
-        kin |= (world.kind[theirs] == STATION) & (row == artist)
-        grades |= dict.fromkeys(theirs[kin].tolist(), 1)
+        by_artist = np.flatnonzero(world.artist == artist)
+        related = (names.alike[by_artist] == names.alike[row]) | (by_artist == artist) | (by_artist == world.album[row])
+        related |= world.album[by_artist] == row
+        related |= (world.kind[by_artist] == STATION) & (row == artist)
+        grades |= dict.fromkeys(by_artist[related].tolist(), 1)
         if row == artist:
-            songs = theirs[world.kind[theirs] == SONG]
+            songs = by_artist[world.kind[by_artist] == SONG]
             grades |= dict.fromkeys(songs[np.argsort(-world.plays[songs], kind="stable")[:5]].tolist(), 1)
-        grades |= {other: 2 for other in theirs.tolist() if word in names.titles[other].split()}
+        grades |= {other: 2 for other in by_artist.tolist() if word in names.titles[other].split()}
     grades.pop(row, None)
     others = [other for other in grades if world.day[other] <= day]
     return Truth(np.array([row, *others], np.int32), np.array([3, *(grades[other] for other in others)]))
 
 
 def of_word(world: World, word: str, called: np.ndarray, tastes: np.ndarray, day: int) -> Truth:
-    """Truth of one ambiguous word: the best five of each type, by meaning, appeal and the customer's tastes (G,).
+    """Grades a query of one ambiguous word: the five best of each type by match, appeal and customer's tastes (G,).
 
-    It may mean a name that has it (1), a genre called so (.9 × weight) or a topic whose title word it is (.6).
+    The match is 1 if the entity's name contains the word, .9 × weight of a genre with it, or .6 for a topic with it.
     """
     match = np.zeros(len(world.kind), np.float32)
     for code, (words, *_) in enumerate(TOPICS.values()):
@@ -139,14 +139,14 @@ def of_word(world: World, word: str, called: np.ndarray, tastes: np.ndarray, day
     useful, steps = (
         utility(world, match, day),
         (0.28, 0.55, 0.75),
-    )  # a released name that has the word is at .28 or above
+    )  # a released entity whose name has the word reaches .28
     by_type = (np.where(world.kind == kind, useful, 0) for kind in range(len(TYPES)))
-    parts = [graded(theirs, cap=5, steps=steps) for theirs in by_type if theirs.max() >= steps[0]]
+    parts = [graded(by_kind, cap=5, steps=steps) for by_kind in by_type if by_kind.max() >= steps[0]]
     return Truth(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def of_likeness(world: World, row: int, kind: int, day: int) -> Truth:
-    """Truth of "like this one": the 20 of a type most alike in genres (½), moods (.3), topic (.1) and decade (.1)."""
+    """Grades "like this one": the 20 of a type most alike in genres (.5), moods (.3), topic (.1) and decade (.1)."""
     alike = 50 * np.minimum(world.genres, world.genres[row]).sum(1, dtype=np.int32)  # (N,) in 0..5,000
     alike += 30 * np.minimum(world.moods, world.moods[row]).sum(1, dtype=np.int32)
     alike += 1000 * ((world.topic == world.topic[row]).astype(np.int32) + (world.decade == world.decade[row]))
@@ -155,7 +155,7 @@ def of_likeness(world: World, row: int, kind: int, day: int) -> Truth:
 
 
 def newest_by(world: World, artist: int, day: int) -> Truth:
-    """Truth of an artist's news: ten records; those within 120 days of the newest 3, within three years 2, else 1."""
+    """Grades an artist's ten newest records: 3 within 120 days of the newest, 2 within three years, else 1."""
     rows = np.flatnonzero(
         (world.artist == artist) & ((world.kind == SONG) | (world.kind == ALBUM)) & (world.day <= day)
     )
@@ -165,7 +165,7 @@ def newest_by(world: World, artist: int, day: int) -> Truth:
 
 
 def newest_of(world: World, predicate: Predicate, day: int) -> Truth:
-    """Truth of the news of a genre: match × recency (1 on the day, 0 after 400 days) × appeal, at most 20."""
+    """Grades at most 20 new records of a genre by match × recency (1 on `day`, 0 after 400 days) × (.4 + .6 appeal)."""
     recency = np.clip(1 - (day - world.day) / np.float32(400), 0, 1).astype(np.float32)
     records = (world.kind == SONG) | (world.kind == ALBUM)
     return graded(utility(world, membership(world, predicate) * recency * records, day), cap=20, steps=(0.1, 0.4, 0.6))

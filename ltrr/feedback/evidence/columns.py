@@ -1,6 +1,6 @@
-"""Arrays that grow, and numbers for keys: what sums of evidence are kept in.
+"""Stores sums of evidence: arrays that grow, and a hash table that numbers keys.
 
-Knows numpy; knows nothing about what is kept. Legend: N keys, E looked up.
+Knows numpy; does not know what is stored. Legend: N keys, E keys that are looked up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Column:
         self.values = self._room[:0]
 
     def grow(self, length: int) -> None:
-        """New places are 0."""
+        """Makes `values` this long; new places are 0."""
         if length > len(self._room):
             room = np.zeros((max(length, 2 * len(self._room)), *self._room.shape[1:]), self._room.dtype)
             room[: len(self.values)] = self.values
@@ -25,7 +25,7 @@ class Column:
 
 
 class Numbers:
-    """int64 keys in the order in which they came, found by the million: a hash table with linear probing."""
+    """Numbers int64 keys in the order in which they came: a vectorised hash table with linear probing."""
 
     def __init__(self) -> None:
         self._keys = Column(np.int64)  # (N,) number -> key
@@ -35,19 +35,19 @@ class Numbers:
         return len(self._keys.values)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """(E,) numbers of keys, -1 = not there."""
+        """(E,) numbers of keys, -1 = unknown."""
         numbers = np.full(len(keys), -1, np.int64)
-        left, at = np.arange(len(keys)), self._home(keys)
-        while len(left):
-            there = self._table[at]
-            same = (there >= 0) & (self._keys.values[there] == keys[left]) if len(self) else there >= 0
-            numbers[left[same]] = there[same]
-            on = (there >= 0) & ~same
-            left, at = left[on], (at[on] + 1) & self._last
+        places, cells = np.arange(len(keys)), self._home(keys)  # of keys that are still looked for
+        while len(places):
+            held = self._table[cells]
+            same = (held >= 0) & (self._keys.values[held] == keys[places]) if len(self) else held >= 0
+            numbers[places[same]] = held[same]
+            collides = (held >= 0) & ~same
+            places, cells = places[collides], (cells[collides] + 1) & self._last
         return numbers
 
     def add(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(E,) numbers of keys, and the places of those that are new, each once."""
+        """(E,) numbers of keys, and the places of new keys in `keys`, each key once."""
         numbers = self.find(keys)
         unknown = np.flatnonzero(numbers < 0)
         new, first, inverse = np.unique(keys[unknown], return_index=True, return_inverse=True)
@@ -62,7 +62,7 @@ class Numbers:
         return numbers, unknown[first]
 
     def _home(self, keys: np.ndarray) -> np.ndarray:
-        """(E,) where keys are looked for first: the high bits of a product (Knuth's multiplicative hashing)."""
+        """(E,) first cells of keys: the high bits of a product (Knuth's multiplicative hashing)."""
         return ((keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> self._shift).astype(np.int64)
 
     def _resize(self, bits: int) -> None:
@@ -71,9 +71,9 @@ class Numbers:
         self._place(np.arange(len(self)))
 
     def _place(self, numbers: np.ndarray) -> None:
-        at = self._home(self._keys.values[numbers])
+        cells = self._home(self._keys.values[numbers])
         while len(numbers):
-            free = self._table[at] < 0
-            self._table[at[free]] = numbers[free]  # of those that want one place, one gets it
-            on = self._table[at] != numbers
-            numbers, at = numbers[on], (at[on] + 1) & self._last
+            free = self._table[cells] < 0
+            self._table[cells[free]] = numbers[free]  # of several numbers for one cell, one gets it
+            collides = self._table[cells] != numbers
+            numbers, cells = numbers[collides], (cells[collides] + 1) & self._last

@@ -1,7 +1,8 @@
-"""Evidence of pairs of a query and an entity, summed by customer, bounded, decayed, on top of predicted scores.
+"""Sums the evidence of pairs of a query and a candidate by customer: bounded, decayed, on top of predicted scores.
 
-Knows numbers of queries, rows and customers; knows nothing about events, positions or rewards. Sums are additive, so
-the order in which evidence comes changes nothing. Legend: E increments, P pairs, C slots: one a (pair, customer).
+Knows numbers of queries, corpus rows, customers and arms; does not know events, positions or rewards. Sums are
+additive, so the order in which evidence comes changes nothing.
+Legend: E increments, P pairs, A arms, C slots: one for each (pair, customer).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from array import array
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -19,84 +20,148 @@ from ltrr.feedback.evidence.columns import Column, Numbers
 _REFERENCE = 20_000 * 86_400_000_000  # microseconds; decay is counted from here (2024-10-04): a decayed sum stays a sum
 _LOW = 0xFFFFFFFF
 _NONE = 1e-9  # rounding; evidence is larger
+_MOST_ARMS = 62  # bits of `Increments.returned_by`
 
 
 class Increments(NamedTuple):
-    """Evidence that is added to what is there."""
+    """Evidence to be added."""
 
     queries: np.ndarray  # (E,) int64
     rows: np.ndarray  # (E,) int64
     customers: np.ndarray  # (E,) int64
     times: np.ndarray  # (E,) int64 microseconds since 1970
+    returned_by: np.ndarray  # (E,) int64, bit a is set if arm a returned the candidate
     values: np.ndarray  # (E, 2) successes, trials
 
     @classmethod
-    def difference(cls, new: Increments, old: Increments) -> Increments:
-        """What leads from `old` to `new`."""
-        queries, rows, customers, times = (np.concatenate(pair) for pair in zip(new[:4], old[:4], strict=True))
-        return cls(queries, rows, customers, times, np.concatenate([new.values, -old.values]))
+    def difference(cls, new: Self, old: Self) -> Self:
+        """The increments that lead from `old` to `new`."""
+        return cls(*map(np.concatenate, zip(new, old._replace(values=-old.values), strict=True)))
+
+
+class Counts(NamedTuple):
+    """Evidence of pairs, decayed to now, as one customer may see it; all arrays have the same shape, here (P,).
+
+    Successes and trials count for everybody where at least `distinct` customers had a success; elsewhere a customer
+    sees only their own. Failures count for everybody where at least `distinct` customers had none. The numbers of
+    customers are for deciding whom to trust; they count private pairs, too.
+    """
+
+    prior: np.ndarray  # (P,) predicted score in [0, 1], 0 = none
+    successes: np.ndarray  # (P,) debiased, at most `cap` a customer
+    trials: np.ndarray  # (P,) expected number of looks, likewise
+    failures: np.ndarray  # (P,) the part of all trials that comes from customers without a success
+    succeeded: np.ndarray  # (P,) int32 distinct customers with a success
+    failed: np.ndarray  # (P,) int32 distinct customers who looked and had no success
+
+    def mean(self, strength: float, predicted: np.ndarray | float = 1.0) -> np.ndarray:
+        """(P,) means in [0, 1] of Beta posteriors.
+
+        strength: of the prior, in trials. predicted: (P,) 1 = the prior has its mean, 0 = it has mean 0.
+        """
+        mean = (strength * predicted * self.prior + self.successes) / (strength + self.trials)
+        return np.clip(mean, 0.0, 1.0)
+
+
+class _Layer:
+    """Decayed evidence: all of it, or the part of candidates that one arm returned."""
+
+    def __init__(self) -> None:
+        self.raw = Column(np.float64, 2)  # (C, 2) successes and trials as of _REFERENCE
+        self.total = Column(np.float64, 3)  # (P, 3) successes, trials, and trials of customers without a success
 
 
 class Sums:
-    """What is known of each (query, entity).
+    """Evidence of each (query, candidate).
 
     Args:
         cap: the most trials or successes of one customer that count for one pair.
-        budget: trials of one customer, decayed, that count for others in all; of who has more, each counts a half, a
-            quarter, ... so that they come to no more, and that customer is none of the distinct ones.
+        budget: the most trials of one customer, decayed, that count for others in all. Of a customer with more, each
+            counts a half, a quarter, ..., so that they stay within the budget, and that customer is not a distinct one.
         half_life: after which evidence counts half.
         distinct: customers with a success that a pair needs before others may see it.
+        sources: whether to keep evidence by arm too, in 16 bytes for each arm and slot.
     """
 
     def __init__(
-        self, *, cap: float = 3.0, budget: float = 300.0, half_life: timedelta = timedelta(days=90), distinct: int = 3
+        self,
+        *,
+        cap: float = 3.0,
+        budget: float = 300.0,
+        half_life: timedelta = timedelta(days=90),
+        distinct: int = 3,
+        sources: bool = False,
     ) -> None:
-        self._distinct = distinct
+        self._distinct, self.sources = distinct, sources
         self._cap, self._budget, self._half_life = cap, budget, half_life / timedelta(microseconds=1)
         self.now = 0  # the latest event's time
         self.queries: list[str] = []  # normalised; "" = forgotten
-        self.pairs_of: list[list[int]] = []  # query -> pairs
+        self.pairs_of: list[array] = []  # query -> pairs
         self.succeeded = array("i")  # queries in the order of their first success
         self._has_succeeded: set[int] = set()
         self._agreed, self._predicted = Column(np.int32), Column(np.bool_)  # of queries: pairs with enough; any prior
-        self._own: dict[int, set[int]] = {}  # customer -> queries with a success of theirs
+        self._successes_of: dict[int, set[int]] = {}  # customer -> queries with a success of theirs
         self._customers: list[str] = []  # "" = unknown
+        self.arms: list[str] = []  # A names, in the order in which they came
         self._query_of: dict[str, int] = {}
         self._customer_of: dict[str, int] = {}
+        self._arm_of: dict[str, int] = {}
         self._pair_of = Numbers()  # query << 32 | row -> pair
         self._slot_of = Numbers()  # pair << 32 | customer -> slot
         self._pair_query, self._pair_row, self._prior = Column(np.int64), Column(np.int32), Column(np.float64)
-        self._total = Column(np.float64, 2)  # of pairs: successes and trials as of _REFERENCE
-        self._clickers = Column(np.int32)  # of pairs: distinct customers with a success
+        self._people = Column(np.int32, 2)  # of pairs: distinct customers with a success, and with looks alone
         self._slot_pair, self._slot_customer = Column(np.int64), Column(np.int64)
-        self._raw = Column(np.float64, 4)  # of slots: successes, trials, and both as of _REFERENCE
-        self._used = Column(np.float64, 2)  # of slots: what of the latter counts for others
-        self._counted = Column(np.int32)  # of slots: 1 = has a success
+        self._raw = Column(np.float64, 2)  # of slots: successes and trials, not decayed
+        self._layers = [_Layer()]  # all evidence, then that of each arm
+        self._share = Column(np.float64)  # of slots: the part of a layer's `raw` that counts for others
+        self._counted = Column(np.int8, 2)  # of slots: their part of `_people`
         self._trials = Column(np.float64)  # of customers, as of _REFERENCE
         self._halvings = Column(np.int32)  # of customers: how often what counts was halved
 
     # -- names and numbers
 
     def query(self, text: str) -> int:
-        """Number of a normalised query, new ones included."""
+        """Number of a normalised query, which may be new."""
         number = self._query_of.setdefault(text, len(self.queries))
         if number == len(self.queries):
             self.queries.append(text)
-            self.pairs_of.append([])
+            self.pairs_of.append(array("i"))
             self._agreed.grow(len(self.queries))
             self._predicted.grow(len(self.queries))
         return number
 
-    def find(self, text: str) -> int | None:
-        """Number of a normalised query, None = not remembered."""
-        return self._query_of.get(text)
-
     def customer(self, name: str) -> int:
-        """Number of a customer, new ones included; "" = unknown."""
+        """Number of a customer, who may be new; "" = unknown."""
         number = self._customer_of.setdefault(name, len(self._customers))
         if number == len(self._customers):
             self._customers.append(name)
         return number
+
+    def arm(self, name: str) -> int:
+        """Number of an arm, which may be new. ValueError: there are too many."""
+        number = self._arm_of.setdefault(name, len(self.arms))
+        if number == len(self.arms):
+            if number == _MOST_ARMS:
+                raise ValueError(f"evidence: arm {name!r} is one too many; evidence is kept for {_MOST_ARMS} arms")
+            self.arms.append(name)
+            self._layers.append(_Layer())
+            self._grow()
+        return number
+
+    def find_query(self, text: str) -> int:
+        """Number of a normalised query, -1 = not remembered."""
+        return self._query_of.get(text, -1)
+
+    def find_customer(self, name: str | None) -> int:
+        """Number of a customer, -1 = unknown."""
+        return self._customer_of.get(name, -1) if name else -1
+
+    def find_pairs(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(P,) pairs of queries and corpus rows, both (P,); -1 = not remembered, or an unknown query or row."""
+        known = (queries >= 0) & (rows >= 0)
+        pairs = np.full(len(queries), -1, np.int64)
+        pairs[known] = self._pair_of.find(queries[known].astype(np.int64) << 32 | rows[known])
+        return pairs
 
     def customers(self) -> list[str]:
         """Names that are known."""
@@ -105,11 +170,17 @@ class Sums:
     # -- in
 
     def predict(self, queries: Sequence[str], rows: Sequence[int], scores: Sequence[float]) -> None:
-        """Predicted scores in [0, 1] of pairs, the means of their priors; the larger where one comes twice."""
+        """Sets predicted scores in [0, 1], the means of priors; of a pair that comes twice the larger counts."""
         keys = [self.query(query) << 32 | row for query, row in zip(queries, rows, strict=True)]
         pairs = self._pairs(np.array(keys, np.int64))
         np.maximum.at(self._prior.values, pairs, np.asarray(scores, np.float64))
         self._predicted.values[self._pair_query.values[pairs]] = True
+
+    def predicted(self) -> tuple[list[str], list[int], list[float]]:
+        """Queries, rows and scores of all predictions, as `predict` takes them."""
+        pairs = np.flatnonzero(self._prior.values > 0)
+        texts = [self.queries[query] for query in self._pair_query.values[pairs].tolist()]
+        return texts, self.rows(pairs).tolist(), self._prior.values[pairs].tolist()
 
     def add(self, evidence: Increments) -> None:
         """Adds increments to slots, and slots to pairs."""
@@ -117,12 +188,16 @@ class Sums:
         pairs = self._pairs(keys)[inverse]
         keys, inverse = np.unique(pairs << 32 | evidence.customers, return_inverse=True)
         slots = self._slots(keys)
-        decayed = evidence.values * (2.0 ** ((evidence.times - _REFERENCE) / self._half_life))[:, None]
-        for i, column in enumerate((*evidence.values.T, *decayed.T)):
-            self._raw.values[slots, i] += np.bincount(inverse, column, len(slots))
+        decayed = evidence.values * (2.0 ** ((evidence.times - _REFERENCE) / self._half_life))[:, None]  # (E, 2)
         self._trials.grow(len(self._customers))
         np.add.at(self._trials.values, evidence.customers, decayed[:, 1])
-        self._settle(np.union1d(slots, self._halved()))
+        touched = np.union1d(slots, self._halved())
+        before = self._counting(touched)
+        self._raw.values[slots] += _sums(inverse, evidence.values, len(slots))
+        for number, layer in enumerate(self._layers):
+            part = decayed if number == 0 else decayed * (evidence.returned_by >> (number - 1) & 1)[:, None]
+            layer.raw.values[slots] += _sums(inverse, part, len(slots))
+        self._settle(touched, before)
 
     def erase(self, customer: str) -> None:
         """Takes back a customer's evidence; forgets the name, and queries that no other evidence or prior holds."""
@@ -130,16 +205,20 @@ class Sums:
         if number is None:
             return
         slots = np.flatnonzero(self._slot_customer.values == number)
+        before = self._counting(slots)
         self._raw.values[slots] = 0.0
+        for layer in self._layers:
+            layer.raw.values[slots] = 0.0
         self._trials.values[number] = 0.0
-        self._settle(slots)
+        self._settle(slots, before)
         self._customers[number] = ""
-        self._own.pop(number, None)
+        self._successes_of.pop(number, None)
         for query in np.unique(self._pair_query.values[self._slot_pair.values[slots]]).tolist():
             pairs = np.array(self.pairs_of[query])
-            if (self._prior.values[pairs] == 0).all() and (self._total.values[pairs] < _NONE).all():
+            total = self._layers[0].total.values[pairs]
+            if (self._prior.values[pairs] == 0).all() and (total < _NONE).all():
                 del self._query_of[self.queries[query]]
-                self.queries[query], self.pairs_of[query] = "", []
+                self.queries[query], self.pairs_of[query] = "", array("i")
 
     # -- out
 
@@ -147,35 +226,30 @@ class Sums:
         """(P,) corpus rows."""
         return self._pair_row.values[pairs]
 
-    def visible(self, queries: np.ndarray, customer: str | None, *, predicted: bool) -> np.ndarray:
+    def visible(self, queries: np.ndarray, customer: int, *, predicted: bool) -> np.ndarray:
         """(M,) bool: whether a customer may see any pair of these queries: agreed on, their own or predicted ones."""
-        out = self._agreed.values[queries] > 0
+        mask = self._agreed.values[queries] > 0
         if predicted:
-            out |= self._predicted.values[queries]
-        own = self._own.get(self._customer_of.get(customer, -1)) if customer else None
-        return out | np.isin(queries, [*own]) if own else out
+            mask |= self._predicted.values[queries]
+        successes = self._successes_of.get(customer)
+        return mask | np.isin(queries, [*successes]) if successes else mask
 
     def agreed(self) -> tuple[np.ndarray, list[str]]:
         """(P,) pairs that enough customers agree on, and their queries."""
-        pairs = np.flatnonzero(self._clickers.values >= self._distinct)
+        pairs = np.flatnonzero(self._people.values[:, 0] >= self._distinct)
         return pairs, [self.queries[query] for query in self._pair_query.values[pairs].tolist()]
 
-    def scores(self, pairs: np.ndarray, customer: str | None, predicted: np.ndarray, *, strength: float) -> np.ndarray:
-        """(P,) means in [0, 1] of Beta posteriors, evidence decayed to now, as a customer may see it.
+    def counts(self, pairs: np.ndarray, customers: np.ndarray) -> Counts:
+        """Evidence of pairs (P,) as customers (P,), -1 = unknown, may see it."""
+        prior, people = self._prior.values[pairs], self._people.values[pairs]
+        return Counts(*(prior, *self._evidence(0, pairs, customers), *people.T))
 
-        predicted: (P,) 1 = with its prior's mean, 0 = without. strength: of the prior, in trials. A pair with successes
-        of too few customers shows each customer their own evidence only.
-        """
-        evidence = self._total.values[pairs]  # (P, 2)
-        private = np.flatnonzero(self._clickers.values[pairs] < self._distinct)
-        evidence[private] = 0.0
-        number = self._customer_of.get(customer) if customer else None
-        if number is not None:
-            slots = self._slot_of.find(pairs[private] << 32 | number)
-            own = slots >= 0
-            evidence[private[own]] = self._capped(slots[own])
-        successes, trials = (evidence * 2.0 ** (-(self.now - _REFERENCE) / self._half_life)).T
-        return np.clip((strength * predicted * self._prior.values[pairs] + successes) / (strength + trials), 0.0, 1.0)
+    def by_arm(self, pairs: np.ndarray, customers: np.ndarray) -> np.ndarray:
+        """(P, A, 3) successes, trials and failures as in `counts`, where each arm returned the candidate."""
+        values = np.zeros((len(pairs), len(self.arms), 3))
+        for arm in range(len(self.arms)):
+            values[:, arm] = self._evidence(1 + arm, pairs, customers).T
+        return values
 
     def __len__(self) -> int:
         """Pairs."""
@@ -184,9 +258,10 @@ class Sums:
     # -- snapshots
 
     def state(self, least: float = 0.0) -> dict[str, np.ndarray]:
-        """All of it as arrays without objects, numbered anew, without what holds no more than `least` evidence."""
+        """All sums as arrays without objects, renumbered, without slots of no more than `least` trials."""
         age = 2.0 ** (-(self.now - _REFERENCE) / self._half_life)
-        slots = np.flatnonzero(self._raw.values[:, 2:].max(axis=1) * age > max(least, _NONE))
+        decayed = self._layers[0].raw.values
+        slots = np.flatnonzero(decayed.max(axis=1, initial=0.0) * age > max(least, _NONE))
         live = self._prior.values > 0
         live[self._slot_pair.values[slots]] = True
         pairs = np.flatnonzero(live)
@@ -196,16 +271,18 @@ class Sums:
             "now": np.array(self.now),
             "queries": _encoded([self.queries[q] for q in queries.tolist()]),
             "customers": _encoded([self._customers[c] for c in customers.tolist()]),
+            "arms": _encoded(self.arms),
             "pair_query": pair_query,
             "rows": self._pair_row.values[pairs],
             "prior": self._prior.values[pairs],
             "slot_pair": np.searchsorted(pairs, self._slot_pair.values[slots]),
             "slot_customer": slot_customer,
-            "raw": self._raw.values[slots],
+            "raw": np.concatenate([self._raw.values[slots], decayed[slots]], axis=1),  # (C, 4)
+            "by_arm": np.stack([layer.raw.values[slots] for layer in self._layers], axis=1)[:, 1:],  # (C, A, 2)
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Fills empty sums from `state`."""
+        """Fills empty sums from `state`; in one of before evidence was kept by arm, no arm has any."""
         assert not self.queries
         self.now = int(state["now"])
         queries = np.array([self.query(text) for text in _decoded(state["queries"])], np.int64)
@@ -214,19 +291,23 @@ class Sums:
         self._predicted.values[self._pair_query.values[pairs[state["prior"] > 0]]] = True
         customers = np.array([self.customer(name) for name in _decoded(state["customers"])], np.int64)
         slots = self._slots(pairs[state["slot_pair"]] << 32 | customers[state["slot_customer"]])
-        self._raw.values[slots] = state["raw"]
+        self._raw.values[slots], decayed = np.split(state["raw"], 2, axis=1)
+        self._layers[0].raw.values[slots] = decayed
+        if self.sources and "arms" in state:
+            for name, values in zip(_decoded(state["arms"]), np.moveaxis(state["by_arm"], 1, 0), strict=True):
+                self.arm(name)
+                self._layers[-1].raw.values[slots] = values
         self._trials.grow(len(self._customers))
-        np.add.at(self._trials.values, self._slot_customer.values[slots], state["raw"][:, 3])
+        np.add.at(self._trials.values, self._slot_customer.values[slots], decayed[:, 1])
         self._halved()
-        self._settle(slots)
+        self._settle(slots, self._counting(slots))
 
     # -- how
 
     def _pairs(self, keys: np.ndarray) -> np.ndarray:
-        """Pairs of keys, new ones included."""
+        """Pairs of keys, which may be new."""
         pairs, new = self._pair_of.add(keys)
-        for column in (self._pair_query, self._pair_row, self._prior, self._total, self._clickers):
-            column.grow(len(self._pair_of))
+        self._grow()
         self._pair_query.values[pairs[new]] = keys[new] >> 32
         self._pair_row.values[pairs[new]] = keys[new] & _LOW
         for key, pair in zip(keys[new].tolist(), pairs[new].tolist(), strict=True):
@@ -234,19 +315,36 @@ class Sums:
         return pairs
 
     def _slots(self, keys: np.ndarray) -> np.ndarray:
-        """Slots of keys (unique), new ones included."""
+        """Slots of keys (unique), which may be new."""
         slots, new = self._slot_of.add(keys)
-        for column in (self._slot_pair, self._slot_customer, self._raw, self._used, self._counted):
-            column.grow(len(self._slot_of))
+        self._grow()
         self._slot_pair.values[slots[new]] = keys[new] >> 32
         self._slot_customer.values[slots[new]] = keys[new] & _LOW
         return slots
 
+    def _grow(self) -> None:
+        """Makes room for all pairs and slots in each layer."""
+        totals, raws = zip(*((layer.total, layer.raw) for layer in self._layers), strict=True)
+        for column in (self._pair_query, self._pair_row, self._prior, self._people, *totals):
+            column.grow(len(self._pair_of))
+        for column in (self._slot_pair, self._slot_customer, self._raw, self._share, self._counted, *raws):
+            column.grow(len(self._slot_of))
+
+    def _evidence(self, layer: int, pairs: np.ndarray, customers: np.ndarray) -> np.ndarray:
+        """(3, P) successes, trials and failures of a layer, as customers may see them (`Counts`)."""
+        values = self._layers[layer].total.values[pairs]  # (P, 3)
+        few = self._people.values[pairs] < self._distinct  # (P, 2)
+        values[few[:, 0], :2] = 0.0
+        values[few[:, 1], 2] = 0.0
+        private = np.flatnonzero(few[:, 0] & (customers >= 0))
+        slots = self._slot_of.find(pairs[private] << 32 | customers[private])
+        private, slots = private[slots >= 0], slots[slots >= 0]
+        values[private, :2] = self._layers[layer].raw.values[slots] * self._capped(slots)[:, None]
+        return values.T * 2.0 ** (-(self.now - _REFERENCE) / self._half_life)
+
     def _capped(self, slots: np.ndarray) -> np.ndarray:
-        """(C, 2) what counts of slots as of _REFERENCE, for their customers."""
-        raw = self._raw.values[slots]
-        part = np.minimum(1.0, self._cap / np.maximum(raw[:, :2].max(axis=1, initial=0.0), _NONE))
-        return raw[:, 2:] * part[:, None]
+        """(C,) parts of slots' evidence that the cap lets count for their customers."""
+        return np.minimum(1.0, self._cap / np.maximum(self._raw.values[slots].max(axis=1, initial=0.0), _NONE))
 
     def _halved(self) -> np.ndarray:
         """Slots of customers who have come above or below a multiple of their budget, which is noted."""
@@ -257,29 +355,48 @@ class Sums:
         self._halvings.values[changed] = halvings[changed]
         return np.flatnonzero(np.isin(self._slot_customer.values, changed)) if len(changed) else changed
 
-    def _settle(self, slots: np.ndarray) -> None:
-        """Brings pairs up to date with slots (unique), each bounded by the cap."""
-        raw, pairs = self._raw.values[slots], self._slot_pair.values[slots]
-        halvings = self._halvings.values[self._slot_customer.values[slots]]
-        used = self._capped(slots) * 0.5 ** halvings[:, None]
-        np.add.at(self._total.values, pairs, used - self._used.values[slots])
-        self._used.values[slots] = used
-        for query in np.unique(self._pair_query.values[pairs[raw[:, 0] > _NONE]]).tolist():
+    def _counting(self, slots: np.ndarray) -> list[np.ndarray]:
+        """(C, 3) for each layer: the evidence of slots (unique) that is in their pairs' totals."""
+        share, failed = self._share.values[slots, None], self._counted.values[slots, 1:]  # (C, 1)
+        counting = [layer.raw.values[slots] * share for layer in self._layers]  # (C, 2)
+        return [np.concatenate([values, values[:, 1:] * failed], axis=1) for values in counting]
+
+    def _settle(self, slots: np.ndarray, before: Sequence[np.ndarray]) -> None:
+        """Brings pairs up to date with slots (unique), each bounded by the cap; `before`: `_counting` of old slots."""
+        raw, pairs, customers = (
+            self._raw.values[slots],
+            self._slot_pair.values[slots],
+            self._slot_customer.values[slots],
+        )
+        halvings, known = self._halvings.values[customers], customers != self._customer_of.get("", -1)
+        success, looked = raw.T > _NONE
+        counted = np.stack([success, looked & ~success], axis=1) & (known & (halvings == 0))[:, None]  # (C, 2)
+        each = np.unique(pairs)
+        agreed = self._people.values[each, 0] >= self._distinct
+        _add_at(self._people.values, pairs, counted - self._counted.values[slots])
+        change = (self._people.values[each, 0] >= self._distinct) - agreed.astype(np.int32)
+        np.add.at(self._agreed.values, self._pair_query.values[each], change)
+        self._share.values[slots], self._counted.values[slots] = self._capped(slots) * 0.5**halvings, counted
+        for layer, old, new in zip(self._layers, before, self._counting(slots), strict=True):
+            _add_at(layer.total.values, pairs, new - old)
+        for query in np.unique(self._pair_query.values[pairs[success]]).tolist():
             if query not in self._has_succeeded:
                 self._has_succeeded.add(query)
                 self.succeeded.append(query)
-        known = self._slot_customer.values[slots] != self._customer_of.get("", -1)
-        counted = ((raw[:, 0] > _NONE) & known & (halvings == 0)).astype(np.int32)
-        each = np.unique(pairs)
-        before = self._clickers.values[each] >= self._distinct
-        np.add.at(self._clickers.values, pairs, counted - self._counted.values[slots])
-        self._counted.values[slots] = counted
-        after = self._clickers.values[each] >= self._distinct
-        np.add.at(self._agreed.values, self._pair_query.values[each], after.astype(np.int32) - before)
-        good = (raw[:, 0] > _NONE) & known
-        own = self._slot_customer.values[slots[good]].tolist(), self._pair_query.values[pairs[good]].tolist()
-        for customer, query in zip(*own, strict=True):
-            self._own.setdefault(customer, set()).add(query)
+        own = success & known
+        for customer, query in zip(customers[own].tolist(), self._pair_query.values[pairs[own]].tolist(), strict=True):
+            self._successes_of.setdefault(customer, set()).add(query)
+
+
+def _add_at(values: np.ndarray, places: np.ndarray, change: np.ndarray) -> None:
+    """Adds change (E, N) to values at places (E,), which may repeat; column by column, as numpy is slow at rows."""
+    for column, part in zip(values.T, change.T, strict=True):
+        np.add.at(column, places, part)
+
+
+def _sums(groups: np.ndarray, values: np.ndarray, num: int) -> np.ndarray:
+    """(G, N) sums of values (E, N) by their groups (E,), numbered below G = `num`."""
+    return np.stack([np.bincount(groups, column, num) for column in values.T], axis=1)
 
 
 def _encoded(texts: Sequence[str]) -> np.ndarray:

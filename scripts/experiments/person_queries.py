@@ -1,10 +1,10 @@
-"""Compares systems on the queries that name a person and not a title: where structure should win over words.
+"""Compares systems on the queries that name a person and not a title: there structure should win over words.
 
-python scripts/person_queries.py --data FOLDER --results DIR_OF_EVALUATE [--people actors director characters]
+python scripts/experiments/person_queries.py --data FOLDER --results DIR [--people actors director characters]
 
 A query counts when a person or character of a positive shares at least two of its words (stopwords apart) or has all of
-their name in it, and no positive's title shares any. Reads per_query.parquet of scripts/evaluate.py on the same split,
-writes person_queries.json beside it.
+their name in it, and no positive's title shares any. Reads DIR/per_query.parquet, which scripts/evaluate.py wrote for
+the same split, and writes DIR/person_queries.json.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ltrr.cli.arguments import arguments, main
 from ltrr.config import ConfigError
 from ltrr.data.beir import Corpus, Split, field_values
 from ltrr.evaluation.report import bootstrap_interval, holm, paired_randomisation
+from ltrr.evaluation.tables import markdown
 from ltrr.files import atomic_write
 from ltrr.system.system import open_systems
 
@@ -50,7 +51,7 @@ def run() -> None:
         __doc__,
         "configs/funnel.yaml",
         extra=lambda parser: (
-            parser.add_argument("--results", type=Path, required=True, help="what evaluate.py wrote"),
+            parser.add_argument("--results", type=Path, required=True, help="folder that evaluate.py wrote"),
             parser.add_argument("--split", default="test"),
             parser.add_argument("--people", nargs="+", default=["actors", "director", "characters"]),
             parser.add_argument("--measure", default="R@10"),
@@ -73,15 +74,15 @@ def run() -> None:
     p_values = dict(zip(others, adjusted.tolist(), strict=True))
     report = {"n": len(values), "measure": flags.measure, "baseline": flags.baseline, "systems": {}}
     print(f"{len(values)} queries of {flags.split} name a person of a positive and no positive's title")
-    print(
-        f"| system | {flags.measure} | 95 % interval | p (Holm) against {flags.baseline} |\n| --- | --- | --- | --- |"
-    )
+    rows = []
     for name in values.columns:
         column = values[name].to_numpy()
         low, high = bootstrap_interval(column)
         report["systems"][name] = {"mean": column.mean(), "low": low, "high": high, "p": p_values.get(name)}
         p = f"{p_values[name]:.4f}" if name in p_values else "—"
-        print(f"| {name} | {column.mean():.4f} | {low:.3f}–{high:.3f} | {p} |")
+        rows.append([name, f"{column.mean():.4f}", f"{low:.3f}–{high:.3f}", p])
+    header = ["system", flags.measure, "95 % interval", f"p (Holm) against {flags.baseline}"]
+    print("\n".join(markdown(header, rows)))
     with atomic_write(flags.results / "person_queries.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

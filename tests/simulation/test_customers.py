@@ -7,7 +7,7 @@ import pytest
 
 from ltrr.feedback.clicks import PositionBased
 from ltrr.feedback.events import Action, Impression
-from ltrr.simulation.feedback import Remembered, Simulation
+from ltrr.simulation.customers import Simulation, first_arrived
 from ltrr.types import Candidates, Context, Decision, Page, Query
 
 IDS = [f"d{i}" for i in range(20)]
@@ -122,23 +122,33 @@ def test_who_fails_asks_by_the_title_of_what_they_want_now():
     assert told > 0
 
 
-def test_a_remembered_arm_is_asked_once():
-    class Counting:
-        asked = 0
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"noise": 1.1}, "noise"),
+        ({"k": 0}, "k"),
+        ({"persistence": -0.1}, "persistence"),
+        ({"num_customers": 0}, "num_customers"),
+        ({"shares": np.ones(7)}, "shares"),
+        ({"arrivals": np.ones(19)}, "arrivals"),
+        ({"drift": -1}, "drift"),
+    ],
+)
+def test_a_wrong_argument_is_named(options, name):
+    with pytest.raises(ValueError, match=f"simulation: {name}: "):
+        simulation(Fake(), **options)
 
-        def search(self, queries, k: int) -> Candidates:
-            self.asked += len(queries)
-            docs = np.tile(np.arange(k, dtype=np.int32), (len(queries), 1)) + int(queries[0].id[1:])
-            return Candidates(docs, np.zeros(docs.shape, np.float32))
 
-    arm = Counting()
-    remembered = Remembered(arm, 6)
-    for _ in range(3):
-        found = remembered.search([QUERIES[1], QUERIES[2], QUERIES[1]], 4)
-    assert arm.asked == 2
-    assert found.docs.shape == (3, 4)
-    np.testing.assert_array_equal(found.docs[0], found.docs[2])
-    with pytest.raises(ValueError, match="k: 7 is more than the 6"):
-        remembered.search(QUERIES, 7)
+def test_without_queries_nobody_can_ask():
     with pytest.raises(ValueError, match="no queries"):
         Simulation(Fake().search, [], {}, IDS, model=ALL)
+
+
+def test_documents_that_have_arrived_move_up_in_their_order():
+    docs = np.array([[3, 1, 0, 2], [0, -1, -1, -1]], np.int32)
+    scores = np.where(docs >= 0, -np.arange(4.0), -np.inf).astype(np.float32)
+    shown, places, present = first_arrived(Candidates(docs, scores), np.array([5, 0, 9, 9]), 5, 3)
+    np.testing.assert_array_equal(shown.docs, [[1, 0, -1], [0, -1, -1]])
+    np.testing.assert_array_equal(shown.scores, [[-1, -2, -np.inf], [0, -np.inf, -np.inf]])
+    np.testing.assert_array_equal(places[0, :2], [1, 2])
+    np.testing.assert_array_equal(present, shown.docs >= 0)

@@ -1,6 +1,6 @@
-"""Do the estimators of click models find what a log was simulated with? And what if the model is the wrong one?
+"""Do the estimators of click models recover the parameters of a simulated log, and what if the model is wrong?
 
-python scripts/click_models.py [--out runs/click_models] [--seeds 5] [--impressions 200000]
+python scripts/experiments/click_models.py [--out runs/click_models] [--seeds 5] [--impressions 200000]
 
 An invented world: 500 queries asked by Zipf's law, 30 entities each with grades 0 to 3, pages of ten in the order of a
 noisy ranker (grade + an error that stays + one of the moment), attraction with noise .1. Writes DIR/results.json,
@@ -10,13 +10,14 @@ DIR/table.md and DIR/click_models.png. Half a minute of one core.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from ltrr.cli.arguments import main
+from ltrr.evaluation.plots import tidy
+from ltrr.evaluation.tables import markdown, write_experiment
 from ltrr.feedback import clicks as models
 
 TRUTHS: dict[str, models.ClickModel] = {
@@ -65,27 +66,28 @@ def mismatch(pairs: np.ndarray, seen: models.Clicks, right: models.Fit, attracti
 
 def measure(seed: int, num: int) -> dict:
     """One seed: estimates by truth, and the mismatch."""
-    found: dict = {}
+    estimates: dict = {}
     for name, truth in TRUTHS.items():
         rng = np.random.default_rng(seed)
         pairs, attraction = pages(rng, num)
         seen = models.simulate(truth, attraction[pairs], rng)
         based = isinstance(truth, models.PositionBased)
         fit = (models.fit_position_based if based else models.fit_cascade)(pairs, seen.clicks)
-        found[name] = {"truth": parameters(truth), "estimate": parameters(fit.model), "steps": len(fit.objective)}
+        estimates[name] = {"truth": parameters(truth), "estimate": parameters(fit.model), "steps": len(fit.objective)}
         if name == MISMATCH:
-            found["mismatch"] = mismatch(pairs, seen, fit, attraction)
-    return found
+            estimates["mismatch"] = mismatch(pairs, seen, fit, attraction)
+    return estimates
 
 
-def plot(found: list[dict]) -> Figure:
+def plot(seeds: list[dict]) -> Figure:
     """Examination by position, true (line) and estimated (one point a seed); last, the mismatch."""
     lines = {name: (name, parameters(t)) for name, t in TRUTHS.items() if isinstance(t, models.PositionBased)}
-    lines["mismatch"] = (f"{MISMATCH},\nread as position-based", found[0]["mismatch"]["examined"])
+    lines["mismatch"] = (f"{MISMATCH},\nread as position-based", seeds[0]["mismatch"]["examined"])
     figure = Figure(figsize=(3 * len(lines), 3.6), layout="constrained")
     for panel, (name, (title, truth)) in zip(figure.subplots(1, len(lines), sharey=True), lines.items(), strict=True):
-        estimates = np.transpose([one[name]["estimate"] for one in found])
+        estimates = np.transpose([one[name]["estimate"] for one in seeds])
         panel.plot(range(1, 11), truth, "k", range(1, 11), estimates, "o", markersize=4, alpha=0.6)
+        tidy(panel)
         panel.set(title=title, xlabel="position", ylim=(0, 1.05), xticks=range(1, 11))
     figure.supylabel("examined: line true, points estimated")
     return figure
@@ -97,24 +99,17 @@ def run() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--impressions", type=int, default=200_000, help="pages of ten")
     flags = parser.parse_args()
-    found = [measure(seed, flags.impressions) for seed in range(flags.seeds)]
-    off = {name: [np.subtract(f[name]["estimate"], f[name]["truth"]) for f in found] for name in TRUTHS}
-    off["mismatch"] = [np.subtract(f["mismatch"]["estimate"], f["mismatch"]["examined"]) for f in found]
+    seeds = [measure(seed, flags.impressions) for seed in range(flags.seeds)]
+    off = {name: [np.subtract(s[name]["estimate"], s[name]["truth"]) for s in seeds] for name in TRUTHS}
+    off["mismatch"] = [np.subtract(s["mismatch"]["estimate"], s["mismatch"]["examined"]) for s in seeds]
     worst = {name: np.abs(errors).max(axis=1).tolist() for name, errors in off.items()}
-    lines = ["| simulated | worst error, mean over seeds | of all seeds |", "| --- | ---: | ---: |"]
-    lines += [f"| {name} | {np.mean(errors):.4f} | {max(errors):.4f} |" for name, errors in worst.items()]
-    rows = [f["mismatch"]["error"] for f in found]
-    lines += ["", f"| mismatch: clicks / trials − attraction | {' | '.join(rows[0]['impressions'])} |"]
-    lines += ["| --- |" + " ---: |" * 5]
-    for name, errors in rows[0].items():
-        cells = " | ".join(f"{np.mean([row[name][key] for row in rows]):+.3f}" for key in errors)
-        lines.append(f"| {name} | {cells} |")
-    print("\n".join(lines))
-    flags.out.mkdir(parents=True, exist_ok=True)
-    report = {"impressions": flags.impressions, "worst_error": worst, "seeds": found}
-    (flags.out / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (flags.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    plot(found).savefig(flags.out / "click_models.png", dpi=150)
+    rows = [[name, f"{np.mean(errors):.4f}", f"{max(errors):.4f}"] for name, errors in worst.items()]
+    lines = [*markdown(["simulated", "worst error, mean over seeds", "of all seeds"], rows), ""]
+    bias = [s["mismatch"]["error"] for s in seeds]
+    rows = [[n, *(f"{np.mean([each[n][key] for each in bias]):+.3f}" for key in of)] for n, of in bias[0].items()]
+    lines += markdown(["mismatch: clicks / trials − attraction", *bias[0]["impressions"]], rows)
+    results = {"impressions": flags.impressions, "worst_error": worst, "seeds": seeds}
+    write_experiment(flags.out, results, lines, click_models=plot(seeds))
 
 
 if __name__ == "__main__":
