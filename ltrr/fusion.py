@@ -53,14 +53,17 @@ def union(arms: Mapping[str, Candidates]) -> Pool:
 
 
 def take(pool: Pool, chosen: Candidates) -> Pool:
-    """Restricts the pool to the chosen candidates, in their order; pads stay pads."""
+    """Restricts the pool to the chosen candidates, in their order; NaN in every arm for pads and what none returned."""
+    if not pool.docs.shape[1]:
+        unknown = np.full((*chosen.docs.shape, len(pool.arms)), np.nan, np.float32)
+        return Pool(pool.arms, chosen.docs, unknown, unknown.copy())
     order = np.argsort(pool.docs.astype(np.uint32), axis=1)  # pads last
     ordered = np.take_along_axis(pool.docs.astype(np.uint32), order, 1)
     place = np.stack([np.searchsorted(o, d) for o, d in zip(ordered, chosen.docs.astype(np.uint32), strict=True)])
-    place = np.take_along_axis(order, np.minimum(place, max(pool.docs.shape[1] - 1, 0)), 1)  # (Q, k)
-    pad = (chosen.docs < 0)[:, :, None]
-    ranks = np.where(pad, np.nan, np.take_along_axis(pool.ranks, place[:, :, None], 1))
-    scores = np.where(pad, np.nan, np.take_along_axis(pool.scores, place[:, :, None], 1))
+    place = np.take_along_axis(order, np.minimum(place, pool.docs.shape[1] - 1), 1)  # (Q, k)
+    absent = ((chosen.docs < 0) | (np.take_along_axis(pool.docs, place, 1) != chosen.docs))[:, :, None]
+    ranks = np.where(absent, np.nan, np.take_along_axis(pool.ranks, place[:, :, None], 1))
+    scores = np.where(absent, np.nan, np.take_along_axis(pool.scores, place[:, :, None], 1))
     return Pool(pool.arms, chosen.docs, ranks, scores)
 
 
