@@ -39,6 +39,7 @@ def offers(part: object, ability: type[Ability]) -> Ability | None:
 # -- parts
 
 
+@runtime_checkable
 class Arm(Protocol):
     """A candidate generator."""
 
