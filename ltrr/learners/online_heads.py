@@ -205,9 +205,9 @@ class OnlineHeads:
             self._moment[head] += targets[selected] @ weighted[selected]
         return touched
 
-    def _click(self, r: _Round, did: Iterable[ActionRow]) -> set[int]:
+    def _click(self, r: _Round, actions: Iterable[ActionRow]) -> set[int]:
         """Adds clicks that are new on a learned round; returns the heads that changed."""
-        rewarded = [row for row, value in worth(self._reward, r.seen, did).items() if value > 0]
+        rewarded = [row for row, value in worth(self._reward, r.seen, actions).items() if value > 0]
         new = np.isin(r.rows, rewarded) & ~r.clicked
         added = (r.weights * (r.targets[:, 1] - r.targets[:, 0]))[:, None] * r.features
         np.add.at(self._moment, r.heads[new], added[new])
