@@ -168,6 +168,13 @@ class Mixing(Protocol):
 
 
 @runtime_checkable
+class Weighted(Protocol):
+    """A fused order that weighs arms."""
+
+    weights: Mapping[str, float]  # arm -> weight
+
+
+@runtime_checkable
 class Profiled(Protocol):
     """Knows what customers engaged with."""
 

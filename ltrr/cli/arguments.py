@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def arguments(
-    doc: str, config: str, out: str | None = None, extra: Callable | None = None
+    doc: str | None, config: str, out: str | None = None, extra: Callable | None = None
 ) -> tuple[argparse.Namespace, list[str]]:
     """Parsed flags and the overrides left over; --data and --out become paths of the config."""
     sys.path.insert(0, os.getcwd())  # so that `class: my_package.my_arm.MyArm` is found where the user is

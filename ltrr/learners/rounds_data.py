@@ -70,13 +70,7 @@ class LoggedRounds(LightningDataModule):
         path: file of rounds (`scripts/simulate.py --log`).
         batch_size: rounds.
         seed: of the order.
-        qrels: of a simulation: folder of the qrels; this and what follows is read by scripts/simulate.py alone.
-        query_fields: query metadata that may become context.
-        cache: folder of indexes and searches.
-        arms: as in a config of the funnel.
-        tune: splits on which the fused order is fitted.
-        num_candidates: of the fused union that a policy looks at, the deepest cut.
-        features: groups of what is known before retrieval; null = text, time.
+        qrels, query_fields, cache, arms, tune, num_candidates, features: keys of configs of version 0.1; not read.
     """
 
     def __init__(

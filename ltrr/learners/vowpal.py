@@ -1,4 +1,6 @@
-"""Vowpal Wabbit as a learner of cuts, to compare with: `simulate.py --model.class_path _vowpal.Vowpal`.
+"""Vowpal Wabbit as a learner of cuts, to compare with.
+
+    python scripts/simulate.py --policy.learner.class ltrr.learners.vowpal.Vowpal --data FOLDER
 
 Needs the extra `bench`. Knows rounds and examination; knows nothing about prices or explorers.
 Legend: Q queries, R rounds, F features, M candidates looked at = cuts, L levels.

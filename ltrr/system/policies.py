@@ -80,11 +80,15 @@ class Policies:
 
     def make(self, section: Mapping[str, Any], seed: int | None = None) -> Policy:
         """The policy of a section, at prices that hold its budgets on known queries. seed: of draws."""
-        section = current_section(section)
-        policy = self._constructed("policy", section, arms=self._arms, depths=self._depths, seed=seed)
+        policy = self.unpriced(section, seed)
         if priced := offers(policy, Priced):
-            self._set_prices(priced, policy, section)
+            self._set_prices(priced, policy, current_section(section))
         return policy
+
+    def unpriced(self, section: Mapping[str, Any], seed: int | None = None) -> Policy:
+        """The policy of a section, at prices that nobody has set yet."""
+        section = current_section(section)
+        return self._constructed("policy", section, arms=self._arms, depths=self._depths, seed=seed)
 
     def _constructed(self, where: str, section: Mapping[str, Any], **given: Any) -> Any:
         """Other nested sections, such as an explorer or a policy that decides before, are made by `Parts`."""
