@@ -178,6 +178,13 @@ class Personalised(Protocol):
 
 
 @runtime_checkable
+class Weighted(Protocol):
+    """A fused order that weighs arms."""
+
+    weights: Mapping[str, float]  # arm -> weight
+
+
+@runtime_checkable
 class Profiled(Protocol):
     """Knows what customers engaged with."""
 

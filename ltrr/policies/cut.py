@@ -45,6 +45,8 @@ class CutPolicy:
         budget: mean candidates that are ranked for a query, ≥ 1.
         before: decides before retrieval which arms run and how deep; None = `depths` for every query.
         explore: draws cuts; None = the best one. Its probabilities must be exact.
+        estimated: lets probabilities be estimates, as those of Thompson are; propensities are then NaN, which no event
+            store takes. For simulations, which log none.
         num: M, the deepest cut; None = the learner's.
         learn: whether the learner learns from what this policy serves.
         features: what it looks at before retrieval.
@@ -62,6 +64,7 @@ class CutPolicy:
         budget: float,
         before: Policy | None = None,
         explore: Explorer | None = None,
+        estimated: bool = False,
         num: int | None = None,
         learn: bool = False,
         features: ContextFeatures | None = None,
@@ -72,10 +75,10 @@ class CutPolicy:
         self._num = learner.num if self._fitted else num or 60
         if not 1 <= budget <= self._num:
             raise ValueError(f"policy.budget: {budget:g} candidates are not from 1 to {self._num}, the deepest cut")
-        if explore and not explore.exact:
+        if explore and not (explore.exact or estimated):
             raise ValueError(
                 f"policy.explore: propensities of {type(explore).__name__} are estimates, and logged ones must be "
-                "exact; use Softmax, SquareCB, EpsilonGreedy or UCB here"
+                "exact; use Softmax, SquareCB, EpsilonGreedy or UCB here, or `estimated: true` in a simulation"
             )
         whole = {arm: depths.get(arm, 0) for arm in arms}
         query, each = pool_names(arms, self._num)
@@ -110,11 +113,11 @@ class CutPolicy:
             _, cuts = self._table.draw(self.probabilities(known, values, price), self._rng)
             self._price.spend(cuts.cut)
         marginals = decision.marginals.copy()
-        marginals[:, -1] = cuts.propensity
+        drawn = cuts.propensity if self._explorer.exact else np.full(len(features), np.nan)
+        marginals[:, -1] = drawn
         logged = np.concatenate([known.query, known.candidates.reshape(len(features), -1)], axis=1)
         prices = {**(decision.prices or {}), self._price.name: price}
-        propensity = decision.propensity * cuts.propensity
-        return Revised(logged, Decision(decision.depths, cuts.cut, propensity, marginals, prices))
+        return Revised(logged, Decision(decision.depths, cuts.cut, decision.propensity * drawn, marginals, prices))
 
     def values(self, known: RetrievalFeatures) -> np.ndarray:
         """(Q, M) what cuts are believed to be worth, in recall."""

@@ -84,12 +84,15 @@ class Policies:
 
     def make(self, section: Mapping[str, Any], seed: int | None = None) -> Policy:
         """The policy of a section, at prices that hold its budgets on known queries. seed: of draws."""
-        section, seeded = current_section(section), {} if seed is None else {"seed": seed}
-        given = {"arms": self._arms, "depths": self._depths, **seeded}
-        policy = _constructed(section, self._parts, self._features, **given)
+        policy = self.unpriced(section, seed)
         if priced := offers(policy, Priced):
-            self._set_prices(priced, policy, section)
+            self._set_prices(priced, policy, current_section(section))
         return policy
+
+    def unpriced(self, section: Mapping[str, Any], seed: int | None = None) -> Policy:
+        """The policy of a section, at prices that nobody has set yet."""
+        given = {"arms": self._arms, "depths": self._depths} | ({} if seed is None else {"seed": seed})
+        return _constructed(current_section(section), self._parts, self._features, **given)
 
     def _set_prices(self, priced: Priced, policy: Policy, section: Mapping[str, Any]) -> None:
         judged = self._tuning.judged("fusion")
