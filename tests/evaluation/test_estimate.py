@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,8 @@ from scipy.special import expit, softmax
 from scipy.stats import t as student
 
 from ltrr.evaluation import estimate as ope
-from ltrr.evaluation.estimate import Logged, cross_fitted, estimate, gain, support
+from ltrr.evaluation.estimate import Logged, cross_fitted, estimate, gain, shuffled, support
 from ltrr.policies.table import Table
-from tests.helpers import ROOT
-
-sys.path.insert(0, str(ROOT / "scripts"))
-from _ope_worlds import shuffled
 
 ACTIONS, FEATURES = 6, 3
 WEIGHTED = ("ips", "snips", "clipped-ips", "dr", "clipped-dr", "shrunk-dr")
