@@ -229,7 +229,7 @@ def from_events(url: str, section: Mapping[str, Any], logger: str | None) -> Res
     if logged.marginals is not None:
         lines += ["pi is exact where rewards add up over arms and cut, and the logger draws them independently."]
     results = {"mode": "events", "rows": rows, "policies": loggers, "target": section, "mean_cut": cut}
-    results |= {"left_out": {_OTHER: left} if left else {}, "without": without}
+    results |= {"budget": section.get("budget"), "left_out": {_OTHER: left} if left else {}, "without": without}
     return results, "\n".join(lines), {"target": ope.joint_weights(logged)}
 
 
