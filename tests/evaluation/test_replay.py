@@ -161,11 +161,11 @@ def pool(num: int, seed: int = 0) -> Pool:
 
 
 def arm_policy(**options: object) -> ArmPolicy:
-    return ArmPolicy(ARMS, Lost(), DEPTHS, features=TEXTS, seed=0, **({"budget": 1.5} | options))  # pyright: ignore
+    return ArmPolicy(ARMS, Lost(), DEPTHS, features=TEXTS, seed=0, **({"budget": 1.5} | options))  # pyright: ignore[reportArgumentType]
 
 
 def cut_policy(**options: object) -> CutPolicy:
-    return CutPolicy(ARMS, Rising(), DEPTHS, features=TEXTS, seed=0, **({"budget": 3.0} | options))  # pyright: ignore
+    return CutPolicy(ARMS, Rising(), DEPTHS, features=TEXTS, seed=0, **({"budget": 3.0} | options))  # pyright: ignore[reportArgumentType]
 
 
 def served(policy: CutPolicy, num: int = 600) -> Log:
