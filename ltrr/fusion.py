@@ -53,18 +53,24 @@ def union(arms: Mapping[str, Candidates]) -> Pool:
 
 
 def take(pool: Pool, chosen: Candidates) -> Pool:
-    """Restricts the pool to the chosen candidates, in their order; NaN in every arm for pads and what none returned."""
-    if not pool.docs.shape[1]:
-        unknown = np.full((*chosen.docs.shape, len(pool.arms)), np.nan, np.float32)
-        return Pool(pool.arms, chosen.docs, unknown, unknown.copy())
-    order = np.argsort(pool.docs.astype(np.uint32), axis=1)  # pads last
-    ordered = np.take_along_axis(pool.docs.astype(np.uint32), order, 1)
-    place = np.stack([np.searchsorted(o, d) for o, d in zip(ordered, chosen.docs.astype(np.uint32), strict=True)])
-    place = np.take_along_axis(order, np.minimum(place, pool.docs.shape[1] - 1), 1)  # (Q, k)
-    absent = ((chosen.docs < 0) | (np.take_along_axis(pool.docs, place, 1) != chosen.docs))[:, :, None]
-    ranks = np.where(absent, np.nan, np.take_along_axis(pool.ranks, place[:, :, None], 1))
-    scores = np.where(absent, np.nan, np.take_along_axis(pool.scores, place[:, :, None], 1))
-    return Pool(pool.arms, chosen.docs, ranks, scores)
+    """The pool restricted to the chosen candidates, in their order.
+
+    A pad, and a candidate that is not in the pool, is NaN in every arm.
+    """
+    if not pool.docs.size:
+        shape = (*chosen.docs.shape, len(pool.arms))
+        return Pool(pool.arms, chosen.docs, np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32))
+    query = np.arange(len(pool.docs), dtype=np.uint64)[:, None] << np.uint64(32)
+    keys, wanted = (query | docs.astype(np.uint32) for docs in (pool.docs, chosen.docs))  # (Q, K), (Q, k); pads last
+    place = np.arange(keys.size).reshape(keys.shape)
+    if (keys[:, 1:] < keys[:, :-1]).any():  # a union's rows are ascending; other pools are sorted first
+        order = np.argsort(keys, axis=1)
+        keys, place = np.take_along_axis(keys, order, 1), np.take_along_axis(place, order, 1)
+    at = np.minimum(np.searchsorted(keys.ravel(), wanted), keys.size - 1)  # (Q, k)
+    absent = ((chosen.docs < 0) | (keys.ravel()[at] != wanted))[:, :, None]
+    flat = place.ravel()[at]
+    ranks, scores = (part.reshape(keys.size, -1)[flat] for part in (pool.ranks, pool.scores))  # (Q, k, A)
+    return Pool(pool.arms, chosen.docs, np.where(absent, np.nan, ranks), np.where(absent, np.nan, scores))
 
 
 def reciprocal_ranks(pool: Pool, k: float = 60.0) -> np.ndarray:

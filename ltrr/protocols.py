@@ -42,6 +42,7 @@ def offers(part: object, ability: type[Ability]) -> Ability | None:
 # -- parts
 
 
+@runtime_checkable
 class Arm(Protocol):
     """A candidate generator."""
 
@@ -180,6 +181,13 @@ class Personalised(Protocol):
 
 
 @runtime_checkable
+class Weighted(Protocol):
+    """A fused order that weighs arms."""
+
+    weights: Mapping[str, float]  # arm -> weight
+
+
+@runtime_checkable
 class Profiled(Protocol):
     """Knows what customers engaged with."""
 
@@ -298,6 +306,18 @@ class Priced(Protocol):
 
 
 @runtime_checkable
+class PricedFromLog(Protocol):
+    """Sets its prices on logged features, where there are no arms to retrieve from."""
+
+    def price_from(self, features: Sequence[Sequence[float]]) -> None:
+        """The least prices at which the budgets hold on average over these rounds.
+
+        features: R rows as they were logged, of whatever length. ValueError where no row has this policy's features.
+        """
+        ...
+
+
+@runtime_checkable
 class Online(Protocol):
     """A policy, or the learner of one, that learns from what was served, event by event."""
 
@@ -332,6 +352,8 @@ class Replay(NamedTuple):
     action: np.ndarray | None  # (R,) the logged choice of the N; None where target is (R,)
     propensity: np.ndarray  # (R,) the logger's probability of what `target` is about
     known: np.ndarray  # (R,) bool; False = a decision or features that this policy cannot have had
+    cut: np.ndarray  # (R,) candidates that this policy would rank on average
+    contexts: np.ndarray | None = None  # (R, D) describes a round to a model of rewards
 
 
 @runtime_checkable

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentTypeError
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -33,7 +34,9 @@ class Generator(Protocol):
 
     id: str
 
-    def sample(self, texts: list[str], num_queries: int, *, seed: int, **sampling: Any) -> list[list[Any]]: ...
+    def sample(
+        self, texts: Sequence[str], num_queries: int, *, seed: int, top_k: int, top_p: float, temperature: float
+    ) -> Sequence[Sequence[Any]]: ...
 
 
 def generate(writer: ExpansionWriter, texts: Texts, generator: Generator, num_queries: int, **sampling: Any) -> None:

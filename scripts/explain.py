@@ -5,6 +5,8 @@ python scripts/explain.py "tayler love" [--config configs/quickstart.yaml] [--da
 
 from __future__ import annotations
 
+from typing import Any
+
 from ltrr.arms.structured import Structured
 from ltrr.cli.arguments import arguments, main
 from ltrr.system.system import System, open_systems
@@ -44,7 +46,8 @@ def run() -> None:
     )
     for system in open_systems(flags.config, overrides):
         if "structured" in system.usable():
-            print(interpretations(system.arm("structured"), flags.query), "\n")
+            structured: Any = system.arm("structured")
+            print(interpretations(structured, flags.query), "\n")
         else:
             print(f"{system.dataset.name} has no metadata: there is nothing to interpret\n")
         print(answers(system, flags.query, flags.k))

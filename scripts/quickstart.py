@@ -29,7 +29,7 @@ from ltrr.system.tuning import trained_on
 
 _TRAIN = Path(__file__).parent.parent / "train.py"
 _SIMULATE = Path(__file__).parent / "simulate.py"
-_POLICY = "--config configs/policy_catalogue.yaml --budgets 10 --seeds 3 --no-perfect --trainer.logger null"
+_POLICY = "--config configs/experiments/policy_catalogue.yaml --budgets 10 --seeds 3 --no-perfect --logger null"
 _CATALOGUE = Path("runs/quickstart/catalogue")
 _SMALL = {  # model -> what differs from its config: minutes on 2 cores
     "dense": {

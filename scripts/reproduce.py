@@ -35,8 +35,8 @@ COMMANDS = {  # the word that a step below uses -> the start of its command line
     "attack": "scripts/attack_memory.py",
     "arrivals": "scripts/simulate_fresh.py",
     "policy": "scripts/simulate.py",
-    "arms": "scripts/simulate_arms.py",
-    "rank_costs": "scripts/rank_costs.py",
+    "arms": "scripts/experiments/arms.py",
+    "rank_costs": "scripts/experiments/rank_costs.py",
     "off_policy": "scripts/ope.py",
     "personal": "scripts/personal.py",
     "benchmark_store": "scripts/benchmark_store.py",
@@ -88,22 +88,21 @@ EXPAND = f"--model runs/doc2query-scifact/export --data {SCIFACT} --num_queries 
 ANYBODY = f"--data {MSRD} --data.query_fields '[]'"  # queries name no customer: customers are drawn
 RECURRING = f"{ANYBODY} --data.qrels qrels-random --fusion.added '{{memory: 3}}'"  # the weight was chosen on its dev
 TRAINED_ARMS = (
-    "--data.arms.dense.model runs/dense-msrd/export "
-    "--data.arms.sparse '{class: ltrr.arms.sparse.Splade, model: runs/splade-msrd/export}'"
+    "--arms.dense.model runs/dense-msrd/export "
+    "--arms.sparse '{class: ltrr.arms.sparse.Splade, model: runs/splade-msrd/export}'"
 )
 PREDICTED = (
-    "--data.arms.memory '{class: ltrr.arms.memory.Memory, model: offline, expansion: runs/observed-msrd, "
-    "predicted: 1.0}'"
+    "--arms.memory '{class: ltrr.arms.memory.Memory, model: offline, expansion: runs/observed-msrd, predicted: 1.0}'"
 )
 LINUCB, UCB = "ltrr.learners.linucb.LinUCB", "UCB, width: 0.1"
-THOMPSON = "Thompson, samples: 32"
+THOMPSON = "Thompson, samples: 32"  # estimates its probabilities
 PEERS = {  # beside policy-msrd: another explorer, its learner, the learner's arguments
-    "linucb": (UCB, LINUCB, "{}"),
-    "linucb-gains": (UCB, LINUCB, "{noise: 0.1, levels: 2, l2: 1000}"),
-    "linucb-cut": (UCB, LINUCB, "{per: cut, l2: 10000}"),
-    "lints": (THOMPSON, LINUCB, "{}"),
-    "router": ("EpsilonGreedy", "ltrr.learners.router.SupervisedRouter", "{}"),
-    "vowpal": ("SquareCB", "_vowpal.Vowpal", "{}"),
+    "linucb": (UCB, LINUCB, ""),
+    "linucb-gains": (UCB, LINUCB, ", noise: 0.1, levels: 2, l2: 1000"),
+    "linucb-cut": (UCB, LINUCB, ", per: cut, l2: 10000"),
+    "lints": (THOMPSON, LINUCB, ""),
+    "router": ("EpsilonGreedy", "ltrr.learners.router.SupervisedRouter", ""),
+    "vowpal": ("SquareCB", "ltrr.learners.vowpal.Vowpal", ""),
     "squarecb": ("SquareCB, floor: 0.05", "", ""),
     "greedy": ("EpsilonGreedy", "", ""),
     "thompson": (THOMPSON, "", ""),
@@ -113,9 +112,10 @@ PEERS = {  # beside policy-msrd: another explorer, its learner, the learner's ar
 def peer(name: str) -> Step:
     """A simulation of MSRD's policy of cuts with another explorer, or another learner too."""
     explorer, learner, arguments = PEERS[name]
-    model = f"--model '{{class_path: {learner}, init_args: {arguments}}}' " if learner else ""
-    explore = f"--explore '{{class: ltrr.policies.explorers.{explorer}}}'"
-    return folder_step(f"policy-{name}", "policy", f"--data {MSRD} --no-perfect {model}{explore}")
+    options = f"--policy.explore '{{class: ltrr.policies.explorers.{explorer}}}'"
+    options += f" --policy.learner '{{class: {learner}{arguments}}}'" if learner else ""
+    options += " --policy.estimated true" if explorer == THOMPSON else ""
+    return folder_step(f"policy-{name}", "policy", f"--data {MSRD} --no-perfect {options}")
 
 
 STEPS = [
@@ -187,9 +187,9 @@ STEPS = [
     folder_step("policy-msrd-shuffled", "policy", f"--data {MSRD} --no-perfect --shuffle"),
     folder_step("policy-msrd-cascade", "policy", f"--data {MSRD} --no-perfect --cascade"),
     folder_step("policy-scifact", "policy",
-        f"--data {SCIFACT} --data.arms.people null --folds 5 --no-perfect --passes 1 5"),
+        f"--data {SCIFACT} --arms.people null --folds 5 --no-perfect --passes 1 5"),
     folder_step("policy-catalogue", "policy",
-        f"--config configs/policy_catalogue.yaml --data {CATALOGUE} --passes 1 5"),
+        f"--config configs/experiments/policy_catalogue.yaml --data {CATALOGUE} --passes 1 5"),
     folder_step("policy-msrd-joins", "policy", f"--data {MSRD} --change joins:dense --passes 1 2 --no-perfect"),
     folder_step("policy-msrd-leaves", "policy", f"--data {MSRD} --change leaves:title --passes 1 2 --no-perfect"),
     *map(peer, PEERS),
@@ -204,7 +204,8 @@ STEPS = [
     folder_step("policy-trained-memory", "policy",
         f"--data {MSRD} --no-perfect {TRAINED_ARMS} --learn dev --passes 1 5 {PREDICTED}"),
     folder_step("policy-arms", "arms", f"--data {MSRD}"),
-    folder_step("policy-depths", "arms", f"--data {MSRD} --drawn_cost 0.01 --model.init_args.shallow '[10, 30]'"),
+    folder_step("policy-depths", "arms", f"--data {MSRD} --policy.before.drawn_cost 0.01 "
+        "--policy.before.learner.shallow '[10, 30]'"),
     folder_step("policy-msrd-ten", "policy", f"--data {MSRD} --passes 10 --no-perfect"),
     folder_step("ope-simulated", "off_policy", "--simulate"),
     folder_step("ope-open-bandit", "off_policy", "--open-bandit {data}/open-bandit"),

@@ -1,118 +1,64 @@
-"""A policy learns from simulated clicks how many candidates each query deserves; what that gains over a fixed number.
+"""A policy learns from simulated clicks; what it gains over the same number of candidates for every query.
 
-python scripts/simulate.py --config configs/policy.yaml --data FOLDER --out DIR [--seeds 10] [--budgets 5 10 20]
+python scripts/simulate.py --config configs/simulate.yaml --data FOLDER --out DIR [--seeds 10] [--budgets 5 10 20]
     [--passes 1] [--eta 1] [--noise 0.1] [--cascade] [--shuffle] [--no-perfect] [--log] [--folds 5] [--learn dev]
-    [--change joins:ARM|leaves:ARM] [--explore '{class: ltrr.policies.explorers.UCB}'] [--dotted.overrides …]
+    [--change joins:ARM|leaves:ARM] [--weights] [--logger YAML] [--dotted.overrides …]
 
-Of the config `model`, `data` and the trainer's logger are read. Customers ask each train query once a pass, in random
-order; the policy draws a cut of the fused union, the page shows what it lets through, clicks teach it. Then it is
-frozen: its price is set on dev so that the mean cut there is the budget, and test queries are cut. Base: the best
-non-learning system on dev at that fixed cut. All arms run for every query and are charged. Beside it the same with
-perfect clicks: everything that is shown is looked at, and nothing else is clicked. Writes DIR/results.json, table.md,
-frontier.png, regret.png and cuts.npz (what test queries got, for rank_costs.py); each seed's outcome is kept under
-DIR/seeds, so that a killed run goes on.
+The config is a funnel's; its section `policy` names any policy, learner and explorer:
+    --policy.learner.class ltrr.learners.linucb.LinUCB --policy.explore.class ltrr.policies.explorers.UCB
+Customers ask each train query once a pass, in random order; the policy decides, the page shows the candidates that it
+lets through, clicks teach it. Then it is frozen: its prices are set on dev so that its budget holds there, and test
+queries are served. Base: the best system that does not learn, on dev at a fixed cut of the budget. Beside it the same
+with perfect clicks: everything that is shown is looked at, and nothing else is clicked. Writes DIR/results.json,
+table.md, config.yaml, frontier.png, regret.png and cuts.npz (cuts of test queries, for experiments/rank_costs.py). Each
+seed's outcome is kept under DIR/seeds, so that a killed run goes on.
 
 --log: also DIR/rounds-K.npz, what the first seed logged at each budget, for train.py.
---cascade: customers look from the top until they are satisfied, the policy believes 1 / rank all the same.
---shuffle: every query is told another's features, so that there is nothing to gain.
---folds: all judged queries in so many folds of whole groups: one is tested, the next sets the price, the others teach.
+--cascade: customers look from the top until they are satisfied; learners believe 1 / rank all the same.
+--shuffle: the policy sees another query's text, features and candidates, so that there is nothing to gain.
+--folds: all judged queries in so many folds of whole groups: one is tested, the next sets prices, the others teach.
 --learn: another split than train, where arms were trained on train; --price likewise for dev. The same: split by group.
 --weights: a further learner reorders the candidates from the same rounds (FusionWeightsLearner) and cuts them at K.
 --change: after the first pass an arm joins, or falls silent; rows tell what one more pass teaches.
+--logger: class and arguments of a Lightning logger that tracks the run; null = none.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import yaml
-from _policy_plots import CURVE, plot_frontier, plot_regret
-from _simulation import ORDER, Part, opened, same_world, shuffled, worlds
-from _world import EXPLORE, frozen, world_key, world_of
 from tqdm import tqdm
 
 from ltrr.cli.arguments import arguments, main
-from ltrr.config import ConfigError, construct, find_class
-from ltrr.evaluation.regret import Chosen, at_mean, cost_saved, fixed, gap_closed, mean_of, oracle
+from ltrr.config import ConfigError, find_class
+from ltrr.evaluation.cut_report import CURVE, alike, compared, curve_of, frontier, regret, regret_of, report
+from ltrr.evaluation.regret import Chosen, fixed, mean_of, oracle
+from ltrr.evaluation.tables import write_experiment
+from ltrr.feedback.clicks import Cascade, PositionBased
 from ltrr.files import atomic_write, content_key
 from ltrr.learners.fusion_weights import FusionWeightsLearner
 from ltrr.learners.rounds_data import write_rounds
-from ltrr.types import Rounds
+from ltrr.protocols import Policy, Refitted, offers
+from ltrr.simulation.kept import check_world, kept
+from ltrr.simulation.loop import Customers, Log, frozen, learn, serve
+from ltrr.simulation.splits import Fold, by_group, by_split, make_fold
+from ltrr.simulation.truth import ORDER, fitted_order
+from ltrr.system.simulated import num_of, order_of, pools_reader, section_of
+from ltrr.system.system import System, open_systems
+from ltrr.types import RetrievalFeatures
 
-_REVISION = 2  # of what makes a seed's outcome, kept ones of others are not used
-_WINDOWS = 40  # of the rounds, for curves
-
-
-def outcome(
-    flags: Any, settings: Mapping, parts: dict[str, Part], fold: int, budget: float, seed: int, perfect: bool
-) -> tuple[dict[int, Chosen], np.ndarray, np.ndarray]:
-    """Passes -> Chosen of one seed; its curve (windows, len(CURVE)); (Q,) recall at the budget in the order that is
-    learned from the first passes' rounds, (0,) without --weights. Read where they were made before."""
-    data = world_key(settings)
-    world = flags.eta, flags.noise, flags.explore, flags.cascade, flags.shuffle
-    split = flags.learn, flags.price, flags.split, flags.folds, flags.change
-    key = content_key(
-        _REVISION, settings["model"], data, sorted(flags.passes), world, split, *["weights"] * flags.weights
-    )
-    path = flags.out / "seeds" / f"{key}-{budget:g}-{fold}-{seed}{'-perfect' if perfect else ''}.npz"
-    logged = flags.out / f"rounds-{budget:g}.npz" if flags.log and not (seed or fold or perfect) else None
-    mark = logged.with_suffix(".key") if logged else path  # whose rounds are logged there
-    if not path.exists() or (logged and not (logged.exists() and mark.exists() and mark.read_text() == key)):
-        spec = settings["model"]
-        options = dict(spec.get("init_args") or {}) | ({"examination": [1.0]} if perfect else {})
-        if perfect and options.get("noise") is not None:
-            options["noise"] = 0.0
-        module = construct("model", find_class("model", spec["class_path"]), options)
-        rng = np.random.default_rng([seed, int(budget), perfect, *[fold] * (fold > 0)])
-        arrays: dict[str, np.ndarray] = {}
-        for passes, log in world_of(flags, parts["train"].grades.shape[1], perfect).learn(
-            parts, module, budget, rng, seed
-        ):
-            chosen = frozen(module, parts["dev"], parts["test"], budget)
-            arrays |= {f"{passes}/cuts": chosen.cuts.astype(np.int16), f"{passes}/recall": chosen.recall}
-            arrays["curve"] = curve_of(log, parts)
-            if flags.weights and "weights" not in arrays:
-                arrays["weights"] = reordered(log, parts["test"], seed)[:, int(budget) - 1]
-            if logged:
-                write_rounds(logged, log)
-                mark.write_text(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)
-    with np.load(path, allow_pickle=False) as file:
-        done = {p: Chosen(file[f"{p}/cuts"].astype(float), file[f"{p}/recall"]) for p in flags.passes}
-        return done, file["curve"], file["weights"] if flags.weights else np.zeros(0)
-
-
-def reordered(log: Rounds, test: Part, seed: int) -> np.ndarray:
-    """(Q, M) recall by cut where the weights of the arms are learned from these rounds, query by query."""
-    module = FusionWeightsLearner()
-    module.refit(log, seed)
-    each = np.diff(test.recall[ORDER], axis=1, prepend=0)
-    return np.cumsum(np.take_along_axis(each, module.order(test.known), 1), axis=1)
-
-
-def curve_of(log: Rounds, parts: Mapping[str, Part]) -> np.ndarray:
-    """(windows, len(CURVE)) what was found while learning, beside fixed cuts and hindsight at the same mean cut."""
-    several = [parts["before"], parts["train"]] if parts["before"] is not parts["train"] else [parts["train"]]
-    recall = {name: np.concatenate([part.recall[name] for part in several]) for name in (ORDER, "rrf")}
-    out, start = [], 0
-    for rounds in np.array_split(np.arange(len(log.row)), min(_WINDOWS, len(log.row))):
-        row, cut = log.row[rounds], log.cut[rounds]
-        own = recall[ORDER][row]
-        told = own[np.arange(len(row)), cut - 1], *(fixed(recall[n][row], cut.mean()) for n in (ORDER, "rrf"))
-        start += len(row)
-        out.append([start, cut.mean(), *(t.mean() for t in told), oracle(own, cut.mean()).mean()])
-    return np.array(out)
+_REVISION = 3  # of what makes a seed's outcome, kept ones of others are not used
+_SATISFIED, _LEAVES = 0.7, 0.1  # a cascade's customer stops after a click, after none
+_LOGGER = "{class: pytorch_lightning.loggers.WandbLogger, project: ltrr, offline: true}"
 
 
 def run() -> None:
     flags, overrides = arguments(
         __doc__,
-        "configs/policy.yaml",
+        "configs/simulate.yaml",
         "runs/policy",
         lambda parser: (
             parser.add_argument("--seeds", type=int, default=10),
@@ -120,199 +66,197 @@ def run() -> None:
             parser.add_argument("--passes", type=int, nargs="+", default=[1], help="over the train queries"),
             parser.add_argument("--eta", type=float, default=1.0, help="position k is looked at with k^-eta"),
             parser.add_argument("--noise", type=float, default=0.1, help="clicks on what is seen and not relevant"),
-            parser.add_argument("--explore", default=EXPLORE, help="YAML of a class of ltrr.policies.explorers"),
             parser.add_argument("--split", default="test", help="the queries that are cut, in place of test"),
             parser.add_argument("--learn", default="train", help="the queries that teach, in place of train"),
             parser.add_argument("--price", default="dev", help="the queries that set the price, in place of dev"),
             parser.add_argument("--folds", type=int, default=0, help="of all queries, in place of splits"),
             parser.add_argument("--change", help="joins:ARM or leaves:ARM, after the first pass"),
-            parser.add_argument("--cascade", action="store_true", help="customers are not as the policy believes"),
-            parser.add_argument("--shuffle", action="store_true", help="queries are told others' features"),
+            parser.add_argument("--cascade", action="store_true", help="customers are not as learners believe"),
+            parser.add_argument("--shuffle", action="store_true", help="the policy sees other queries' features"),
             parser.add_argument("--weights", action="store_true", help="beside it, learn arms' weights query by query"),
             parser.add_argument("--log", action="store_true", help="also write what the first seed logged"),
             parser.add_argument("--no-perfect", dest="perfect", action="store_false", help="not beside perfect clicks"),
+            parser.add_argument("--logger", default=_LOGGER, help="YAML of a Lightning logger's class and arguments"),
         ),
-    )
-    for name in ("seeds", "budgets", "passes"):
-        if np.min(getattr(flags, name)) < 1:
-            raise ConfigError(f"--{name}: {getattr(flags, name)} is below 1")
-    if flags.folds and flags.folds < 3:
-        raise ConfigError(f"--folds: {flags.folds} is below 3: one is tested, one sets the price, the others teach")
-    if flags.folds and flags.log:
-        raise ConfigError("--folds, --log: what is logged of folds would teach about test queries; give splits instead")
-    if flags.shuffle and flags.change:
-        raise ConfigError("--shuffle, --change: one of them at a time")
-    settings, system = opened(flags, overrides, [] if flags.folds else [flags.learn, flags.price, flags.split])
-    if max(flags.budgets) > (num := int(settings["data"].get("num_candidates") or 60)):
-        raise ConfigError(f"--budgets: {max(flags.budgets)} is above data.num_candidates, {num}, the deepest cut")
-    folds = worlds(system, flags, settings)
-    same_world(flags.out / "seeds", [*map(system.identity, system.fusion_arms)], folds)
+    )  # fmt: skip
+    check(flags)
+    (system,) = open_systems(flags.config, overrides, hold_out=flags.split)
+    num = num_of(system)
+    if max(flags.budgets) > num:
+        raise ConfigError(f"--budgets: {max(flags.budgets)} is above policy.num, {num}, the deepest cut")
+
+    # 1) The world: queries, what arms return for them, and what systems reach that do not learn.
+    folds = folds_of(system, flags, num)
+    truth = [[[q.id for q in part.pools.queries], float(part.pools.grades.sum())] for f in folds for part in f[:4]]
+    check_world(flags.out / "seeds", [*map(system.indexes.identity, system.drawn)], truth)
+    ids = [query.id for query in folds[0].test.pools.queries]
     if flags.shuffle:
-        folds = [{name: shuffled(part) for name, part in parts.items()} for parts in folds]
-        folds = [parts | {"before": parts["train"]} for parts in folds]
-    groups = np.concatenate([parts["test"].groups for parts in folds])
-    recall = {n: np.concatenate([parts["test"].recall[n] for parts in folds]) for n in folds[0]["test"].recall}
+        folds = [fold.shuffled() for fold in folds]
+    groups = np.concatenate([fold.test.pools.groups for fold in folds])
+    recall = {name: np.concatenate([fold.test.recall[name] for fold in folds]) for name in folds[0].test.recall}
     results: dict[str, Any] = {"dataset": system.dataset.name, "queries": len(groups), "seeds": flags.seeds}
     results |= {"priced_on_itself": not flags.folds and flags.split == flags.price}
     results |= {"base": {}, "gap_closed": {}, "cost_saved": {}, "regret": {}, "systems": {}, "all": []}
     fronts, curves = {}, {}
     for budget in flags.budgets:
+        # 2) The best system that does not learn, and hindsight.
         key = f"K={budget}"
-        bases = [max(p["dev"].recall, key=lambda n, p=p: p["dev"].recall[n][:, budget - 1].mean()) for p in folds]
-        base = np.concatenate([parts["test"].recall[name] for parts, name in zip(folds, bases, strict=True)])
+        bases = [max(f.dev.recall, key=lambda n, f=f: f.dev.recall[n][:, budget - 1].mean()) for f in folds]
+        base = np.concatenate([fold.test.recall[name] for fold, name in zip(folds, bases, strict=True)])
         results["base"][key] = " / ".join(sorted(set(bases)))
-        told = {name: fixed(own, budget) for name, own in recall.items()}
-        told["slots"] = np.concatenate([parts["test"].slots[budget] for parts in folds])
-        told["oracle"] = oracle(recall[ORDER], budget)
+        systems = {name: fixed(each, budget)[None] for name, each in recall.items()}
+        systems["slots"] = np.concatenate([fold.slots[budget] for fold in folds])[None]
+        systems["oracle"] = oracle(recall[ORDER], budget)[None]
+
+        # 3) The policy, with each seed: it learns, then it is frozen and tested.
         for clicks in ("simulated", "perfect") if flags.perfect else ("simulated",):
             outcomes = [
-                [outcome(flags, settings, p, f, budget, seed, clicks == "perfect") for f, p in enumerate(folds)]
+                [outcome(flags, system, f, fold, budget, seed, clicks == "perfect") for f, fold in enumerate(folds)]
                 for seed in tqdm(range(flags.seeds), f"{key} {clicks}", unit="seed")
             ]
             for passes in sorted(flags.passes):
-                chosen = [_joined([done[passes] for done, *_ in each]) for each in outcomes]
+                chosen = [chosen_of(each, passes) for each in outcomes]
                 row = compared(recall[ORDER], base, chosen, groups, budget)
                 results["all"].append({"clicks": clicks, "passes": passes, "K": budget} | row)
                 if clicks == "simulated" and passes == min(flags.passes):
                     results["gap_closed"][key], results["cost_saved"][key] = row["gap_closed"], row["cost_saved"]
-                    told["policy"] = np.stack([c.recall[:, 0] for c in chosen])
-                    fronts[budget] = chosen
+                    systems["policy"] = np.stack([c.recall[:, 0] for c in chosen])
+                    fronts[key] = chosen
             if clicks == "simulated":
-                curves[budget] = alike([curve for each in outcomes for _, curve, _ in each])
+                curves[budget] = alike([fold["curve"] for each in outcomes for fold in each])
                 results["regret"][key] = regret_of(curves[budget])
                 if flags.weights:
-                    told["weights by query"] = np.stack(
-                        [np.concatenate([own for *_, own in each]) for each in outcomes]
-                    )
-        for name, values in told.items():
-            cell = mean_of(np.atleast_2d(values), groups)._asdict()
-            results["systems"].setdefault(name, {})[key] = cell
-    lines = report(results)
-    flags.out.mkdir(parents=True, exist_ok=True)
+                    weights = [np.concatenate([fold["weights"] for fold in each]) for each in outcomes]
+                    systems["weights by query"] = np.stack(weights)
+        for name, values in systems.items():
+            results["systems"].setdefault(name, {})[key] = mean_of(values, groups)._asdict()
+
+    # 4) Tables, plots, and the cuts of test queries.
     if not (flags.folds or flags.change) and flags.learn == "train":
-        told = {f"K={budget}": np.stack([c.cuts for c in fronts[budget]]).astype(np.int16) for budget in fronts}
+        cuts = {key: np.stack([c.cuts for c in seeds]).astype(np.int16) for key, seeds in fronts.items()}
         with atomic_write(flags.out / "cuts.npz") as temporary, temporary.open("wb") as file:
-            np.savez(file, split=flags.split, num=recall[ORDER].shape[1], ids=np.array(folds[0]["test"].ids), **told)
-    written = {
-        "results.json": json.dumps(results, indent=1),
-        "table.md": lines,
-        "config.yaml": yaml.safe_dump(settings, sort_keys=False),
-    }
-    for name, text in written.items():
-        with atomic_write(flags.out / name) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
-    plot_frontier(flags.out / "frontier.png", recall[ORDER], fronts)
-    plot_regret(flags.out / "regret.png", curves)
-    track(settings, flags, results, curves)
-    print(lines)
-    print(f"written: {flags.out}/results.json, table.md, frontier.png, regret.png")
+            np.savez(file, split=flags.split, num=num, ids=np.array(ids), **cuts)  # type: ignore[arg-type]
+    settings = system.settings.model_dump(exclude={"serve"})
+    with atomic_write(flags.out / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    plots = {"frontier": frontier(recall[ORDER], fronts), "regret": regret(curves)}
+    write_experiment(flags.out, results, report(results), **plots)
+    track(flags, settings, results, curves)
 
 
-def _joined(folds: Sequence[Chosen]) -> Chosen:
-    return Chosen(*(np.concatenate(part) for part in zip(*folds, strict=True)))
+def check(flags: Any) -> None:
+    """ConfigError for flags that cannot be, or not together."""
+    for name in ("seeds", "budgets", "passes"):
+        if np.min(getattr(flags, name)) < 1:
+            raise ConfigError(f"--{name}: {getattr(flags, name)} is below 1")
+    if flags.folds and flags.folds < 3:
+        raise ConfigError(f"--folds: {flags.folds} is below 3: one is tested, one sets prices, the others teach")
+    if flags.folds and flags.log:
+        raise ConfigError("--folds, --log: what is logged of folds would teach about test queries; give splits instead")
+    if flags.shuffle and flags.change:
+        raise ConfigError("--shuffle, --change: one of them at a time")
 
 
-def alike(curves: Sequence[np.ndarray]) -> np.ndarray:
-    """(S, windows, len(CURVE)) where folds of few rounds have fewer windows than others."""
-    fewest = min(map(len, curves))
-    return np.stack([curve[np.linspace(0, len(curve) - 1, fewest).round().astype(int)] for curve in curves])
+def policy_of(system: System, budget: float, perfect: bool = False, seed: int = 0) -> Policy:
+    """The config's policy before it learned anything. seed: of what it draws."""
+    return system.policies.unpriced(section_of(system, budget, perfect), seed)
 
 
-def regret_of(curves: np.ndarray) -> dict[str, float]:
-    """Recall that hindsight found and these did not, a round of learning: means of (S, windows, len(CURVE))."""
-    rounds = np.diff(curves[0, :, 0], prepend=0)
-    means = np.average(curves.mean(axis=0), axis=0, weights=rounds)
-    return {name: float(means[-1] - means[CURVE.index(name)]) for name in ("policy", ORDER, "rrf")}
+def folds_of(system: System, flags: Any, num: int) -> list[Fold]:
+    """The splits that the flags name, or folds of all judged queries."""
+    read = pools_reader(system, policy_of(system, flags.budgets[0]))
+    if flags.folds:
+        several = by_group(read([s for s in ("train", "dev", "test") if s in system.dataset.splits]), flags.folds)
+    else:
+        several = [by_split(read, train=flags.learn, dev=flags.price, test=flags.split)]
+    plain = not flags.folds and flags.learn == "train"
+    orders = [order_of(system, parts.dev) if plain else fitted_order(parts.train) for parts in several]
+    return [make_fold(p, order, num, flags.budgets, flags.change) for p, order in zip(several, orders, strict=True)]
 
 
-def track(settings: Mapping, flags: Any, results: Mapping, curves: Mapping[int, np.ndarray]) -> None:
-    """The run for Weights & Biases, or whatever logger the config's trainer has."""
-    spec = (settings.get("trainer") or {}).get("logger")
+def outcome(
+    flags: Any, system: System, number: int, fold: Fold, budget: int, seed: int, perfect: bool
+) -> dict[str, np.ndarray]:
+    """Cuts and recall of test queries after each pass, and the curve of learning; read where they were made before.
+
+    Of --weights also (Q,) recall at the budget in the order that is learned from the rounds of the first passes.
+    """
+    settings = system.settings.model_dump(exclude={"cache", "serve", "ranker"})
+    world = flags.eta, flags.noise, flags.cascade, flags.shuffle, flags.weights
+    split = flags.learn, flags.price, flags.split, flags.folds, flags.change
+    key = content_key(_REVISION, settings, sorted(flags.passes), world, split)
+    path = flags.out / "seeds" / f"{key}-{budget}-{number}-{seed}{'-perfect' if perfect else ''}.npz"
+    logged = flags.out / f"rounds-{budget}.npz" if flags.log and not (seed or number or perfect) else None
+    mark = path.with_suffix(".logged")  # whose rounds are logged there
+    if logged and not (logged.exists() and mark.exists()):
+        path.unlink(missing_ok=True)
+
+    def simulate() -> dict[str, np.ndarray]:
+        policy, num = policy_of(system, budget, perfect, seed), num_of(system)
+        model = PositionBased.power(num, 0.0 if perfect else flags.eta)
+        looks = Cascade(_SATISFIED, _LEAVES) if flags.cascade and not perfect else model
+        customers, rng = Customers(looks, 0.0 if perfect else flags.noise), np.random.default_rng
+        rng = np.random.default_rng([seed, budget, perfect, *[number] * (number > 0)])
+        several = [fold.before, fold.train] if fold.changes else [fold.train]
+        reached = {name: np.concatenate([part.recall[name] for part in several]) for name in fold.train.recall}
+        arrays: dict[str, np.ndarray] = {}
+        for passes, log in learn(policy, fold, customers, num=num, passes=flags.passes, rng=rng, seed=seed):
+            arrays[f"{passes}/cuts"], arrays[f"{passes}/recall"] = frozen(policy, fold, num)
+            arrays["curve"] = curve_of(log.row, log.cut, log.recall, reached)
+            if flags.weights and "weights" not in arrays:
+                arrays["weights"] = reordered(learner_of(policy), policy, log, fold, num, seed)[:, budget - 1]
+            if logged:
+                write_rounds(logged, log.rounds(learner_of(policy)))
+                mark.touch()
+        return arrays
+
+    return kept(path, simulate)
+
+
+def learner_of(policy: Policy) -> Refitted:
+    """The policy as one that learns from rounds; ConfigError where it does not."""
+    if (refitted := offers(policy, Refitted)) is None:
+        raise ConfigError(f"--log, --weights: {type(policy).__name__} does not learn from rounds")
+    return refitted
+
+
+def reordered(refitted: Refitted, policy: Policy, log: Log, fold: Fold, num: int, seed: int) -> np.ndarray:
+    """(Q, M) recall of test queries where the weights of the arms are learned from these rounds, query by query."""
+    learner = FusionWeightsLearner()
+    learner.refit(log.rounds(refitted), seed)
+    features = serve(policy, fold.test.pools, fold.order, num).features
+    all_of = np.arange(len(features))
+    known = refitted.rounds(features, all_of, all_of, np.zeros((len(features), num), bool))
+    order = learner.order(RetrievalFeatures(known.query, known.candidates))
+    each = np.diff(fold.test.recall[ORDER], axis=1, prepend=0)
+    return np.cumsum(np.take_along_axis(each, order, 1), axis=1)
+
+
+def chosen_of(folds: Sequence[Mapping[str, np.ndarray]], passes: int) -> Chosen:
+    """What a seed's policy did with the test queries of all folds."""
+    cuts, recall = (np.concatenate([fold[f"{passes}/{part}"] for fold in folds]) for part in ("cuts", "recall"))
+    return Chosen(cuts.astype(float), recall)
+
+
+def track(flags: Any, settings: Mapping, results: Mapping, curves: Mapping[int, np.ndarray]) -> None:
+    """Tells the run to the logger of --logger."""
+    spec = yaml.safe_load(flags.logger)
     if not spec:
         return
-    options = dict(spec.get("init_args") or {}) | {"save_dir": str(flags.out), "name": flags.out.name}
-    logger = find_class("trainer.logger", spec["class_path"])(**options)
+    options = {key: value for key, value in spec.items() if key != "class"}
+    options |= {"save_dir": str(flags.out), "name": flags.out.name}
+    logger = find_class("--logger", str(spec.get("class", "")))(**options)
     logger.log_hyperparams({"settings": settings, "flags": {k: str(v) for k, v in vars(flags).items()}})
     for budget, curve in curves.items():
         for row in curve.mean(axis=0):
-            told = {f"K={budget}/{name}": value for name, value in zip(CURVE[1:], row[1:].tolist(), strict=True)}
-            logger.log_metrics(told | {f"K={budget}/rounds": row[0]})
-    cells = [("gap_closed", "gap closed"), ("cost_saved", "cost saved")]
-    logger.log_metrics({f"{key}/{named}": told["mean"] for n, named in cells for key, told in results[n].items()})
+            metrics = {f"K={budget}/{name}": value for name, value in zip(CURVE[1:], row[1:].tolist(), strict=True)}
+            logger.log_metrics(metrics | {f"K={budget}/rounds": row[0]})
+    figures = [("gap_closed", "gap closed"), ("cost_saved", "cost saved")]
+    logger.log_metrics({f"{key}/{named}": cell["mean"] for n, named in figures for key, cell in results[n].items()})
     for name in ("frontier", "regret"):
         if hasattr(logger, "log_image"):
             logger.log_image(name, [str(flags.out / f"{name}.png")])
     logger.finalize("success")
-
-
-def compared(
-    recall: np.ndarray, base: np.ndarray, chosen: list[Chosen], groups: np.ndarray, budget: int
-) -> dict[str, Any]:
-    """A row of results: the policy at its mean cut, the base and hindsight there."""
-    mean = float(np.mean([c.cuts[:, 0].mean() for c in chosen]))
-    return {
-        "mean_cut": mean,
-        "recall": mean_of(np.stack([c.recall[:, 0] for c in chosen]), groups)._asdict(),
-        "fixed": float(fixed(base, mean).mean()),
-        "oracle": float(oracle(recall, mean).mean()),
-        "gap_closed": gap_closed(recall, base, chosen, groups)._asdict(),
-        "gap_over_order": gap_closed(recall, recall, chosen, groups)._asdict(),
-        "gap_closed_at_K": _at_mean(recall, base, chosen, groups, budget),
-        "cost_saved": cost_saved(base, chosen, groups, budget)._asdict(),
-    }
-
-
-def _at_mean(
-    recall: np.ndarray, base: np.ndarray, chosen: list[Chosen], groups: np.ndarray, budget: int
-) -> dict[str, float] | None:
-    """Gap closed at the mean cut that was asked for; None where no price leads there."""
-    try:
-        same = [at_mean(c, budget) for c in chosen]
-    except ValueError:
-        return None
-    return gap_closed(recall, base, same, groups)._asdict()
-
-
-def report(results: dict[str, Any]) -> str:
-    lines = [
-        "| clicks | passes | K | mean cut | recall | fixed | oracle "
-        "| gap closed | over its own order | at mean K | cost saved |"
-    ]
-    lines.append(f"| --- |{' ---: |' * 10}")
-    for row in results["all"]:
-        cells = [row["clicks"], row["passes"], row["K"], f"{row['mean_cut']:.2f}", _cell(row["recall"])]
-        cells += [f"{row['fixed']:.4f}", f"{row['oracle']:.4f}"]
-        cells += [_cell(row[figure]) for figure in ("gap_closed", "gap_over_order", "gap_closed_at_K", "cost_saved")]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    budgets = list(results["base"])
-    lines += ["", f"| recall of the first K | {' | '.join(budgets)} |", f"| --- |{' ---: |' * len(budgets)}"]
-    for name, told in results["systems"].items():
-        lines.append(f"| {name} | {' | '.join(_cell(told[key]) for key in budgets)} |")
-    lines += ["", "| lost to hindsight while learning, recall a round | " + " | ".join(budgets) + " |"]
-    lines.append(f"| --- |{' ---: |' * len(budgets)}")
-    for name in next(iter(results["regret"].values())):
-        cells = [f"{results['regret'][key][name]:.4f}" for key in budgets]
-        lines.append(f"| {name if name == 'policy' else f'fixed, {name}'} | {' | '.join(cells)} |")
-    named = ", ".join(f"{key} {base}" for key, base in results["base"].items())
-    lines += [
-        "",
-        f"Fixed: the best system on dev at a fixed cut ({named}), at the policy's mean cut; oracle: its cuts in",
-    ]
-    lines += [
-        "hindsight. Over its own order: the base is a fixed cut of the order that the policy cuts. At mean K: with"
-    ]
-    lines += ["the price at which these queries' mean cut is K (no judgement is looked at)."]
-    lines += ["Cost saved is read off the policy's frontier here, where its recall reaches the base's."]
-    lines += ["Intervals (95 %) are over groups of queries and seeds together."]
-    if results["priced_on_itself"]:
-        lines += ["The price and the base were chosen on these very queries: good for choosing settings, no result."]
-    return "\n".join(lines)
-
-
-def _cell(told: dict[str, float] | None) -> str:
-    if told is None:
-        return "never there"
-    return f"{told['mean']:.3f} ({told['low']:.3f} to {told['high']:.3f})"
 
 
 if __name__ == "__main__":

@@ -148,6 +148,21 @@ def cross_fitted(
     return logged._replace(model=model)
 
 
+def shuffled(logged: Logged, rng: np.random.Generator) -> Logged:
+    """A null: rewards dealt anew among the rounds that ran as drawn, so that no target gains over the logger.
+
+    Contexts stay: with contexts shuffled, a target keeps its gain from actions that are good in every context.
+    """
+    rows, reward = np.flatnonzero(_executed(logged)), logged.reward.copy()
+    reward[rows] = reward[rng.permutation(rows)]
+    return logged._replace(reward=reward)
+
+
+def joint_weights(logged: Logged) -> np.ndarray:
+    """(R,) the target's probability of the logged action over the logger's."""
+    return _of_logged(logged) / logged.propensity
+
+
 def _support(log: Logged, name: str, weights: np.ndarray) -> Support:
     missing = _missing(log, name)
     deterministic = bool((log.propensity >= _SURE).all()) and missing > 1e-6
@@ -224,7 +239,7 @@ def _weights(log: Logged, name: str) -> np.ndarray:
     levels of an action. With parts drawn independently that is Σ_p target's marginal / logger's − (P − 1).
     """
     if name not in _SLATES:
-        return _of_logged(log) / log.propensity
+        return joint_weights(log)
     if log.parts is None or log.logger is None or log.action is None:
         assert log.target_marginals is not None  # _checked
         assert log.marginals is not None  # _checked

@@ -128,24 +128,24 @@ def cost_saved(base: np.ndarray, seeds: Sequence[Chosen], groups: np.ndarray, cu
     weights, picks = _resampled(groups, len(seeds))
     size = weights.sum(axis=1)
 
-    def saved(cuts: np.ndarray, reached: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    def saved(cuts: np.ndarray, reached: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Share saved (B,), from mean cuts and recall (B, G) and the fixed cut's recall (B,)."""
-        out = np.zeros(len(wanted))
-        for b in range(len(wanted)):
+        out = np.zeros(len(target))
+        for b in range(len(target)):
             order = np.argsort(cuts[b])
             best = np.maximum.accumulate(reached[b, order])
-            if best[-1] >= wanted[b]:
-                out[b] = 1 - np.interp(wanted[b], best, cuts[b, order]) / cut
+            if best[-1] >= target[b]:
+                out[b] = 1 - np.interp(target[b], best, cuts[b, order]) / cut
         return out
 
-    wanted = base[:, cut - 1]
+    target = base[:, cut - 1]
     draws = np.stack(
         [
-            saved(weights @ c.cuts / size[:, None], weights @ c.recall / size[:, None], weights @ wanted / size)
+            saved(weights @ c.cuts / size[:, None], weights @ c.recall / size[:, None], weights @ target / size)
             for c in seeds
         ]
     )
-    means = [saved(c.cuts.mean(axis=0)[None], c.recall.mean(axis=0)[None], wanted.mean()[None])[0] for c in seeds]
+    means = [saved(c.cuts.mean(axis=0)[None], c.recall.mean(axis=0)[None], target.mean()[None])[0] for c in seeds]
     return Interval.of_draws(float(np.mean(means)), np.take_along_axis(draws, picks, 0).mean(axis=0))
 
 

@@ -107,7 +107,7 @@ def examination_of(model: ClickModel, clicks: np.ndarray, attraction: np.ndarray
     """P(examined | model, the page's clicks) of each position, (R, K); 0 on pads.
 
     Memory counts these as trials: Σ clicks / Σ examination estimates a pair's attraction. Position-based:
-    examination[k], whatever was clicked; a click is a success in part of a trial, so the ratio may exceed 1 in few rounds.
+    examination[k], whatever was clicked; a click is a success in part of a trial, so few rounds may exceed 1.
     Cascade: 1 down to the last click; below it, the posterior given no further clicks, which depends on attraction.
 
     Args:

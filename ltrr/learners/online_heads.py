@@ -94,20 +94,20 @@ class OnlineHeads:
         self._learned: dict[str, _Round] = {}
         self.left_out: Counter[str] = Counter()  # reason -> rounds skipped since the start
 
-    def take(self, impressions: Sequence[ImpressionRow], actions: Sequence[ActionRow], /) -> None:
+    def take(self, seen: Sequence[ImpressionRow], did: Sequence[ActionRow]) -> None:
         """Learns the rounds whose wait is over, and late clicks on rounds learned before."""
-        for s in impressions:
+        for s in seen:
             if s.id not in self._learned and s.id not in self._waiting:
                 self._waiting[s.id] = s._replace(query="", session="")
                 heapq.heappush(self._queue, (s.time, s.id))
                 self._now = max(self._now, s.time)
-        for d in actions:
+        for d in did:
             self._pending[d.impression][d.id] = d
         due = []
         while self._queue and (self._queue[0][0] <= self._now - self._wait or len(self._queue) > self._most):
             due.append(self._waiting.pop(heapq.heappop(self._queue)[1]))
         touched = self._learn(due)
-        for name in {*(d.impression for d in actions), *(s.id for s in due)} & self._learned.keys():
+        for name in {*(d.impression for d in did), *(s.id for s in due)} & self._learned.keys():
             touched |= self._click(self._learned[name], self._pending.pop(name, {}).values())
         self._refresh(touched)
 
@@ -205,9 +205,9 @@ class OnlineHeads:
             self._moment[head] += targets[selected] @ weighted[selected]
         return touched
 
-    def _click(self, r: _Round, did: Iterable[ActionRow]) -> set[int]:
+    def _click(self, r: _Round, actions: Iterable[ActionRow]) -> set[int]:
         """Adds clicks that are new on a learned round; returns the heads that changed."""
-        rewarded = [row for row, value in worth(self._reward, r.seen, did).items() if value > 0]
+        rewarded = [row for row, value in worth(self._reward, r.seen, actions).items() if value > 0]
         new = np.isin(r.rows, rewarded) & ~r.clicked
         added = (r.weights * (r.targets[:, 1] - r.targets[:, 0]))[:, None] * r.features
         np.add.at(self._moment, r.heads[new], added[new])

@@ -71,13 +71,7 @@ class LoggedRounds(LightningDataModule):
         path: file of rounds (`scripts/simulate.py --log`).
         batch_size: rounds per batch.
         seed: of the shuffling.
-        qrels: folder of a simulation's qrels; only scripts/simulate.py reads this and the following arguments.
-        query_fields: query metadata that may become context.
-        cache: folder of indexes and searches.
-        arms: as in a config of the funnel.
-        tune: splits on which the fused order is fitted.
-        num_candidates: candidates of the fused union that a policy looks at, equal to the deepest cut.
-        features: groups of features known before retrieval; null = text, time.
+        qrels, query_fields, cache, arms, tune, num_candidates, features: keys of configs of version 0.1; not read.
     """
 
     def __init__(

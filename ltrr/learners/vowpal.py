@@ -1,5 +1,7 @@
 """Vowpal Wabbit as a learner of cuts, a baseline for `RelevanceLearner`.
 
+    python scripts/simulate.py --policy.learner.class ltrr.learners.vowpal.Vowpal --data FOLDER
+
 Needs the extra `bench`. Knows rounds and examination; knows nothing about prices or explorers.
 Legend: Q queries, R rounds, F features, M candidates looked at = cuts, L levels.
 """

@@ -124,11 +124,24 @@ class ArmPolicy:
             raise ValueError(
                 "policy: more choices of arms than can be listed, so a log cannot be replayed; fewer depths"
             )
+        losses, known = self._losses(features)
+        at = self._choices.rows(decision.depths)
+        probabilities = self._choices.probabilities(losses, self._price.value, self._how)  # (R, N)
+        target = np.where(at >= 0, probabilities[np.arange(len(at)), at], 0.0)
+        propensity = decision.propensity / decision.marginals[:, -1]  # the cut's is given the arms
+        cut = probabilities @ self._choices.table.cuts
+        return Replay(target, None, propensity, known & (at >= 0), cut)
+
+    def price_from(self, features: Sequence[Sequence[float]]) -> None:
+        """Sets the price at which the best choices for logged queries cost at most the budget on average."""
+        losses, known = self._losses(features)
+        if not known.any():
+            raise ValueError("policy: no round of the log has the features that its arms are chosen by")
+        self.set_prices({"arms": self._choices.price(losses[known], self._budget)})
+
+    def _losses(self, features: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
+        """(R, P) losses of R logged rounds, and (R,) whether a round has this policy's features, which come first."""
         num = len(self.features.columns)
         known = np.array([len(row) >= num for row in features])
-        seen = np.array([[*row[:num]] if ok else [np.nan] * num for row, ok in zip(features, known, strict=True)])
-        losses = self.learner.losses(seen.astype(np.float32))
-        at = self._choices.rows(decision.depths)
-        target = self._choices.probabilities(losses, self._price.value, self._how)[np.arange(len(at)), at]
-        propensity = decision.propensity / decision.marginals[:, -1]  # the cut's is given the arms
-        return Replay(np.where(at >= 0, target, 0.0), None, propensity, known & (at >= 0))
+        rows = [[*row[:num]] if ok else [np.nan] * num for row, ok in zip(features, known, strict=True)]
+        return self.learner.losses(np.array(rows, np.float32).reshape(len(rows), num)), known

@@ -26,6 +26,7 @@ from ltrr.protocols import (
     Online,
     Policy,
     Priced,
+    PricedFromLog,
     Replay,
     Replayable,
     Uncertain,
@@ -44,6 +45,8 @@ class CutPolicy:
         budget: mean candidates that are ranked for a query, ≥ 1.
         before: decides before retrieval which arms run and how deep; None = `depths` for every query.
         explore: draws cuts; None = the best one. Its probabilities must be exact.
+        estimated: lets probabilities be estimates, as those of Thompson are; propensities are then NaN, which no event
+            store takes. For simulations, which log none.
         num: M, the deepest cut; None = the learner's.
         learn: whether the learner learns from what this policy serves.
         features: what it looks at before retrieval.
@@ -61,6 +64,7 @@ class CutPolicy:
         budget: float,
         before: Policy | None = None,
         explore: Explorer | None = None,
+        estimated: bool = False,
         num: int | None = None,
         learn: bool = False,
         features: ContextFeatures | None = None,
@@ -71,10 +75,10 @@ class CutPolicy:
         self._num = learner.num if self._fitted else num or 60
         if not 1 <= budget <= self._num:
             raise ValueError(f"policy.budget: {budget:g} candidates are not from 1 to {self._num}, the deepest cut")
-        if explore and not explore.exact:
+        if explore and not (explore.exact or estimated):
             raise ValueError(
                 f"policy.explore: propensities of {type(explore).__name__} are estimates, and logged ones must be "
-                "exact; use Softmax, SquareCB, EpsilonGreedy or UCB here"
+                "exact; use Softmax, SquareCB, EpsilonGreedy or UCB here, or `estimated: true` in a simulation"
             )
         whole = {arm: depths.get(arm, 0) for arm in arms}
         query, each = pool_names(arms, self._num)
@@ -109,11 +113,11 @@ class CutPolicy:
             _, cuts = self._table.draw(self.probabilities(known, values, price), self._rng)
             self._price.spend(cuts.cut)
         marginals = decision.marginals.copy()
-        marginals[:, -1] = cuts.propensity
+        drawn = cuts.propensity if self._explorer.exact else np.full(len(features), np.nan)
+        marginals[:, -1] = drawn
         logged = np.concatenate([known.query, known.candidates.reshape(len(features), -1)], axis=1)
         prices = {**(decision.prices or {}), self._price.name: price}
-        propensity = decision.propensity * cuts.propensity
-        return Revised(logged, Decision(decision.depths, cuts.cut, propensity, marginals, prices))
+        return Revised(logged, Decision(decision.depths, cuts.cut, decision.propensity * drawn, marginals, prices))
 
     def values(self, known: RetrievalFeatures) -> np.ndarray:
         """(Q, M) what cuts are believed to be worth, in recall."""
@@ -213,20 +217,46 @@ class CutPolicy:
     def replay(self, queries: Sequence[Query], features: Sequence[Sequence[float]], decision: Decision) -> Replay:
         """How likely each cut is drawn at today's price, for the logged choice of arms.
 
-        Where `before` is fixed, arms count as they were drawn: the weight of a round is that of its cut alone.
+        Without `before`, arms count as they were drawn: the weight of a round is that of its cut alone.
+        Errors: ValueError where `before` cannot replay.
         """
-        size = len(self._columns[0]) + self._num * len(self._columns[1])
-        known = np.array([len(row) == size for row in features]) & (decision.cut >= 1) & (decision.cut <= self._num)
-        rows = [row if ok else [np.nan] * size for row, ok in zip(features, known, strict=True)]
-        seen = self._known(np.array(rows, np.float32).reshape(len(rows), size))
-        target = self.probabilities(seen, self.values(seen), self._price.value)  # (R, M)
+        seen, known = self._logged(features)
+        known &= (decision.cut >= 1) & (decision.cut <= self._num)
+        values = self.values(seen)
+        target = self.probabilities(seen, values, self._price.value)  # (R, M)
         action = np.clip(decision.cut, 1, self._num) - 1
-        propensity = decision.marginals[:, -1]
+        propensity, cut = decision.marginals[:, -1], target @ self._table.costs
+        some = values[:, np.unique(np.geomspace(1, self._num, 5).astype(int)) - 1]
         if (before := offers(self._before, Replayable)) is not None:
             arms = before.replay(queries, features, decision)
             joint = target[np.arange(len(action)), action] * arms.target
-            return Replay(joint, None, propensity * arms.propensity, known & arms.known)
-        return Replay(target, action, propensity, known)
+            return Replay(joint, None, propensity * arms.propensity, known & arms.known, cut, some)
+        if self._depths is None:
+            name = type(self._before).__name__
+            raise ValueError(
+                f"policy.before: {name} does not offer `Replayable` (ltrr/protocols.py); leave `before` out"
+            )
+        return Replay(target, action, propensity, known, cut, some)
+
+    def price_from(self, features: Sequence[Sequence[float]]) -> None:
+        """Sets the prices of `before`, then that at which the best cuts of logged rounds have the budget as their mean.
+
+        A round counts with the candidates that its logged arms brought, also where `before` would run others.
+        """
+        if (before := offers(self._before, PricedFromLog)) is not None:
+            before.price_from(features)
+        seen, known = self._logged(features)
+        if not known.any():
+            raise ValueError("policy: no round of the log has the features that its cuts are chosen by")
+        price = price_for(self.values(seen)[known], self._table.costs, self._budget)
+        self._price = Price(self._budget, start=price, name=self._price.name)
+
+    def _logged(self, features: Sequence[Sequence[float]]) -> tuple[RetrievalFeatures, np.ndarray]:
+        """Features of R logged rounds, and (R,) whether a round has this policy's; NaN where it has not."""
+        size = len(self._columns[0]) + self._num * len(self._columns[1])
+        known = np.array([len(row) == size for row in features])
+        rows = [row if ok else [np.nan] * size for row, ok in zip(features, known, strict=True)]
+        return self._known(np.array(rows, np.float32).reshape(len(rows), size)), known
 
     def _known(self, features: np.ndarray) -> RetrievalFeatures:
         """(U, F + M · C) features as they were logged, told apart."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
+from itertools import takewhile
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -47,7 +48,7 @@ class ContextFeatures:
     def __call__(self, queries: Sequence[Query]) -> np.ndarray:
         """Computes features, (Q, F) float32."""
         parts = [np.reshape(group.values(queries), (len(queries), len(group.columns))) for group in self._groups]
-        return np.concatenate(parts, axis=1).astype(np.float32)
+        return np.concatenate([np.zeros((len(queries), 0)), *parts], axis=1).astype(np.float32)
 
 
 def _group(columns: Sequence[tuple[str, str]], value: Callable[[Query], Sequence[float]]) -> Group:
@@ -146,6 +147,11 @@ def pool_names(arms: Sequence[str], num: int) -> tuple[tuple[Feature, ...], tupl
     each += [Feature(f"{arm}_share", "of the arm's best score") for arm in arms]
     each += [Feature(f"{arm}_rank", "reciprocal") for arm in arms]
     return tuple(query), tuple(each)
+
+
+def context_names(columns: Sequence[str]) -> tuple[str, ...]:
+    """The columns that are known before retrieval; those of the pool, whose first is `fused_1`, come after them."""
+    return tuple(takewhile(lambda name: name != "fused_1", columns))
 
 
 def arms_of(columns: Sequence[str]) -> tuple[str, ...]:

@@ -40,9 +40,9 @@ def is_absent(spec: Mapping[str, Any]) -> bool:
 
 
 class Parts:
-    """Makes parts of one corpus; parts that name the same model share it."""
+    """Makes parts of one corpus, or parts that need none (None); parts that name the same model share it."""
 
-    def __init__(self, corpus: Corpus) -> None:
+    def __init__(self, corpus: Corpus | None) -> None:
         self._corpus = corpus
         self._models: dict[str, Any] = {}  # loader and options -> model
 
@@ -56,8 +56,9 @@ class Parts:
             options = {"model": arguments.pop("model")} if "model" in arguments else {}
             options |= arguments.pop("encoder", None) or {}
             if options or parameter != "learner":
-                arguments[parameter] = self._load(where, parameter, options)
-        for name, value in {"corpus": self._corpus, **given}.items():
+                arguments[parameter] = self.load(where, parameter, options)
+        corpus = {} if self._corpus is None else {"corpus": self._corpus}
+        for name, value in {**corpus, **given}.items():
             if name in parameters:
                 arguments.setdefault(name, value)
         return arguments
@@ -68,7 +69,8 @@ class Parts:
         arguments = {name: value for name, value in spec.items() if name not in ("class", "tune")}
         return construct(where, cls, self.arguments(where, cls, arguments, **given))
 
-    def _load(self, where: str, parameter: str, options: Mapping[str, Any]) -> Any:
+    def load(self, where: str, parameter: str, options: Mapping[str, Any]) -> Any:
+        """The model for a constructor's argument, one of LOADERS; options are the loader's arguments."""
         key = json.dumps([parameter, options], sort_keys=True, default=str)
         if key not in self._models:
             module, _, name = LOADERS[parameter].rpartition(".")

@@ -13,10 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ltrr.config import ConfigError, construct
+from ltrr.evaluation.replay import Log
 from ltrr.files import content_key
-from ltrr.policies.features import ContextFeatures
-from ltrr.protocols import Featured, Policy, Priced, offers
+from ltrr.policies.features import TEXT, TIME, ContextFeatures, Feature, Group, context_names
+from ltrr.protocols import Featured, Policy, Priced, PricedFromLog, offers
 from ltrr.system.features import history_digest, history_file
 from ltrr.system.parts import Parts, class_of, is_absent
 from ltrr.system.tuning import Tuning, some
@@ -24,7 +27,8 @@ from ltrr.types import Pool, Query
 
 FIXED = "ltrr.policies.fixed.FixedPolicy"
 _PRICED = 1000  # queries on which prices are set
-_FEATURES = ("text", "time")  # of a policy that reads features, where its section names none
+_COMPUTED = {"text": TEXT, "time": TIME}  # features that need no data set
+_FEATURES = tuple(_COMPUTED)  # of a policy that reads features, where its section names none
 _CUT, _ARMS = "ltrr.policies.cut.CutPolicy", "ltrr.policies.arms.ArmPolicy"
 _ARMS_KEYS = {"arms_model": "model", "arms_budget": "budget", "arms_costs": "costs", "arms_cap": "cap"}
 _ARMS_KEYS |= {"arms_drawn_cost": "drawn_cost"}  # of version 0.1 -> of `before`
@@ -80,20 +84,15 @@ class Policies:
 
     def make(self, section: Mapping[str, Any], seed: int | None = None) -> Policy:
         """The policy of a section, at prices that hold its budgets on known queries. seed: of draws."""
-        section, seeded = current_section(section), {} if seed is None else {"seed": seed}
-        policy = self._constructed("policy", section, arms=self._arms, depths=self._depths, **seeded)
+        policy = self.unpriced(section, seed)
         if (priced := offers(policy, Priced)) is not None:
-            self._set_prices(priced, policy, section)
+            self._set_prices(priced, policy, current_section(section))
         return policy
 
-    def _constructed(self, where: str, section: Mapping[str, Any], **given: Any) -> Any:
-        """Other nested sections, such as an explorer or a policy that decides before, are made by `Parts`."""
-        cls = class_of(where, section)
-        arguments = {key: value for key, value in section.items() if key != "class"}
-        names = arguments.pop("features", _FEATURES if "features" in inspect.signature(cls).parameters else None)
-        if names is not None:
-            given["features"] = self._features(names, history_file({"features": names} | arguments))
-        return construct(where, cls, self._parts.arguments(where, cls, arguments, **given))
+    def unpriced(self, section: Mapping[str, Any], seed: int | None = None) -> Policy:
+        """The policy of a section, at prices that nobody has set yet."""
+        given = {"arms": self._arms, "depths": self._depths} | ({} if seed is None else {"seed": seed})
+        return _constructed(current_section(section), self._parts, self._features, **given)
 
     def _set_prices(self, priced: Priced, policy: Policy, section: Mapping[str, Any]) -> None:
         judged = self._tuning.judged("fusion")
@@ -114,6 +113,60 @@ class Policies:
 
         on = f"{len(queries)} queries of {judged.name}"
         priced.set_prices(self._tuning.fitted("price", depends, fit, on), content_key(*depends))
+
+
+def policy_of_log(section: Mapping[str, Any], log: Log) -> Policy:
+    """The policy of a section for the arms and depths of a log, at prices that hold its budgets on the log's rounds.
+
+    No data set is needed. Features of a model are read from the log; without a model, `text` and `time` are computed.
+    Errors: ConfigError for other features, and for a policy that needs a corpus.
+    """
+    section, parts = current_section(section), Parts(None)
+    columns = _context_columns(section, parts)
+
+    def features(names: Sequence[str], history: Path | None) -> ContextFeatures:
+        if columns is not None:
+            return ContextFeatures([_logged_group(columns, log)])
+        for name in names:
+            if name not in _COMPUTED:
+                raise ConfigError(f"policy.features: {name!r} needs a data set; a log has {', '.join(_COMPUTED)}")
+        return ContextFeatures([_COMPUTED[name] for name in names])
+
+    policy = _constructed(section, parts, features, arms=[*log.arms], depths=log.depths)
+    if (priced := offers(policy, PricedFromLog)) is not None:
+        priced.price_from([row for row, ran in zip(log.features, log.executed, strict=True) if ran])
+    return policy
+
+
+def _context_columns(section: Mapping[str, Any], parts: Parts) -> tuple[str, ...] | None:
+    """Names of the features before retrieval that the learner of a section knows; None without a learner's model."""
+    if "model" in section and "learner" in inspect.signature(class_of("policy", section)).parameters:
+        return context_names(parts.load("policy", "learner", {"model": section["model"]}).columns[0])
+    below = [value for value in section.values() if isinstance(value, Mapping) and "class" in value]
+    nested = (_context_columns(value, parts) for value in below)
+    return next((columns for columns in nested if columns is not None), None)
+
+
+def _logged_group(columns: Sequence[str], log: Log) -> Group:
+    """The first columns of each round's features, by the query's id; NaN where fewer were logged."""
+    rows, num = {seen.id: seen.features for seen in log.impressions}, len(columns)
+    unknown = (np.nan,) * num
+    return Group(
+        tuple(Feature(name, "as logged") for name in columns),
+        lambda queries: np.array([(*rows[query.id], *unknown)[:num] for query in queries], np.float64),
+    )
+
+
+def _constructed(
+    section: Mapping[str, Any], parts: Parts, features: Callable[[Sequence[str], Path | None], Any], **given: Any
+) -> Policy:
+    """Other nested sections, such as an explorer or a policy that decides before, are made by `Parts`."""
+    cls = class_of("policy", section)
+    arguments = {key: value for key, value in section.items() if key != "class"}
+    names = arguments.pop("features", _FEATURES if "features" in inspect.signature(cls).parameters else None)
+    if names is not None:
+        given["features"] = features(names, history_file({"features": names} | arguments))
+    return construct("policy", cls, parts.arguments("policy", cls, arguments, **given))
 
 
 def _without_exploring(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ltrr.arms.structured import Structured, _where
 from ltrr.data.beir import Corpus, Document, open_dataset
 from ltrr.feedback.events import impressions_of
 from ltrr.index.manifest import IndexRefused
-from ltrr.protocols import Arm
+from ltrr.protocols import Indexed
 from ltrr.types import Candidates, Context, Decision, Page, Query
 
 GENRES, PLACES = ("jazz", "metal", "country"), ("en", "de")
@@ -45,7 +45,8 @@ def opened(root: Path, **arguments: Any) -> Fresh:
 
 def asked(text: str, num: int = 1, **context: Any) -> list[Query]:
     """The same query asked by so many customers."""
-    return [Query("q", text, Context(customer=f"c{i}", **({"time": NOON} | context))) for i in range(num)]
+    known: dict[str, Any] = {"time": NOON} | context
+    return [Query("q", text, Context(customer=f"c{i}", **known)) for i in range(num)]
 
 
 def rows_of(found: Candidates) -> list[list[int]]:
@@ -56,7 +57,7 @@ def rows_of(found: Candidates) -> list[list[int]]:
 
 def test_the_newest_that_match_come_first(root: Path) -> None:
     arm = opened(root, newest=4)
-    assert isinstance(arm, Arm)
+    assert isinstance(arm, Indexed)
     for text, matches in (("jazz", JAZZ), ("jazz songs", [i for i in JAZZ if i % 4])):
         dated = [i for i in reversed(matches) if i % 10 != 9]
         (found,) = rows_of(arm.search(asked(text), 10))

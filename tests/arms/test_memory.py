@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def test_predictions_come_first_and_give_way_to_what_is_observed(corpus, tmp_pat
 
 @pytest.mark.parametrize("encoder", [None, Meanings()])
 def test_a_snapshot_restores_everything(corpus, encoder, tmp_path):
-    options = {"expansion": expansions(corpus, tmp_path / "expansions")}
+    options: dict[str, Any] = {"expansion": expansions(corpus, tmp_path / "expansions")}
     memory, again = taught(corpus, encoder, **options), Memory(corpus, encoder, **options)
     memory.save(tmp_path / "memory.npz")
     again.load(tmp_path / "memory.npz")

@@ -102,9 +102,9 @@ def answers(folder: Path) -> dict[str, dict[str, Any]]:
     corpus = write_corpus(folder)
     expansion = write_expansions(folder / "expansions", corpus)
     events, out = stream(900), {}
-    for name, options in SETTINGS.items():
+    for name, settings in SETTINGS.items():
         encoder = Meanings() if name == "meaning" else None
-        options = options | ({"expansion": expansion} if name != "words" else {})
+        options: dict[str, Any] = settings | ({"expansion": expansion} if name != "words" else {})
         memory, again = Memory(corpus, encoder, **options), Memory(corpus, encoder, **options)
         got: dict[str, Any] = {}
         for start in range(0, 1500, 25):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,8 @@ class Watch(cli.SeedSteps):
         self.validated: list[int] = []
 
     def on_train_start(self, trainer, pl_module):
-        layer = pl_module.network[0].auto_model.encoder.layer[0].attention.self.query
+        network: Any = pl_module.network
+        layer = network[0].auto_model.encoder.layer[0].attention.self.query
         layer.register_forward_hook(lambda module, inputs, output: self.dtypes.add(output.dtype))
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -261,7 +263,8 @@ def test_weights_and_biases_hold_the_config_and_the_metrics(music, tiny_backbone
     wandb.finish()
     assert not (tmp_path / "x").exists()
     done = fit("dense.yaml", music, tiny_backbone, tmp_path, *flags(shared | EVERY_STEP))
-    run = done.trainer.logger.experiment
+    running: Any = done.trainer.logger
+    run = running.experiment
     config, summary = dict(run.config), dict(run.summary)
     wandb.finish()
     assert config["model"]["init_args"]["temperature"] == 0.05
@@ -318,5 +321,6 @@ def test_callbacks_of_a_config_stay(music, tiny_backbone, tmp_path):
     given = [{"class_path": "pytorch_lightning.callbacks.LearningRateMonitor"}]
     options = {"trainer.callbacks": json.dumps(given), "trainer.max_steps": 1, "trainer.logger": "true", "id": "x"}
     done = fit("dense.yaml", music, tiny_backbone, tmp_path, *flags(options))
-    assert "LearningRateMonitor" in {type(callback).__name__ for callback in done.trainer.callbacks}
-    assert all(isinstance(callback, Callback) for callback in done.trainer.callbacks)
+    trainer: Any = done.trainer
+    assert "LearningRateMonitor" in {type(callback).__name__ for callback in trainer.callbacks}
+    assert all(isinstance(callback, Callback) for callback in trainer.callbacks)

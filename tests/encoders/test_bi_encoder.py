@@ -117,8 +117,10 @@ def test_distillation_is_weighed_against_the_contrast(tiny_backbone, data, disti
 def test_matryoshka_trains_prefixes(tiny_backbone, data):
     whole, both = module(tiny_backbone), module(tiny_backbone, dimensions=[8, 32])
     batch = batch_of(whole, data)
-    short = [torch.nn.functional.normalize(whole.embed(batch[k])[:, :8], dim=1) for k in ("queries", "documents")]
-    cut = info_nce(*short, 3 * torch.arange(6), temperature=0.05, exclude=batch["exclude"])
+    queries, documents = (
+        torch.nn.functional.normalize(whole.embed(batch[k])[:, :8], dim=1) for k in ("queries", "documents")
+    )
+    cut = info_nce(queries, documents, 3 * torch.arange(6), temperature=0.05, exclude=batch["exclude"])
     torch.testing.assert_close(both.training_step(batch, 0), (whole.training_step(batch, 0) + cut) / 2)
     with pytest.raises(ValueError, match=r"model\.dimensions: \[33\] must lie in 1 to 32"):
         module(tiny_backbone, dimensions=[33])

@@ -154,7 +154,8 @@ def test_a_trained_cross_encoder_is_taken_as_it_is(network, tmp_path):
 def test_a_new_output_sees_the_first_token_as_it_is(tiny_backbone):
     text = cross_encoder_network(str(tiny_backbone), max_length=48).eval().text
     features = text.preprocess(list(zip(QUERIES, DOCUMENTS, strict=True)))
-    outputs = text.model.bert(features["input_ids"], features["attention_mask"], features["token_type_ids"])
+    backbone: Any = text.model
+    outputs = backbone.bert(features["input_ids"], features["attention_mask"], features["token_type_ids"])
     torch.testing.assert_close(outputs.pooler_output, outputs.last_hidden_state[:, 0].tanh())
 
 
@@ -189,10 +190,12 @@ def test_signals_are_added_to_the_text_and_exported(tiny_backbone, network, tmp_
     np.testing.assert_array_equal(network.score(QUERIES, DOCUMENTS, signals), texts)  # before training they say nothing
 
     wanted = torch.from_numpy(signals[:, 0] - signals[:, 1]) / 50
-    optimizer = torch.optim.Adam(network.signals.parameters(), lr=0.05)
+    head = network.signals
+    assert head is not None
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
     network.train()
     for _ in range(150):
-        loss = nn.functional.mse_loss(network.signals(torch.from_numpy(signals))[:, 0], wanted)
+        loss = nn.functional.mse_loss(head(torch.from_numpy(signals))[:, 0], wanted)
         optimizer.zero_grad(), loss.backward(), optimizer.step()
     trained = network.eval().score(QUERIES, DOCUMENTS, signals)
     assert np.corrcoef(trained - texts, wanted)[0, 1] > 0.95  # at any scale: they are standardised
@@ -219,7 +222,9 @@ def test_data_without_signals_end_the_fit_before_the_first_batch(tiny_backbone, 
 
 def test_signals_of_examples_reach_the_loss(tiny_backbone):
     module = CrossEncoderModule(cross_encoder_network(str(tiny_backbone), max_length=48, signals=1))
-    examples = [SimpleNamespace(**example(i)._asdict(), signals=[[1.0], [2.0], [3.0], [4.0]]) for i in range(2)]
+    examples: list[Any] = [
+        SimpleNamespace(**example(i)._asdict(), signals=[[1.0], [2.0], [3.0], [4.0]]) for i in range(2)
+    ]
     batch = module.collate(examples)
     assert batch["signals"].tolist() == [[1.0], [2.0], [3.0], [4.0]] * 2
     module.training_step(batch, 0).backward()

@@ -35,7 +35,7 @@ from ltrr.metrics import evaluate
 from tests.helpers import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
-from expand import Texts, generate, judge
+from expand import Texts, generate, judge  # pyright: ignore[reportMissingImports]
 
 TEXTS = [
     "the cells of the river bank hold water",
@@ -53,9 +53,15 @@ def folders(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     folder = tmp_path_factory.mktemp("t5")
     tokenizer = AutoTokenizer.from_pretrained(str(tiny_backbone))
     torch.manual_seed(1)
-    config = T5Config(
-        vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=0
-    )
+    sizes: dict[str, Any] = {
+        "d_model": 32,
+        "d_kv": 16,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_heads": 2,
+        "decoder_start_token_id": 0,
+    }
+    config = T5Config(vocab_size=len(tokenizer), **sizes)
     config.eos_token_id = tokenizer.sep_token_id
     T5ForConditionalGeneration(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -304,7 +310,7 @@ def test_greedy_queries_and_their_likelihoods_are_those_of_generate(folders, kin
 @both
 def test_samples_follow_from_seed_and_text_alone(folders, kind, tmp_path):
     folder = exported(folders[kind], tmp_path, ends=5)
-    options = {"max_length": 32, "max_query_length": 12}
+    options: dict[str, Any] = {"max_length": 32, "max_query_length": 12}
     generator = load_generator(folder, batch_size=3, **options)
     found = generator.sample(TEXTS, 6, seed=3, top_k=50)
     assert len({one.tokens for several in found for one in several}) > 3  # so that ended rows were dropped on the way
@@ -407,7 +413,7 @@ def test_numbers_outside_of_their_range_are_named(folders, kind, tmp_path):
             with pytest.raises(ValueError, match=rf"{name}: {wrong} tokens.* 1 to {limit}; change {name}"):
                 made(folders[kind], **{name: wrong})
             with pytest.raises(ValueError, match=rf"{name}: {wrong} tokens.* 1 to {limit}; change {name}"):
-                load_generator(exported(folders[kind], tmp_path), **{name: wrong})
+                load_generator(exported(folders[kind], tmp_path), **{name: wrong})  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"model\.label_smoothing: 2.0 must lie in 0 to 1"):
         Doc2QueryModule(made(folders[kind]), label_smoothing=2.0)
 
@@ -430,5 +436,5 @@ def test_mistakes_are_named(folders, tmp_path):
     generator = load_generator(folders["t5"])
     for wrong in ({"top_k": -1}, {"top_p": 0.0}, {"temperature": 0.0}):
         with pytest.raises(ValueError, match="top_k ≥ 0, 0 < top_p ≤ 1 and temperature > 0"):
-            generator.sample(["jazz"], 1, **wrong)
+            generator.sample(["jazz"], 1, **wrong)  # pyright: ignore[reportArgumentType]
     assert generator.sample([], 3) == []

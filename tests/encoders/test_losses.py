@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,7 +159,7 @@ def test_what_the_teacher_left_out_leaves_no_trace(loss):
 def library_loss(kind: type, scores: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, **options) -> torch.Tensor:
     """A listwise loss of sentence-transformers over given scores; it computes in float32."""
     flat = scores[mask]
-    model = type("Scores", (), {"num_labels": 1, "device": torch.device("cpu")})()
+    model: Any = type("Scores", (), {"num_labels": 1, "device": torch.device("cpu")})()
     model.preprocess = lambda pairs, **_: {"rows": torch.tensor([int(document) for _, document in pairs])}
     type(model).__call__ = lambda _, features: {"scores": flat[features["rows"]]}
     places = iter(range(len(flat)))
@@ -205,7 +206,7 @@ def test_a_list_without_positives_has_no_gradient(loss):
     scores, grades, mask = lists()
     assert (gradient(loss(scores, grades, mask), scores)[0][-1] == 0).all()
     alone = loss(scores[-1:], grades[-1:], mask[-1:])
-    assert alone == 0
+    assert alone.item() == 0
     assert (gradient(alone, scores)[0] == 0).all()  # 0, not NaN, for a batch of nothing else
     torch.testing.assert_close(loss(scores, grades, mask), loss(scores[:-1], grades[:-1], mask[:-1]))
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ from tests.helpers import shared
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's, on batches of tests
 
 WORDS = "river night paper winter crazy golden home street summer love tiger cloud engine bread violin doctor".split()  # noqa: SIM905
-SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+SIZE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 TEXTS = [f"{a} {b} and the {WORDS[(i + j) % 16]}" for i, a in enumerate(WORDS) for j, b in enumerate(WORDS[:8])]
 
 
@@ -125,7 +126,8 @@ def own_head(request, backbone, tmp_path_factory):
         mlm = DistilBertForMaskedLM(
             DistilBertConfig(vocab_size=len(tokenizer), dim=32, n_layers=1, n_heads=2, hidden_dim=32)
         )
-    mlm.get_output_embeddings().bias.data.normal_(mean=-0.2, std=0.1)
+    decoder: Any = mlm.get_output_embeddings()
+    decoder.bias.data.normal_(mean=-0.2, std=0.1)
     mlm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -209,7 +211,8 @@ def test_batches_change_nothing(network):
 
 
 def test_an_id_names_weights_and_options(export, network, tmp_path):
-    ids = {load_sparse_encoder(str(export), **o).id for o in ({}, {}, {"max_length": 9}, {"max_active": 7})}
+    options: list[dict[str, Any]] = [{}, {}, {"max_length": 9}, {"max_active": 7}]
+    ids = {load_sparse_encoder(str(export), **o).id for o in options}
     assert len(ids) == 3
     with torch.no_grad():
         network.decoder.bias[5] += 1
@@ -243,14 +246,16 @@ class Toy(LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader([self.example(i) for i in range(16)], 8, collate_fn=self.trainer.lightning_module.collate)
+        examples: Any = [self.example(i) for i in range(16)]
+        trainer: Any = self.trainer
+        return DataLoader(examples, 8, collate_fn=trainer.lightning_module.collate)
 
     def val_dataloader(self) -> DataLoader:
         queries = [f"{word} of mine" for word in WORDS]
         documents = [f"{word} {word}" for word in WORDS]
         qrels = {f"q{i}": {f"d{i}": 1} for i in range(16)}
-        dev = DevSet([*qrels], queries, qrels, [f"d{i}" for i in range(16)], documents, [np.arange(16)] * 16)
-        return DataLoader([dev], batch_size=None, collate_fn=lambda dev: dev)
+        devs: Any = [DevSet([*qrels], queries, qrels, [f"d{i}" for i in range(16)], documents, [np.arange(16)] * 16)]
+        return DataLoader(devs, batch_size=None, collate_fn=lambda dev: dev)
 
 
 def trainer(folder: Path, **options) -> Trainer:
@@ -296,7 +301,7 @@ def test_numbers_outside_of_their_range_are_named(backbone, export):
             load_sparse_encoder(str(export), max_length=wrong)
     for field, wrong in (("temperature", 0.0), ("flops_ramp", 1.5), ("distill_weight", -0.1)):
         with pytest.raises(ValueError, match=rf"model\.{field}: {wrong} must lie in"):
-            SpladeModule(splade_network(str(backbone)), **{field: wrong})
+            SpladeModule(splade_network(str(backbone)), **{field: wrong})  # pyright: ignore[reportArgumentType]
 
 
 def test_flops_makes_vectors_sparse(backbone, tmp_path):

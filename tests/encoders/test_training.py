@@ -223,7 +223,7 @@ WORDS = "river night paper winter crazy golden home street summer love tiger clo
 def asked(i: int) -> Example:
     """Queries 0 and 5, and 1 and 6, have the same positive, and query 2 knows that of query 7: on other devices."""
     rows, nan = [i % 5, 5 + i], [math.nan, math.nan]
-    positives = frozenset([i % 5, *([7 % 5] if i == 2 else [])])
+    positives: frozenset[int] = frozenset([i % 5, *([7 % 5] if i == 2 else [])])
     documents = [" ".join(WORDS[(row + n) % 14] for n in range(1 + row)) for row in rows]
     return Example(f"q{i}", f"{WORDS[i]} of mine", documents, rows, [1.0, 0.0], nan, positives)
 

@@ -7,7 +7,9 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +31,7 @@ ONE_CPU = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's, on batches of tests
 
 
-def flags(options: dict[str, object]) -> list[str]:
+def flags(options: Mapping[str, object]) -> list[str]:
     return [f"--{name}={value}" for name, value in options.items()]
 
 
@@ -91,7 +93,8 @@ def test_the_best_checkpoint_is_exported(music, tiny_backbone, tmp_path):
 
         def on_validation_end(self, trainer, pl_module):
             self.scores.append(float(trainer.callback_metrics["val_nDCG@10"]))
-            state = {k: v.clone() for k, v in pl_module.network.state_dict().items()}
+            network: Any = pl_module.network
+            state = {k: v.clone() for k, v in network.state_dict().items()}
             if self.scores[-1] == max(self.scores) and self.scores.count(self.scores[-1]) == 1:
                 self.best = state
 
@@ -100,7 +103,7 @@ def test_the_best_checkpoint_is_exported(music, tiny_backbone, tmp_path):
 
     def with_log(self, **kwargs):
         trainer = original(self, **kwargs)
-        trainer.callbacks.insert(0, log)
+        trainer.callbacks.insert(0, log)  # pyright: ignore[reportAttributeAccessIssue]
         return trainer
 
     TrainingCLI.instantiate_trainer = with_log  # type: ignore[method-assign]

@@ -11,7 +11,6 @@ of new with alpha 0, `ucb` with alpha 1.5.
 from __future__ import annotations
 
 import json
-import sys
 import time
 
 import numpy as np
@@ -25,8 +24,6 @@ from ltrr.policies.explorers import SquareCB, Thompson
 from ltrr.policies.features import Standard
 from ltrr.types import RetrievalFeatures, Rounds
 from tests.helpers import ROOT
-
-sys.path.insert(0, str(ROOT / "scripts"))
 
 EXAMINATION = (1.0, 0.5, 0.25)
 

@@ -174,7 +174,7 @@ def judged(weight: float, depth: int = 6) -> dict[str, dict[str, int]]:
     """Qrels that say: the best three are those of this mix."""
     wanted = ranker(Taste(), depth=depth, weight=weight).rank(QUERIES, POOL).first(3)
     return {
-        query.id: {CORPUS.ids[row]: 3 - place for place, row in enumerate(rows.tolist()) if row >= 0}
+        query.id: {CORPUS.ids[int(row)]: 3 - place for place, row in enumerate(rows.tolist()) if row >= 0}
         for query, rows in zip(QUERIES, wanted.docs, strict=True)
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,13 +15,9 @@ import pytest
 from ltrr.feedback.events import Action, Allocation, Impression
 from ltrr.feedback.store import EventStore
 from ltrr.policies.table import Table
+from ltrr.simulation import bandit_logs
 from tests import served
 from tests.helpers import ROOT, script, shared
-
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import _ope_worlds
-import ope
 
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
 WRITTEN = ("results.json", "table.md", "weights.png", "estimates.png")
@@ -29,10 +26,12 @@ WRITTEN = ("results.json", "table.md", "weights.png", "estimates.png")
 @pytest.fixture
 def run(monkeypatch):
     """The script in this process: its libraries take longer to start than it takes to run."""
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the script adds the current folder
+    run_script = runpy.run_path(str(ROOT / "scripts/ope.py"), run_name="ope")["run"]
 
     def run(*flags: object) -> None:
         monkeypatch.setattr(sys, "argv", ["scripts/ope.py", *map(str, flags)])
-        ope.run()
+        run_script()
 
     return run
 
@@ -43,7 +42,7 @@ def results(out: Path) -> dict:
 
 
 def test_simulated_logs_have_a_truth(run, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(_ope_worlds, "_TRUTH", 20_000)
+    monkeypatch.setattr(bandit_logs, "_TRUTH", 20_000)
     run("--simulate", "--seeds", 3, "--sizes", 1500, "--out", tmp_path)
     rows = {(row["world"], row["estimator"]): row for row in results(tmp_path)["rows"]}
     for overlap, least in (("high", 0.25), ("middle", 0.5)):
@@ -156,9 +155,12 @@ def store(tmp_path: Path, uniform: bool = True, num: int = 1_200) -> str:
     return url
 
 
+FIXED = "{{class: ltrr.policies.fixed.FixedPolicy, depths: {depths}, cut: {cut}}}"
+
+
 def test_a_fixed_target_from_the_event_store(run, tmp_path: Path) -> None:
-    flags = ("--target", '{"title": 10, "people": 10}', "--cut", 10, "--out", tmp_path / "out")
-    run("--events", store(tmp_path), *flags)
+    url, section = store(tmp_path), FIXED.format(depths="{title: 10, people: 10}", cut=10)
+    run("--events", url, "--policy", section, "--out", tmp_path / "out")
     found = results(tmp_path / "out")
     rows = {row["estimator"]: row["estimate"] for row in found["rows"]}
     assert set(rows) == {"ips", "snips", "clipped-ips", "pi", "snpi"}
@@ -166,9 +168,23 @@ def test_a_fixed_target_from_the_event_store(run, tmp_path: Path) -> None:
         assert abs(rows[name]["value"] - 0.7) < 3.5 * rows[name]["error"]
         assert rows[name]["left_out"] == 30
     assert rows["pi"]["effective"] > 1.3 * rows["ips"]["effective"]
-    assert found["without"] == 1
-    assert found["target"] == {"depths": [10, 10], "cut": 10}
+    assert (found["without"], found["left_out"], found["mean_cut"]) == (1, {}, 10)
+    assert (found["target"]["depths"], found["target"]["cut"]) == ({"title": 10, "people": 10}, 10)
     assert "| explore/1 | 1,200 |" in (tmp_path / "out" / "table.md").read_text()
+    (tmp_path / "funnel.yaml").write_text(f"policy: {FIXED.format(depths='{title: 10, people: 10}', cut=5)}")
+    run("--events", url, "--config", tmp_path / "funnel.yaml", "--policy.cut", 10, "--out", tmp_path / "config")
+    assert results(tmp_path / "config") == found
+
+
+def test_a_target_of_ones_own_from_the_event_store(run, tmp_path: Path) -> None:
+    """ByWords gives queries of one word a cut of 5; depths that it does not name are the deepest of the log."""
+    section = "{class: tests.evaluation.test_replay.ByWords}"
+    run("--events", store(tmp_path), "--policy", section, "--out", tmp_path / "out")
+    found = results(tmp_path / "out")
+    assert found["mean_cut"] == 5
+    rows = {row["estimator"]: row["estimate"] for row in found["rows"]}
+    for name in ("ips", "snips", "pi"):
+        assert rows[name]["low"] < 0.1 + 0.4 < rows[name]["high"]
 
 
 def test_a_learned_target_from_the_event_store(run, tmp_path: Path) -> None:
@@ -183,8 +199,9 @@ def test_a_learned_target_from_the_event_store(run, tmp_path: Path) -> None:
             clicked = [i for i in shown if rng.random() < 0.1 * i.drawn.cut]
             opened.append([Action(f"a-{i.id}", i.id, i.shown[0], "click", i.time) for i in clicked])
     out, url = tmp_path / "out", f"sqlite:///{tmp_path}/events.db"
-    told = ("--model", tmp_path / "export", "--budget", 3, "--out", out)
-    run("--events", url, *told, "--explore", "{class: ltrr.policies.explorers.Softmax, temperature: 0.02}")
+    section = f"class: ltrr.policies.cut.CutPolicy, model: {tmp_path / 'export'}"
+    softmax = "{class: ltrr.policies.explorers.Softmax, temperature: 0.02}"
+    run("--events", url, "--policy", f"{{{section}, budget: 3, explore: {softmax}}}", "--out", out)
     found = results(out)
     assert found["left_out"] == {}
     assert 1 < found["mean_cut"] < 5
@@ -194,14 +211,14 @@ def test_a_learned_target_from_the_event_store(run, tmp_path: Path) -> None:
         assert abs(rows[name]["value"] - 0.1 * found["mean_cut"]) < 3.5 * rows[name]["error"]
         assert rows[name]["error"] < 0.05
     assert "candidates in the mean" in (out / "table.md").read_text()
-    with pytest.raises(ValueError, match="--budget"):
-        run("--events", url, "--model", tmp_path / "export", "--out", out)
-    with pytest.raises(ValueError, match="no round is of its arms"):
-        run("--events", store(tmp_path / "export", num=50), *told)
+    with pytest.raises(ValueError, match="budget"):
+        run("--events", url, "--policy", f"{{{section}}}", "--out", out)
+    with pytest.raises(ValueError, match="it was learned from the arms a, b, this funnel has title, people"):
+        run("--events", store(tmp_path / "export", num=50), "--policy", f"{{{section}, budget: 3}}", "--out", out)
 
 
 def test_a_store_without_a_choice_is_flagged(run, tmp_path: Path) -> None:
-    flags = ("--target", '{"title": 5}', "--cut", 5, "--out", tmp_path / "out")
+    flags = ("--policy", FIXED.format(depths="{title: 5}", cut=5), "--out", tmp_path / "out")
     run("--events", store(tmp_path, uniform=False, num=200), *flags)
     for row in results(tmp_path / "out")["rows"]:
         assert row["estimate"]["low"] is None
@@ -211,12 +228,24 @@ def test_a_store_without_a_choice_is_flagged(run, tmp_path: Path) -> None:
 def test_a_wrong_target_is_named(run, tmp_path: Path) -> None:
     url = store(tmp_path, num=50)
     for flags, message in (
-        (("--target", "title=5", "--cut", 5), "both are needed, as in"),
-        (("--target", '{"title": 5}'), "--target, --cut: both are needed"),
-        (("--target", '{"titel": 5}', "--cut", 5), "there is no arm 'titel'; the arms are title, people"),
-        (("--target", "{}", "--cut", 5, "--policy", "x"), "there are no rounds with arms"),
+        ((), "--events: needs a target, --policy '{class: ltrr.policies.fixed.FixedPolicy, depths: {title: 50}"),
+        (("--policy", "title=5"), "--policy: 'title=5' is no section; write '{class: "),
+        (("--policy", FIXED.format(depths="{title: a}", cut=5)), "policy.depths.title: "),
+        (
+            ("--policy", FIXED.format(depths="{titel: 5}", cut=5)),
+            "there is no arm 'titel'; the arms are: title, people",
+        ),
+        (("--policy", FIXED.format(depths="{}", cut=5), "--logger", "x"), "there are no rounds with arms"),
+        (
+            ("--target", '{"title": 5}', "--cut", 5),
+            "--cut: was removed; give the target as a section, --policy '{class",
+        ),
+        (("--model", tmp_path, "--budget=3"), "--budget: was removed; give the target as a section, --policy"),
+        (("--policy", "{class: ltrr.policies.fixd.FixedPolicy}"), "policy.class: cannot import"),
+        (("--policy", "{class: ltrr.policies.fixed.FixedPolicy, cutt: 3}"), "did you mean 'cut'?"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             run("--events", url, *flags, "--out", tmp_path / "out")
-    done = script("scripts/ope.py", "--events", f"sqlite:///{tmp_path}/no.db", "--out", tmp_path / "out", check=False)
+    fixed = ("--policy", FIXED.format(depths="{}", cut=5), "--out", tmp_path / "out")
+    done = script("scripts/ope.py", "--events", f"sqlite:///{tmp_path}/no.db", *fixed, check=False)
     assert (done.returncode, "there is no such file" in done.stderr, "Traceback" in done.stderr) == (2, True, False)

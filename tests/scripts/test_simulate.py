@@ -8,35 +8,18 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
-from ltrr.config import construct, find_class
-from ltrr.encoders.cross_encoder import CrossEncoderModule, cross_encoder_network
+from ltrr.config import construct, find_class, read_settings
 from ltrr.learners.relevance import RelevanceLearner
 from tests.helpers import script
+from tests.simulation.worlds import simulation_config
 
 ROOT = Path(__file__).parents[2]
-
-CONFIG = """
-model:
-  class_path: ltrr.learners.relevance.RelevanceLearner
-  init_args: {{hidden: 8, epochs: 1}}
-data:
-  path: null
-  cache: {cache}
-  arms:
-    title: {{class: ltrr.arms.lexical.Lexical, tune: false, fields: {{title: {{sources: [title]}}}}}}
-    all: {{class: ltrr.arms.lexical.Lexical, tune: false}}
-  tune: [train]
-  num_candidates: 12
-"""
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    path = tmp_path / "policy.yaml"
-    path.write_text(CONFIG.format(cache=tmp_path / "cache"), encoding="utf-8")
-    return path
+    return simulation_config(tmp_path)
 
 
 def test_a_policy_is_simulated_beside_what_it_is_compared_with(music: Path, config: Path, tmp_path: Path) -> None:
@@ -74,11 +57,14 @@ def test_a_policy_is_simulated_beside_what_it_is_compared_with(music: Path, conf
         assert other["gap_closed"] != results["gap_closed"]
 
 
-def test_the_config_that_comes_along_constructs() -> None:
-    settings = yaml.safe_load((ROOT / "configs" / "policy.yaml").read_text())
-    spec = settings["model"]
-    assert isinstance(construct("model", find_class("model", spec["class_path"]), spec["init_args"]), RelevanceLearner)
-    for name, arm in settings["data"]["arms"].items():
+@pytest.mark.parametrize("name", ["simulate.yaml", "experiments/policy_catalogue.yaml", "experiments/arms.yaml"])
+def test_the_configs_that_come_along_construct(name: str) -> None:
+    settings = read_settings(ROOT / "configs" / name, [])
+    spec = dict(settings.policy["learner"])
+    learner = construct("policy.learner", find_class("policy.learner", spec.pop("class")), spec)
+    assert isinstance(learner, RelevanceLearner)
+    for name, arm in settings.arms.items():
+        assert arm is not None
         arguments = {key: value for key, value in arm.items() if key not in ("class", "tune", "model")}
         cls = find_class(name, arm["class"])
         injected = {"encoder": object()} if "encoder" in inspect.signature(cls).parameters else {}
@@ -101,7 +87,7 @@ def test_other_worlds_are_simulated(music: Path, config: Path, tmp_path: Path) -
     judged = {line.split("\t")[0] for path in (music / "qrels").glob("*.tsv") for line in path.open()} - {"query-id"}
     told = {}
     for name, more in {
-        "folds": ("--folds", 3, "--explore", "{class: ltrr.policies.explorers.UCB, width: 0.5}"),
+        "folds": ("--folds", 3, "--policy.explore", "{class: ltrr.policies.explorers.UCB, width: 0.5}"),
         "joins": ("--change", "joins:all", "--passes", 1, 2, "--weights"),
         "leaves": ("--change", "leaves:all", "--passes", 1, 2, "--learn", "dev"),
     }.items():
@@ -117,76 +103,21 @@ def test_other_worlds_are_simulated(music: Path, config: Path, tmp_path: Path) -
         (("--change", "joins:nobody"), "nobody"),
         (("--learn", "test"), "neither teach"),
         (("--shuffle", "--change", "joins:all"), "one of them at a time"),
-        (("--budgets", 13), "data.num_candidates"),
+        (("--budgets", 13), "policy.num"),
     ):
         wrong = script("scripts/simulate.py", *flags, "--out", tmp_path / "w", *more, check=False)
         assert (wrong.returncode, message in wrong.stderr, "Traceback" in wrong.stderr) == (2, True, False)
 
 
 def test_a_run_is_tracked(music: Path, config: Path, tmp_path: Path) -> None:
-    """The config's logger gets the curves and the figures."""
-    logger = "{class_path: pytorch_lightning.loggers.CSVLogger, init_args: {version: one}}"
+    """The logger of --logger gets the curves and the figures."""
+    logger = "{class: pytorch_lightning.loggers.CSVLogger, version: one}"
     flags = ("--config", config, "--data", music, "--out", tmp_path / "out", "--budgets", 3, "--seeds", 1)
-    script("scripts/simulate.py", *flags, "--no-perfect", "--trainer.logger", logger)
+    script("scripts/simulate.py", *flags, "--no-perfect", "--logger", logger)
     (written,) = (tmp_path / "out").rglob("metrics.csv")
     text = written.read_text()
     assert "K=3/policy" in text
     assert "K=3/gap closed" in text
-
-
-def test_arms_that_are_spared_are_simulated(music: Path, config: Path, tmp_path: Path) -> None:
-    """Beside static choices; what was learned is kept; the same model is fitted by train.py from logged rounds."""
-    options = "{class_path: ltrr.learners.arm_loss.ArmLossLearner, init_args: {hidden: 4, epochs: 2}}"
-    flags = ("--config", config, "--data", music, "--out", tmp_path / "out", "--budgets", 3, "--seeds", 2)
-    flags += ("--costs", "{all: 2}", "--model", options)
-    done = script("scripts/simulate_arms.py", *flags)
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    row = results["K"]["3"]
-    assert results["costs"] == [1, 2, 3]
-    assert results["choices"] == ["title", "all", "title + all"]
-    assert row["static"]["title + all"] == pytest.approx(row["full"])
-    for each in row["rows"]:
-        assert each["hindsight"] <= min(each["policy"]["mean"], each["static"]["mean"]) + 1e-9
-        assert each["policy"]["low"] <= each["policy"]["mean"] <= each["policy"]["high"]
-    assert set(row["saved_within_loss"]) == {"policy", "static"}
-    assert all(0 <= told["saved"] < 1 for told in row["saved_within_loss"].values())
-    assert (tmp_path / "out" / "table.md").read_text() in done.stdout
-    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "seeds").glob("*.npz")}
-    assert len(made) == 2
-    script("scripts/simulate_arms.py", *flags)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "seeds").glob("*.npz")} == made
-    deep = ("--model.init_args.shallow", "[2]", "--drawn_cost", "0.01", "--out", tmp_path / "deep")
-    script("scripts/simulate_arms.py", *flags, *deep)
-    results = json.loads((tmp_path / "deep" / "results.json").read_text())
-    assert sorted(results["choices"]) == sorted(
-        [f"title{t}" for t in ("", " to 2")]
-        + [f"all{a}" for a in ("", " to 2")]
-        + [f"title{t} + all{a}" for t in ("", " to 2") for a in ("", " to 2")]
-    )
-    assert results["costs"][-1] == pytest.approx(5.0)  # 1 + 2, and 2 times 100 candidates
-    wrong = script("scripts/simulate_arms.py", *flags, "--costs", "{all: 0}", check=False)
-    assert "--costs" in wrong.stderr
-
-
-def test_what_a_policy_saves_the_ranker(music: Path, config: Path, tiny_backbone: Path, tmp_path: Path) -> None:
-    """Quality after ranking at the policy's cuts, beside the same cut for all; scores are kept."""
-    CrossEncoderModule(cross_encoder_network(str(tiny_backbone), max_length=32)).export(tmp_path / "export")
-    flags = ("--config", config, "--data", music, "--out", tmp_path / "out", "--budgets", 3, "--seeds", 2)
-    script("scripts/simulate.py", *flags, "--no-perfect")
-    flags = ("--policy", tmp_path / "out", "--ranker", tmp_path / "export", "--out", tmp_path / "ranked")
-    done = script("scripts/rank_costs.py", *flags, "--queries", 10)
-    results = json.loads((tmp_path / "ranked" / "results.json").read_text())
-    (row,) = results["rows"]
-    assert results["queries"] == 10
-    assert row["share"] == pytest.approx(row["mean"] / 12)
-    gain = row["policy"]["mean"] - row["fixed"]["mean"]
-    assert row["gain"]["mean"] == pytest.approx(gain)
-    assert row["quality"] == pytest.approx(results["quality"] + row["policy"]["mean"])
-    assert results["fixed"]["12"] == pytest.approx(results["quality"])
-    assert (tmp_path / "ranked" / "table.md").read_text() in done.stdout
-    assert len([*(tmp_path / "ranked" / "scores").rglob("*.npy")]) == 2
-    wrong = script("scripts/rank_costs.py", "--policy", tmp_path, *flags[2:], check=False)
-    assert "cuts.npz" in wrong.stderr
 
 
 def test_other_queries_are_searched_anew(music: Path, config: Path, tmp_path: Path) -> None:
@@ -204,3 +135,64 @@ def test_other_queries_are_searched_anew(music: Path, config: Path, tmp_path: Pa
     assert after["systems"]["convex"] != before["systems"]["convex"]
     done = script("scripts/simulate.py", *flags, "--folds", 3, "--log", "--out", tmp_path / "c", check=False)
     assert "--folds, --log" in done.stderr
+
+
+LEARNERS = {
+    "linucb": ("ltrr.learners.linucb.LinUCB", "ltrr.policies.explorers.UCB"),
+    "lints": ("ltrr.learners.linucb.LinUCB", "ltrr.policies.explorers.Thompson"),
+    "router": ("ltrr.learners.router.SupervisedRouter", "ltrr.policies.explorers.EpsilonGreedy"),
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_other_learners_and_explorers_are_overrides(music: Path, config: Path, tmp_path: Path, name: str) -> None:
+    """Thompson's propensities are estimates, which a simulation that logs none may allow."""
+    learner, explorer = LEARNERS[name]
+    flags = ("--config", config, "--data", music, "--budgets", 3, "--seeds", 1, "--no-perfect", "--out", tmp_path / "o")
+    flags += ("--policy.learner", f"{{class: {learner}}}", "--policy.explore.class", explorer)
+    if name == "lints":
+        refused = script("scripts/simulate.py", *flags, check=False)
+        assert "estimated: true" in refused.stderr
+        flags += ("--policy.estimated", "true")
+    script("scripts/simulate.py", *flags)
+    results = json.loads((tmp_path / "o" / "results.json").read_text())
+    assert 0 < results["systems"]["policy"]["K=3"]["mean"] <= results["systems"]["oracle"]["K=3"]["mean"] + 0.05
+
+
+OWN = """
+import numpy as np
+
+from ltrr.types import Decision
+
+
+class ByLength:
+    '''Lets twice as many candidates through as the query has words.'''
+
+    id = "by length"
+
+    def __init__(self, arms, depths):
+        self._depths = [depths.get(arm, 0) for arm in arms]
+
+    def decide(self, queries, features):
+        cut = np.array([2 * len(query.text.split()) for query in queries], np.int32)
+        depths = np.tile(np.array(self._depths, np.int32), (len(queries), 1))
+        return Decision(depths, cut, np.ones(len(queries)), np.ones((len(queries), len(self._depths) + 1)))
+"""
+
+
+def test_a_policy_of_one_s_own_is_simulated(music: Path, config: Path, tmp_path: Path, monkeypatch) -> None:
+    """It has no budget, learns nothing and knows no other price, so it is scored at its one mean cut."""
+    (tmp_path / "own_policy.py").write_text(OWN, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    flags = ("--config", config, "--data", music, "--budgets", 3, "--seeds", 1, "--out", tmp_path / "out")
+    script("scripts/simulate.py", *flags, "--no-perfect", "--policy", "{class: own_policy.ByLength}")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    test = {line.split("\t")[0] for line in (music / "qrels" / "test.tsv").open()} - {"query-id"}
+    queries = [json.loads(line) for line in (music / "queries.jsonl").read_text("utf-8").splitlines()]
+    lengths = [2 * len(query["text"].split()) for query in queries if query["_id"] in test]
+    (row,) = results["all"]
+    assert row["mean_cut"] == pytest.approx(sum(lengths) / len(lengths))
+    assert row["gap_closed_at_K"] is None
+    assert 0 < row["recall"]["mean"] < 1
+    wrong = script("scripts/simulate.py", *flags, "--policy", "{class: own_policy.ByLength}", "--log", check=False)
+    assert "does not learn from rounds" in wrong.stderr

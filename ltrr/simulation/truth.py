@@ -1,0 +1,50 @@
+"""Recall of systems that do not learn, for every cut: each arm, their fusions, and slots reserved for each arm.
+
+Knows judged pools in fused order; does not know policies. Legend: Q queries, M cuts (1 to M candidates), A arms.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ltrr.fusion import ConvexFusion, reciprocal_ranks
+from ltrr.protocols import Ranker, Weighted, offers
+from ltrr.simulation.allocations import best_slots, slot_order
+from ltrr.simulation.pools import JudgedPools, widened
+
+ORDER = "convex"  # the fused order that is cut
+
+
+def fitted_order(pools: JudgedPools) -> ConvexFusion:
+    """The fused order for these queries."""
+    return ConvexFusion.fit(pools.pool, pools.grades, pools.pool.arms)[0]
+
+
+def recall_by_cut(pools: JudgedPools, num: int) -> dict[str, np.ndarray]:
+    """System -> (Q, M) recall of its first 1 to `num` candidates: each arm alone, reciprocal ranks, the fused order."""
+    pool, gains = pools.pool, pools.gains
+    keys = {name: pool.ranks[:, :, a] for a, name in enumerate(pool.arms[:-1])}
+    keys["rrf"] = -reciprocal_ranks(pool._replace(arms=pool.arms[:-1], ranks=pool.ranks[:, :, :-1]))
+    keys[ORDER] = pool.ranks[:, :, -1]
+    recall = {}
+    for name, key in keys.items():
+        places = np.argsort(np.where(pool.docs >= 0, key, np.inf), axis=1, kind="stable")  # NaN, not returned, is last
+        returned = np.isfinite(np.take_along_axis(key, places, 1))
+        ranked = widened(np.take_along_axis(gains, places, 1) * returned, num, 0.0)
+        recall[name] = np.cumsum(ranked, axis=1) / pools.positives[:, None]
+    return recall
+
+
+def recall_of_slots(dev: JudgedPools, test: JudgedPools, order: Ranker, num: int) -> np.ndarray:
+    """(Q,) recall of test queries where each arm has the slots, of `num`, that find most for dev queries.
+
+    Arms fill their slots one after the other, first those that weigh most in the fused order.
+    """
+    weighted = offers(order, Weighted)
+    weights = weighted.weights if weighted else {}
+    names = dev.pool.arms[:-1]
+    arms = sorted(range(len(names)), key=lambda a: -weights.get(names[a], 0.0))
+    slots, _ = best_slots(dev.pool.ranks[:, :, arms], dev.gains, dev.positives, num)
+    places = slot_order(test.pool.ranks[:, :, arms], slots)
+    gains = np.where(places >= 0, np.take_along_axis(test.gains, places, 1), 0.0)
+    return gains.sum(axis=1) / test.positives
