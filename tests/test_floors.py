@@ -131,6 +131,39 @@ def test_nothing_is_unpickled(path: Path) -> None:
     assert unsafe_loads(source) == []
 
 
+PARTS = {"arms", "learners", "policies", "rankers"}
+PLUGGED = [
+    path
+    for path in MODULES
+    if module_of(path).split(".")[0] in {"funnel", "policies", "serving", "simulation", "system"}
+]
+
+
+def asks_for_classes(source: str) -> list[int]:
+    """Lines that call `hasattr`, or `isinstance` with a class of arms, learners, policies or rankers."""
+    tree, owner = ast.parse(source), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            owner |= {name.asname or name.name: node.module for name in node.names}
+        elif isinstance(node, ast.ClassDef):
+            owner[node.name] = "ltrr.policies"  # the file's own: a protocol would stand in ltrr/protocols.py
+    lines = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            names = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+            modules = [(owner.get(name) or "").split(".") for name in names]
+            parts = any(module[:1] == ["ltrr"] and module[1:2] and module[1] in PARTS for module in modules)
+            if node.func.id == "hasattr" or (node.func.id in ("isinstance", "issubclass") and parts):
+                lines.append(node.lineno)
+    return lines
+
+
+@pytest.mark.parametrize("path", PLUGGED, ids=module_of)
+def test_what_a_part_may_do_is_asked_by_protocols(path: Path) -> None:
+    """Through `ltrr.protocols.offers`, so that a part of one's own has an ability by having its methods."""
+    assert asks_for_classes(path.read_text()) == []
+
+
 def test_a_test_module_mirrors_each_package() -> None:
     packages = {path.parent.relative_to(PROJECT / "ltrr").parts[0] for path in MODULES if path.parent.name != "ltrr"}
     tested = {path.parent.relative_to(PROJECT / "tests").parts[0] for path in (PROJECT / "tests").rglob("*/test_*.py")}
@@ -149,6 +182,9 @@ def test_the_rules_catch_what_breaks_them() -> None:
     assert wrong_imports("learners.relevance", "from ltrr.policies.explorers import x") == set()
     assert wrong_imports("index.manifest", "from ltrr import __version__\nfrom ltrr.index import text") == set()
     assert unsafe_loads("np.load(p)\nnp.load(p, allow_pickle=False)\ntorch.load(p)\njson.load(f)") == [1, 3]
+    named = "from ltrr.policies.cut import CutPolicy as Cut\nfrom ltrr.protocols import Priced\n"
+    assert asks_for_classes(f"{named}isinstance(p, int | Cut)\nhasattr(p, 'x')\nisinstance(p, Mapping)") == [3, 4]
+    assert asks_for_classes(f"{named}issubclass(c, Priced)\nclass Own: ...\nisinstance(p, (str, Own))") == [5]
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c", "a"]]
     with pytest.raises(AssertionError, match="no floor"):
         wrong_imports("helpers.strings", "")

@@ -56,7 +56,10 @@ class System:
         self._ranker_spec = dict(settings.ranker or {})
         self._sections = {f"arms.{name}": spec for name, spec in self.specs.items()}
         self._sections |= {"ranker": self._ranker_spec} if self._ranker_spec else {}
-        for where, spec in self._sections.items():
+        self._policy_spec = {
+            name: value for name, value in current_section(settings.policy).items() if name != "depths"
+        }
+        for where, spec in (*self._sections.items(), ("policy", self._policy_spec)):
             class_of(where, spec)
         splits = settings.tune.splits or []
         for split in splits:
@@ -136,8 +139,7 @@ class System:
 
     def policy(self, seed: int | None = None) -> Policy:
         """The config's policy, at prices that hold its budgets on the queries of fusion. seed: of what explores."""
-        section = {key: value for key, value in self.settings.policy.items() if key != "depths"}
-        return self.policies.make(section, seed)
+        return self.policies.make(self._policy_spec, seed)
 
     def funnel(self, seed: int | None = None) -> Funnel:
         """Arms, the policy, the fused order, and the ranker where the config has one. seed: of what explores."""
@@ -164,7 +166,7 @@ class System:
     @property
     def learns(self) -> bool:
         """Whether the config's policy is another than a fixed one with a single cut for all queries."""
-        return current_section(self.settings.policy)["class"] != FIXED
+        return self._policy_spec["class"] != FIXED
 
     @cached_property
     def _ranker(self) -> Ranker | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -16,17 +17,17 @@ from ltrr.config import ConfigError
 from ltrr.data.beir import open_dataset
 from ltrr.feedback.events import impressions_of
 from ltrr.feedback.store import EventStore
-from ltrr.funnel import Funnel
+from ltrr.funnel import Funnel, in_order
 from ltrr.fusion import ReciprocalRankFusion
 from ltrr.learners.arm_loss import ArmLossLearner
 from ltrr.learners.relevance import RelevanceLearner
 from ltrr.policies.cut import CutPolicy
 from ltrr.policies.explorers import EpsilonGreedy, Softmax
-from ltrr.policies.features import QUERY, pool_names, query_features
+from ltrr.policies.features import QUERY, pool_features, pool_names, query_features
 from ltrr.policies.fixed import FixedPolicy
 from ltrr.protocols import AfterRetrieval, offers
 from ltrr.system.system import System
-from ltrr.types import Query, RetrievalFeatures, Rounds
+from ltrr.types import Decision, Pool, Query, RetrievalFeatures, Rounds
 from tests.helpers import script
 from tests.test_funnel import QUERIES, RandomArm
 
@@ -112,6 +113,83 @@ def test_the_price_follows_what_is_spent():
     for start in range(0, 4000, 10):
         spent.append(whole.draw(queries[start % 400 : start % 400 + 10]).decision.cut.mean())
     assert np.mean(spent[200:]) == pytest.approx(4.0, abs=0.35)
+
+
+class Shy:
+    """Runs arm `a` alone where a unit of cost must bring more than half; its price is always found to be 0.7."""
+
+    def __init__(self, prices: Mapping[str, float] | None = None, greedy: bool = False) -> None:
+        self.id, self.prices, self.is_greedy = "shy", dict(prices or {"arms": 0.0}), greedy
+        self.followed: Mapping[str, float] = {}
+
+    def decide(self, queries: Sequence[Query], features: np.ndarray) -> Decision:
+        deep = {"a": 10} if next(iter(self.prices.values())) > 0.5 else DEPTHS
+        return FixedPolicy([*ARMS], deep, NUM).decide(queries, features)._replace(prices=dict(self.prices))
+
+    def greedy(self) -> Shy:
+        return Shy(self.prices, greedy=True)
+
+    def find_prices(self, queries: Sequence[Query], features: np.ndarray, retrieve) -> dict[str, float]:
+        return {"arms": 0.7}
+
+    def set_prices(self, prices: Mapping[str, float], label: str = "") -> None:
+        self.prices = {f"arms {label}".strip(): prices["arms"]}
+
+    def follow(self, logged: Mapping[str, float]) -> None:
+        self.followed = logged
+
+
+@pytest.mark.parametrize("shy", [False, True])
+def test_prices_are_of_what_the_arms_bring_at_theirs(shy):
+    """The least price of a candidate at which the budget holds, where arms run as they do at their own price."""
+    before = Shy() if shy else None
+    made = CutPolicy(
+        [*ARMS], ByFused(), DEPTHS, budget=3.0, before=before, explore=Softmax(0.1), features=query_features, seed=0
+    )
+    features, asked = query_features(QUERIES), []
+
+    def retrieve(policy) -> Pool:
+        asked.append(policy)
+        brought = Funnel(ARMS, policy, ReciprocalRankFusion()).draw(QUERIES)
+        return in_order(brought.union, ReciprocalRankFusion().rank(QUERIES, brought.union))
+
+    prices = made.find_prices(QUERIES, features, retrieve)
+    assert {*prices} == ({"arms", "candidates"} if shy else {"candidates"})
+    assert {*made.prices.values()} == {0.0}  # finding them sets none
+    (probe,) = asked
+    if shy:
+        assert probe.is_greedy
+        assert probe.prices == {"arms": 0.7}
+    seen = pool_features(retrieve(FixedPolicy([*ARMS], {"a": 10} if shy else DEPTHS, NUM)), NUM)
+    values = made.values(RetrievalFeatures(np.concatenate([features, seen.query], axis=1), seen.candidates))
+
+    def mean_cut(price: float) -> float:
+        return np.mean([1 + max(range(NUM), key=lambda n: row[n] - price * (n + 1)) for row in values.tolist()])
+
+    assert mean_cut(prices["candidates"] * 1.001) <= 3.0 < mean_cut(prices["candidates"] * 0.999)
+
+    made.set_prices(prices, "mine")
+    named = {f"{name} mine": value for name, value in prices.items()}
+    assert made.prices == named
+    assert funnel(made.greedy()).draw(QUERIES).decision.prices == named
+    assert funnel(made.greedy()).draw(QUERIES).decision.cut.mean() <= 3.0
+    made.follow({"candidates mine": 0.25, "arms mine": 0.5})
+    assert made.prices["candidates mine"] == 0.25
+    if before:
+        assert before.followed == {"candidates mine": 0.25, "arms mine": 0.5}
+
+
+def test_a_budget_that_no_cut_has_is_named():
+    for budget in (0.5, NUM + 1):
+        with pytest.raises(ValueError, match=rf"policy\.budget: {budget:g} candidates are not from 1 to {NUM}"):
+            CutPolicy([*ARMS], ByFused(), DEPTHS, budget=budget, features=query_features)
+
+
+def test_greedy_draws_take_none_of_a_policys_own():
+    """So what it serves does not depend on whether its prices were found, or read from a cache."""
+    one, other = policy(Softmax(0.1, 0.5)), policy(Softmax(0.1, 0.5))
+    funnel(one.greedy()).draw(QUERIES)
+    np.testing.assert_array_equal(funnel(one).draw(QUERIES).decision.cut, funnel(other).draw(QUERIES).decision.cut)
 
 
 class Learned(NamedTuple):

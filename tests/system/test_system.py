@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ltrr.config import ConfigError
+from ltrr.config import ConfigError, Settings
 from ltrr.data.beir import Corpus, document_text
 from ltrr.system.system import System, open_systems
 from ltrr.types import Candidates, Qrels, Query, top_k
@@ -169,6 +169,10 @@ def test_a_part_whose_model_is_null_is_not_there(make) -> None:
         ({"ranker": {"model": "x"}}, "ranker: has no `class`"),
         ({"ranker": {"class": "ltrr.ranking.none.None", "model": None}}, "ranker.class: cannot import"),
         ({"ranker": "x"}, "ranker"),
+        ({"policy": {"class": "ltrr.policies.cut.CutPolicy", "modle": "x"}}, "policy: .*'modle'; did you mean 'model'"),
+        ({"policy": {"ct": 9}}, "policy: unknown key 'ct'; did you mean 'cut'"),
+        ({"policy": {"class": "ltrr.policies.cut.Cut"}}, "policy.class: cannot import"),
+        ({"policy": {"class": "ltrr.policies.fixed.FixedPolicy", "features": ["text"]}}, "policy: .*'features'"),
     ],
 )
 def test_mistakes_are_named_even_in_parts_that_are_not_there(make, sections, message) -> None:
@@ -180,6 +184,27 @@ def test_mistakes_in_a_ranker_are_named_when_it_is_made(make) -> None:
     for wrong, message in (({"depth": "many"}, "ranker.depth"), ({"text_fields": ["mood"]}, "mood"), ({"k": 1}, "'k'")):
         with pytest.raises(ValueError, match=message):
             make(ranker=RANKER | {"model": "m", **wrong}).funnel()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"fussion": {}}, "settings: unknown key 'fussion'; did you mean 'fusion'"),
+        ({"fusion": {"metod": "rrf"}}, "settings: fusion: unknown key 'metod'; did you mean 'method'"),
+        ({"fusion": {"method": "sum"}}, r"settings: fusion\.method: .*'rrf' or 'convex', got 'sum'"),
+        ({"fusion": ["rrf"]}, r"settings: fusion is \['rrf'\], must be a mapping of added, arms"),
+        ({"serve": {"port": "many"}}, r"settings: serve\.port: .*integer.*'many'"),
+        ({"policy": {"class": "ltrr.policies.cut.CutPolicy", "modle": "x"}}, "policy: .*'modle'; did you mean 'model'"),
+    ],
+)
+def test_settings_made_from_python_are_checked(make, wrong, message) -> None:
+    """As a YAML file's are, before anything is built; settings that were checked stay as they are."""
+    dataset = make().dataset
+    with pytest.raises(ConfigError, match=message):
+        System({"arms": {"words": WORDS}} | wrong, dataset)
+    checked = Settings.of({"arms": {"words": WORDS}, "tune": None})
+    assert System(checked, dataset).settings is checked
+    assert checked.tune.splits == ["train", "dev"]  # a section that is null is its default
 
 
 # Where models were trained
