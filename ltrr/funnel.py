@@ -61,8 +61,8 @@ class Funnel:
     def draw(self, queries: Sequence[Query]) -> Retrieved:
         """The candidates that are ranked, in fused order."""
         # 1) What the policy looks at before retrieval.
-        featured = self._featured
-        features = featured.features(queries) if featured else np.zeros((len(queries), 0), np.float32)  # (Q, F)
+        none = np.zeros((len(queries), 0), np.float32)
+        features = none if self._featured is None else self._featured.features(queries)  # (Q, F)
 
         # 2) Which arms run, how deep, and how many candidates are ranked.
         decision = self.policy.decide(queries, features)
@@ -75,7 +75,7 @@ class Funnel:
         fused = self._order.rank(queries, pool)
 
         # 5) A policy that looks at it may decide the cut anew, and order the candidates itself.
-        if self._after:
+        if self._after is not None:
             features, decision, own = self._after.revise(queries, features, in_order(pool, fused), decision)
             fused = fused if own is None else own
 

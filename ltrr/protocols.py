@@ -32,7 +32,10 @@ Ability = TypeVar("Ability")
 
 
 def offers(part: object, ability: type[Ability]) -> Ability | None:
-    """The part as a provider of this ability; None where it lacks one of the ability's methods."""
+    """The part as a provider of this ability; None where it lacks one of the ability's methods.
+
+    Compare with None: a part may have a length, and be empty.
+    """
     return part if isinstance(part, ability) else None
 
 

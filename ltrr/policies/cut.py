@@ -88,7 +88,7 @@ class CutPolicy:
         self.learner, self._budget, self._learn = learner, budget, learn
         self._before = before or FixedPolicy(arms, depths, self._num)
         self._depths = [*whole.values()] if before is None else None
-        self.id = f"cut {learner.id[:12]}" + (f", {before.id}" if before else "")
+        self.id = f"cut {learner.id[:12]}" + (f", {before.id}" if before is not None else "")
         self._explorer = explore or EpsilonGreedy(0.0)
         self._table = Table.of({"all": [self._num]}, range(1, self._num + 1))
         self._price = Price(budget, name="candidates")
@@ -132,7 +132,7 @@ class CutPolicy:
             deviations = np.ones_like(values)
             if self._fitted:
                 uncertain = offers(self.learner, Uncertain)
-                deviations = uncertain.deviations(known) if uncertain else None
+                deviations = uncertain.deviations(known) if uncertain is not None else None
         return self._explorer.probabilities(values - price * self._table.costs, deviations)
 
     def greedy(self) -> CutPolicy:
@@ -140,7 +140,7 @@ class CutPolicy:
         other, before = copy(self), offers(self._before, Exploring)
         other._rng = np.random.default_rng(0)  # its draws take none from this policy's
         other._explorer = EpsilonGreedy(0.0)
-        other._before = before.greedy() if before else self._before
+        other._before = before.greedy() if before is not None else self._before
         other._price = Price(self._budget, start=self._price.value, name=self._price.name)
         return other
 
@@ -150,7 +150,7 @@ class CutPolicy:
     def prices(self) -> dict[str, float]:
         """The price of a candidate, in recall, and those of `before`."""
         before = offers(self._before, Priced)
-        return {**(before.prices if before else {}), self._price.name: self._price.value}
+        return {**(before.prices if before is not None else {}), self._price.name: self._price.value}
 
     def find_prices(
         self, queries: Sequence[Query], features: np.ndarray, retrieve: Callable[[Policy], Pool]
@@ -161,7 +161,7 @@ class CutPolicy:
         """
         greedy = self.greedy()
         before, prices = offers(greedy._before, Priced), {}
-        if before:
+        if before is not None:
             prices |= before.find_prices(queries, features, retrieve)
             before.set_prices(prices)
         seen = pool_features(retrieve(greedy._before), self._num)
@@ -170,13 +170,13 @@ class CutPolicy:
 
     def set_prices(self, prices: Mapping[str, float], label: str = "") -> None:
         """Takes what `find_prices` gave."""
-        if before := offers(self._before, Priced):
+        if (before := offers(self._before, Priced)) is not None:
             before.set_prices(prices, label)
         self._price = Price(self._budget, start=prices["candidates"], name=f"candidates {label}".strip())
 
     def follow(self, logged: Mapping[str, float]) -> None:
         """From now on prices follow what is spent, from where they were when they were last logged."""
-        if before := offers(self._before, Priced):
+        if (before := offers(self._before, Priced)) is not None:
             before.follow(logged)
         self._price.follow(logged)
 
@@ -227,7 +227,7 @@ class CutPolicy:
         action = np.clip(decision.cut, 1, self._num) - 1
         propensity, cut = decision.marginals[:, -1], target @ self._table.costs
         some = values[:, np.unique(np.geomspace(1, self._num, 5).astype(int)) - 1]
-        if before := offers(self._before, Replayable):
+        if (before := offers(self._before, Replayable)) is not None:
             arms = before.replay(queries, features, decision)
             joint = target[np.arange(len(action)), action] * arms.target
             return Replay(joint, None, propensity * arms.propensity, known & arms.known, cut, some)
@@ -243,7 +243,7 @@ class CutPolicy:
 
         A round counts with the candidates that its logged arms brought, also where `before` would run others.
         """
-        if before := offers(self._before, PricedFromLog):
+        if (before := offers(self._before, PricedFromLog)) is not None:
             before.price_from(features)
         seen, known = self._logged(features)
         if not known.any():

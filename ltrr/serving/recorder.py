@@ -43,24 +43,24 @@ def recorder(system: System, url: str | None, policy: Policy) -> Recorder | None
     policy: its prices follow the spending from now on, and start where they were at the last served page.
     Errors: ConfigError where the policy is to learn and cannot.
     """
-    learns = bool(system.settings.policy.get("learn"))
     online = offers(policy, Online)
-    if learns and (url is None or online is None):
+    if system.settings.policy.get("learn") and (url is None or online is None):
         raise ConfigError("policy.learn: needs a policy that learns online, and serve.events, from which it learns")
     store = EventStore(url) if url else None
-    if priced := offers(policy, Priced):
+    if (priced := offers(policy, Priced)) is not None:
         last = store.latest(policy.id) if store else None
         priced.follow(last.prices if last else {})
     if store is None:
         return None
     arms = {name: system.arm(name) for name in system.usable()}
     identities = {name: system.indexes.identity(name) for name in arms}
-    learners = {name: learner for name, arm in arms.items() if (learner := offers(arm, Learning))}
+    learners = {name: learner for name, arm in arms.items() if (learner := offers(arm, Learning)) is not None}
     versions: dict[str, Any] = {name: (system.specs[name], identities[name]) for name in learners}
-    if online and learns and (learner := online.online(store, policy.id)):
+    if online is not None and (learner := online.online(store, policy.id)) is not None:
         learners["policy"], versions["policy"] = learner, policy.id
     folder = system.folder / "learned" / content_key("learned", url, versions)
     rows = {document: row for row, document in enumerate(system.corpus.ids)}
-    sources = any(sourced.sources for learner in learners.values() if (sourced := offers(learner, Sourced)))
+    sourced = [offers(learner, Sourced) for learner in learners.values()]
+    sources = any(each.sources for each in sourced if each is not None)
     loop = Loop(store, learners, rows, folder, sources=sources)
     return Recorder(loop, system.corpus.ids, policy.id, {arm: " ".join(identities[arm]) for arm in system.drawn})

@@ -85,7 +85,7 @@ class Policies:
     def make(self, section: Mapping[str, Any], seed: int | None = None) -> Policy:
         """The policy of a section, at prices that hold its budgets on known queries. seed: of draws."""
         policy = self.unpriced(section, seed)
-        if priced := offers(policy, Priced):
+        if (priced := offers(policy, Priced)) is not None:
             self._set_prices(priced, policy, current_section(section))
         return policy
 
@@ -108,7 +108,7 @@ class Policies:
 
         def fit() -> dict[str, Any]:
             featured = offers(policy, Featured)
-            features = featured.features(queries) if featured else ContextFeatures(())(queries)
+            features = featured.features(queries) if featured is not None else ContextFeatures(())(queries)
             return priced.find_prices(queries, features, lambda before: self._retrieve(queries, before))
 
         on = f"{len(queries)} queries of {judged.name}"
@@ -133,7 +133,7 @@ def policy_of_log(section: Mapping[str, Any], log: Log) -> Policy:
         return ContextFeatures([_COMPUTED[name] for name in names])
 
     policy = _constructed(section, parts, features, arms=[*log.arms], depths=log.depths)
-    if priced := offers(policy, PricedFromLog):
+    if (priced := offers(policy, PricedFromLog)) is not None:
         priced.price_from([row for row, ran in zip(log.features, log.executed, strict=True) if ran])
     return policy
 
@@ -170,6 +170,7 @@ def _constructed(
 
 
 def _without_exploring(section: Mapping[str, Any]) -> dict[str, Any]:
-    """What prices depend on: they are found without exploring."""
+    """What prices depend on: they are found without exploring, and 4 is the same budget as 4.0."""
     kept = {key: value for key, value in section.items() if key not in ("explore", "learn", "shadow")}
-    return {key: _without_exploring(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
+    whole = {key: float(value) if type(value) is int else value for key, value in kept.items()}
+    return {key: _without_exploring(value) if isinstance(value, Mapping) else value for key, value in whole.items()}

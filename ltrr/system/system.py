@@ -173,7 +173,8 @@ class System:
             return None
         policy = self.policy(seed=0)
         exploring, priced = offers(policy, Exploring), offers(policy, Priced)
-        funnel = self._funnel(exploring.greedy() if exploring else policy)  # its arms are built and opened
-        depends = [self.depths, self.settings.policy, [*priced.prices] if priced else None, *self._retrieved_by()]
+        funnel = self._funnel(exploring.greedy() if exploring is not None else policy)  # its arms are built and opened
+        prices = None if priced is None else [*priced.prices]
+        depends = [self.depths, self.settings.policy, prices, *self._retrieved_by()]
         depends += history_digest(self.settings.policy)
         return self.orders.ranker(self._ranker_spec, lambda queries: funnel.draw(queries).pool, depends)

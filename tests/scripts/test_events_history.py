@@ -22,7 +22,8 @@ from ltrr.feedback.events import Action, Allocation, Impression, impressions_of
 from ltrr.feedback.store import EventStore
 from ltrr.learners.relevance import RelevanceLearner
 from ltrr.learners.rounds_data import read_rounds
-from ltrr.policies.features import pool_features, pool_names
+from ltrr.policies.features import ContextFeatures, pool_features, pool_names
+from ltrr.system.features import history_file
 from ltrr.system.system import System, open_systems
 from ltrr.types import Candidates, Context, Query, RetrievalFeatures, Rounds
 from tests.helpers import ROOT, WORDS
@@ -31,6 +32,7 @@ START = datetime(2026, 1, 5, 12, tzinfo=UTC)
 NUM, K, STRENGTH = 6, 4, 2.0
 EXAMINED = (1.0, 0.5, 0.25, 0.2)  # the model's own, not 1 / rank
 ARMS = ("title", "all", "dense")
+CUT = "ltrr.policies.cut.CutPolicy"
 STRANGER = Query("s", "xylophone")
 
 
@@ -76,10 +78,16 @@ def opened(config: Path, **policy: object) -> System:
     return system
 
 
+def features_of(system: System) -> ContextFeatures:
+    """What its policy looks at."""
+    return system.features.open(system.settings.policy["features"], history_file(system.settings.policy))
+
+
 def known(system: System, query: Query) -> dict[str, float]:
     """Column -> value."""
-    names = [column.name for column in system.context.columns]
-    return dict(zip(names, system.context([query])[0].tolist(), strict=True))
+    features = features_of(system)
+    names = [column.name for column in features.columns]
+    return dict(zip(names, features([query])[0].tolist(), strict=True))
 
 
 def serve(system: System, queries: list[Query], name: str, start: datetime) -> tuple[list[Impression], list[Action]]:
@@ -105,7 +113,13 @@ def loop(music, tmp_path_factory) -> Loop:
     lexical = "ltrr.arms.lexical.Lexical"
     arms = {"title": {"class": lexical, "tune": False, "fields": {"title": {"sources": ["title"]}}}}
     arms |= {"all": {"class": lexical, "tune": False}, "dense": {"class": f"{__name__}.Words"}}
-    policy = {"features": ["text", "time", "history"], "budget": 3.0, "depths": {"title": 10, "all": 10}}
+    policy = {
+        "class": CUT,
+        "model": None,
+        "features": ["text", "time", "history"],
+        "budget": 3.0,
+        "depths": {"title": 10, "all": 10},
+    }
     policy["explore"] = {"class": "ltrr.policies.explorers.Softmax", "temperature": 0.02, "floor": 0.9}
     settings = {"cache": str(folder / "cache"), "data": {"path": str(music)}, "arms": arms, "policy": policy}
     settings["fusion"] = {"method": "rrf"}
@@ -117,8 +131,9 @@ def loop(music, tmp_path_factory) -> Loop:
     queries = queries_of(system)
     seen = pool_features(system.funnel().draw(queries).pool, NUM)
     query, each = pool_names(ARMS, NUM)
-    names = tuple(f.name for f in (*system.context.columns, *query)), tuple(f.name for f in each)
-    values = np.concatenate([system.context(queries), seen.query], axis=1)
+    features = features_of(system)
+    names = tuple(f.name for f in (*features.columns, *query)), tuple(f.name for f in each)
+    values = np.concatenate([features(queries), seen.query], axis=1)
     clicks = np.random.default_rng(0).random((len(queries), NUM)) < 0.3
     module = RelevanceLearner(EXAMINED, hidden=4, epochs=1)
     module.refit(Rounds(np.arange(len(queries)), values, seen.candidates, np.full(len(queries), NUM), clicks, names))
@@ -288,7 +303,7 @@ def test_what_cannot_be_is_said_and_nothing_is_written(loop, mine, capsys, tmp_p
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     wordless = ("history", "--config", tmp_path / "c.yaml", *flags[3:])
     assert "'history' needs a dense arm" in error(capsys, *wordless, mine.model)
-    renamed = "{mine: {class: test_events_history.Words}}"
+    renamed = f"{{mine: {{class: {__name__}.Words}}}}"
     assert "does not read the history of the arms mine" in error(capsys, *flags, mine.model, "--arms", renamed)
     assert "no policy that this ltrr can read" in error(capsys, *flags, tmp_path)
     assert "unrecognized arguments: --arms.x 1" in error(capsys, "--events", mine.url, "status", "--arms.x", "1")
@@ -303,10 +318,10 @@ def test_a_damaged_file_or_one_of_other_arms_or_embeddings_is_named(loop, mine):
     for damaged in (b"", b"no history", whole[:-100], bytes(flipped)):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"history.npz: damaged .* write it again: scripts/events.py history"):
-            assert opened(loop.config, model=mine.model).context
+            opened(loop.config, model=mine.model).policy()
     path.write_bytes(whole)
     (other,) = open_systems(loop.config, ["--policy.model", str(mine.model), "--arms.dense.shift", "1"])
     with pytest.raises(ValueError, match=r"history.npz: its queries were embedded by another dense arm"):
-        assert other.context
+        other.policy()
     with pytest.raises(ValueError, match="a history of the arms title, all, dense, not all, dense"):
         opened(loop.config).features.history(ARMS[1:], path)

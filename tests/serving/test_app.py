@@ -115,7 +115,8 @@ def learning(music, tmp_path_factory):
     )
     (system,) = open_systems(config, ["--arms.memory.neighbours", "0", "--arms.memory.encoder", "null"])
     corpus = system.corpus
-    funnel, kept = system.funnel(), recorder(system, system.settings["serve"]["events"])
+    funnel = system.funnel()
+    kept = recorder(system, system.settings.serve.events, funnel.policy)
     describe = lambda row: (corpus.ids[row], corpus[row].title)  # noqa: E731
     with kept.loop:
         client = TestClient(create_app(funnel, "tiny", len(corpus), describe, recorder=kept))

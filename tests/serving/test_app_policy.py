@@ -20,7 +20,7 @@ from ltrr.policies.fixed import FixedPolicy
 from ltrr.serving.app import create_app
 from ltrr.serving.recorder import recorder
 from ltrr.system.system import open_systems
-from ltrr.types import RetrievalFeatures, Rounds
+from ltrr.types import Query, RetrievalFeatures, Rounds
 
 NUM = 6
 
@@ -48,7 +48,8 @@ def config(music, tmp_path_factory) -> Path:
     module.refit(Rounds(np.arange(len(queries)), *known, np.full(len(queries), NUM), clicks, names))
     module.export(folder)
     floor = {"class": "ltrr.policies.explorers.Softmax", "temperature": 0.02, "floor": 1.0}
-    settings["policy"] = {"model": str(folder), "budget": 4.0, "explore": floor, "learn": True}
+    policy = {"class": "ltrr.policies.cut.CutPolicy", "model": str(folder), "budget": 4.0}
+    settings["policy"] = policy | {"explore": floor, "learn": True}
     (folder / "c.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     return folder / "c.yaml"
 
@@ -57,7 +58,7 @@ def start(config: Path, *flags: str):
     """A client, what keeps events, the policy's heads as they are now."""
     (system,) = open_systems(config, list(flags))
     corpus, funnel = system.corpus, system.funnel()
-    kept = recorder(system, system.settings["serve"]["events"], funnel.policy)
+    kept = recorder(system, system.settings.serve.events, funnel.policy)
     app = create_app(
         funnel, "tiny", len(corpus), lambda row: (corpus.ids[row], corpus[row].title), max_k=20, recorder=kept
     )
@@ -97,20 +98,19 @@ def test_a_restart_goes_on_at_the_price_where_it_stopped(config, tmp_path):
     with EventStore(flags[3]) as store:
         last = [seen for batch in store.impressions() for _, seen in batch][-1]
     (name,) = last.prices
-    systems = [open_systems(config, [*flags, "--policy.budget", budget])[0].funnel().policy for budget in ("4", "5")]
-    first = [system.price.value for system in systems]
+    policies = [open_systems(config, [*flags, "--policy.budget", budget])[0].funnel().policy for budget in ("4", "5")]
+    first = [price for policy in policies for price in policy.prices.values()]
     assert last.prices[name] != first[0]
-    for system in systems:
-        system.adapt(last.prices)
-    assert [system.price.value for system in systems] == [last.prices[name], first[1]]
+    for policy in policies:
+        policy.follow(last.prices)
+    assert [price for policy in policies for price in policy.prices.values()] == [last.prices[name], first[1]]
     (system,) = open_systems(config, list(flags))
-    policy = system.funnel().policy
-    recorder(system, flags[3], policy).loop.close()
-    assert policy.price.follows
-    assert policy.price.value == last.prices[name]
-    assert policy.price.name == name
-    policy.price.spend(np.full(10, 6.0))  # half more than the budget: it has long been found, so it moves little
-    assert 0 < policy.price.value - last.prices[name] < 0.2 * first[0]
+    funnel = system.funnel()
+    recorder(system, flags[3], funnel.policy).loop.close()
+    assert funnel.policy.prices == {name: last.prices[name]}
+    funnel.search([Query(f"q{n}", f"love {n % 3}") for n in range(10)], 2)
+    moved = abs(funnel.policy.prices[name] - last.prices[name])  # it has long been found, so it moves little
+    assert 0 < moved < 0.2 * first[0]
 
 
 def test_without_the_switch_nothing_is_learned(config):
