@@ -130,34 +130,32 @@ def in_order(pool: Pool, fused: Candidates) -> Pool:
 def reserve(shown: Candidates, decision: Decision, k: int) -> tuple[Candidates, Decision]:
     """The page with each query's explored candidate at its place, and the decision with the place that it got.
 
-    Others keep their order; on a full page the last one makes room. The explored candidate takes the score of the
-    candidate that it displaces, so that scores stay sorted. A page that is too short shows it last.
+    Others keep their order, and those beyond the k-th leave the page. A page that is too short shows the explored
+    candidate last. It takes the score of the candidate that it displaces, or of the last one, so scores stay sorted;
+    alone on its page it has 0.
 
     shown (Q, K), K ≤ k; returns (Q, up to k).
     """
-    if decision.explored is None or decision.explored_place is None or not (decision.explored >= 0).any():
+    if decision.explored is None or not (decision.explored >= 0).any():
         return shown, decision
-    explores, explored = decision.explored >= 0, decision.explored[:, None]
-    others = (shown.docs >= 0) & (shown.docs != explored)  # (Q, K)
-    place = np.minimum(decision.explored_place, np.minimum(others.sum(axis=1), k - 1))
-    # 1) Keep the others first, in their order, pads last; add a column for the explored one.
-    position = np.where(others, np.cumsum(others, axis=1) - 1.0, np.inf)
-    position = np.concatenate([position, np.where(explores, place - 0.5, np.inf)[:, None]], axis=1)
-    order = np.argsort(position, axis=1, kind="stable")[:, :k]
-    docs = np.take_along_axis(np.concatenate([np.where(others, shown.docs, -1), explored], axis=1), order, 1)
-    # 2) Each keeps its score; the explored one takes that of the next, or of the one before where it is the last.
-    last = np.full((len(shown.docs), 1), -np.inf, np.float32)
-    scores = np.take_along_axis(np.concatenate([np.where(others, shown.scores, -np.inf), last], axis=1), order, 1)
-    each, at = np.flatnonzero(explores), place[explores]
-    following = np.minimum(at + 1, scores.shape[1] - 1)
-    beside = np.where(docs[each, following] >= 0, following, at - 1)
-    beside = np.where(following == at, at - 1, beside)
-    scores[each, at] = np.where(beside >= 0, scores[each, beside], 0.0)
-    docs, scores = (np.where(explores[:, None], new, _widened(old, new.shape[1], pad))
-                    for new, old, pad in ((docs, shown.docs, -1), (scores, shown.scores, -np.inf)))  # fmt: skip
-    return Candidates(docs, scores), decision._replace(explored_place=np.where(explores, place, -1).astype(np.int32))
-
-
-def _widened(values: np.ndarray, width: int, pad: float) -> np.ndarray:
-    """(Q, width) with pads behind."""
-    return np.pad(values, [(0, 0), (0, width - values.shape[1])], constant_values=pad)
+    if decision.explored_place is None:
+        raise ValueError("policy: explores candidates without `explored_place`; give the place of each on its page")
+    explored, explores = decision.explored, np.flatnonzero(decision.explored >= 0)
+    others = (shown.docs >= 0) & (shown.docs != explored[:, None])  # (Q, K)
+    place = np.full(len(explored), -1, np.int32)
+    place[explores] = np.minimum(decision.explored_place, np.minimum(others.sum(axis=1), k - 1))[explores]
+    # 1) The others in their order; those from the explored candidate's place on move back by one.
+    width = others.shape[1]
+    order = np.pad(np.argsort(~others, axis=1, kind="stable"), [(0, 0), (0, 1)], constant_values=width)
+    position = np.arange(min(width + 1, k))
+    source = np.take_along_axis(order, position - ((place >= 0)[:, None] & (position > place[:, None])), 1)
+    docs, scores = (
+        np.take_along_axis(np.pad(np.where(others, part, pad), [(0, 0), (0, 1)], constant_values=pad), source, 1)
+        for part, pad in ((shown.docs, -1), (shown.scores, -np.inf))
+    )
+    # 2) The explored candidate.
+    at = place[explores]
+    displaced, before = scores[explores, at], np.where(at > 0, scores[explores, at - 1], 0.0)
+    scores[explores, at] = np.where(docs[explores, at] >= 0, displaced, before)
+    docs[explores, at] = explored[explores]
+    return Candidates(docs, scores), decision._replace(explored_place=place)

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from ltrr.funnel import FUSED, Funnel, FusedOrder
+from ltrr.funnel import FUSED, Funnel, FusedOrder, reserve
 from ltrr.fusion import ConvexFusion, ReciprocalRankFusion
 from ltrr.policies.fixed import FixedPolicy
 from ltrr.protocols import Policy, Ranker
-from ltrr.types import Candidates, Decision, Page, Pool, Query
+from ltrr.types import Candidates, Decision, Page, Pool, Query, Revised
 
 NUM_DOCS = 50
 QUERIES = [Query(f"q{i}", f"text {i}") for i in range(12)]
@@ -192,3 +192,114 @@ def test_fixed_policy_decides_the_same_for_all() -> None:
 def test_fixed_policy_names_what_is_wrong(depths: dict[str, int], cut: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FixedPolicy(["a", "b"], depths, cut)
+
+
+# Exploring
+
+
+def slow_page(docs: list[int], scores: list[float], explored: int, place: int, k: int) -> tuple[list, list, int]:
+    """Rows, scores and the explored candidate's place of one query's page."""
+    page = [(doc, score) for doc, score in zip(docs, scores, strict=True) if doc not in (-1, explored)]
+    if explored < 0:
+        return [doc for doc, _ in page], [score for _, score in page], -1
+    place = min(place, len(page), k - 1)
+    score = page[place][1] if place < len(page) else page[-1][1] if page else 0.0
+    page = [*page[:place], (explored, score), *page[place:]][:k]
+    return [doc for doc, _ in page], [score for _, score in page], place
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 8])
+def test_an_explored_candidate_has_its_place_on_the_page(k: int) -> None:
+    """Pages of 0 to k candidates, on some of which the explored one is already; the policy may name any place."""
+    rng = np.random.default_rng(k)
+    num, width = 400, rng.integers(1, k + 1)
+    docs = np.array([rng.permutation(12)[:width] for _ in range(num)], np.int32)
+    scores = -np.sort(-rng.random((num, width)).astype(np.float32), axis=1)
+    pads = np.arange(width) >= rng.integers(0, width + 1, num)[:, None]
+    shown = Candidates(np.where(pads, -1, docs), np.where(pads, -np.inf, scores))
+    explored, place = rng.integers(-1, 12, num).astype(np.int32), rng.integers(0, 10, num)
+    decision = Decision(*(np.zeros((num, 1)),) * 4, explored=explored, explored_place=place)
+    page, decided = reserve(shown, decision, k)
+    assert page.docs.shape == page.scores.shape
+    assert page.docs.shape[1] <= k
+    already = 0
+    for i in range(num):
+        wanted = slow_page(shown.docs[i].tolist(), shown.scores[i].tolist(), int(explored[i]), int(place[i]), k)
+        real = page.docs[i] >= 0
+        assert (page.docs[i][real].tolist(), page.scores[i][real].tolist(), decided.explored_place[i]) == wanted
+        assert (np.diff(page.scores[i][real]) <= 0).all()
+        assert (page.scores[i][~real] == -np.inf).all()
+        assert not (~real[:-1] & real[1:]).any()  # pads are last
+        already += explored[i] in shown.docs[i] and explored[i] >= 0
+    assert already > 10
+
+
+def test_a_page_without_exploring_stays_as_it_is() -> None:
+    shown = Candidates(np.array([[3, -1]], np.int32), np.array([[1.0, -np.inf]], np.float32))
+    decision = FixedPolicy(["a"], {"a": 5}).decide(QUERIES[:1], np.zeros((1, 0)))
+    none = decision._replace(explored=np.array([-1]), explored_place=np.array([-1]))
+    for one in (decision, none):
+        assert reserve(shown, one, 2) == (shown, one)
+    with pytest.raises(ValueError, match="without `explored_place`"):
+        reserve(shown, decision._replace(explored=np.array([7])), 2)
+
+
+class Curious:
+    """Explores document 49 − n for query n, at place 1, and no candidate for every third query."""
+
+    id = "curious"
+
+    def __init__(self, depth: int) -> None:
+        self._fixed = FixedPolicy("abc", dict.fromkeys("abc", depth), 5)
+
+    def decide(self, queries: Sequence[Query], features: np.ndarray) -> Decision:
+        number = number_of(queries)[:, 0].astype(np.int32)
+        explored = np.where(number % 3 > 0, NUM_DOCS - 1 - number, -1)
+        place = np.where(explored >= 0, 1, -1)
+        decision = self._fixed.decide(queries, features)
+        return decision._replace(explored=explored, explored_place=place, explored_propensity=np.full(len(number), 0.5))
+
+
+@pytest.mark.parametrize("depth", [10, 0])
+def test_a_policy_explores_whatever_arms_and_ranker_say(depth: int) -> None:
+    """Also where no arm returned the candidate, and where none was asked."""
+    plain = Funnel(arms_of(), FixedPolicy("abc", dict.fromkeys("abc", depth), 5), ReciprocalRankFusion(), ByNumber())
+    before = plain.search(QUERIES, 4)
+    page = Funnel(arms_of(), Curious(depth), ReciprocalRankFusion(), ByNumber()).search(QUERIES, 4)
+    returned = {name: [dict(arm.pairs(q)[:depth]) for q in QUERIES] for name, arm in arms_of().items()}
+    assert page.decision.explored is not None
+    for i, row in enumerate(page.decision.explored.tolist()):
+        others = [doc for doc in before.shown.docs[i].tolist() if doc >= 0]
+        expected = others if row < 0 else [*(rest := [d for d in others if d != row])[:1], row, *rest[1:]][:4]
+        assert [doc for doc in page.shown.docs[i].tolist() if doc >= 0] == expected
+        for position, doc in enumerate(expected):
+            assert page.returned_by(i, position) == [name for name in "abc" if doc in returned[name][i]]
+
+
+class Reversed:
+    """Decides after retrieval: the cut is the query's number, and the order is the fused one from its end."""
+
+    id = "reversed"
+
+    def decide(self, queries: Sequence[Query], features: np.ndarray) -> Decision:
+        return FixedPolicy("abc", {"a": 8, "b": 5, "c": 9}, 11).decide(queries, features)
+
+    def revise(self, queries: Sequence[Query], features: np.ndarray, pool: Pool, decision: Decision) -> Revised:
+        assert pool.arms[-1] == FUSED
+        number = number_of(queries)
+        real = [row[row >= 0] for row in pool.docs]
+        order = Candidates.from_lists(real, [np.arange(len(row)) for row in real], pool.docs.shape[1])
+        return Revised(number, decision._replace(cut=1 + number[:, 0].astype(np.int32)), order)
+
+
+def test_a_policy_may_order_the_candidates_itself() -> None:
+    fixed = Funnel(arms_of(), FixedPolicy("abc", {"a": 8, "b": 5, "c": 9}, 99), ReciprocalRankFusion())
+    fused = fixed.draw(QUERIES).fused.docs
+    funnel = Funnel(arms_of(), Reversed(), ReciprocalRankFusion())
+    drawn, page = funnel.draw(QUERIES), funnel.search(QUERIES, 30)
+    for i in range(len(QUERIES)):
+        wanted = [doc for doc in fused[i].tolist() if doc >= 0][::-1][: 1 + i]
+        assert [doc for doc in page.shown.docs[i].tolist() if doc >= 0] == wanted
+        assert [doc for doc in drawn.pool.docs[i].tolist() if doc >= 0] == wanted  # what a ranker would get
+    np.testing.assert_array_equal(page.features, number_of(QUERIES))
+    np.testing.assert_array_equal(page.decision.cut, 1 + np.arange(len(QUERIES)))

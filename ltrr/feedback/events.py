@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 import numpy as np
 
-from ltrr.types import Context, Page
+from ltrr.types import Context, Decision, Page
 
 Kind = Literal["click", "like", "favourite", "play", "dismiss"]
 _SKEW = timedelta(minutes=5)  # tolerated lag of a client's clock
@@ -56,6 +56,9 @@ class Impression:
     prices: Mapping[str, float] = field(default_factory=dict)  # λ of each budget at decision time
     policy: str = ""  # name and version
     models: Mapping[str, str] = field(default_factory=dict)  # part -> id of its weights
+    explored: str | None = None  # entity that the policy explored at a reserved place; None = it explored none
+    explored_place: int = -1  # its place on the page, 0 = first
+    explored_propensity: float = 1.0  # of exploring this entity, or none, in (0, 1]
 
     def __post_init__(self) -> None:
         _check_id("impression", self.id)
@@ -63,6 +66,10 @@ class Impression:
         where = f"impression {self.id!r}"
         if not 0 < self.propensity <= 1:
             raise ValueError(f"{where}: propensity {self.propensity} is not within (0, 1]")
+        if not 0 < self.explored_propensity <= 1:
+            raise ValueError(f"{where}: explored_propensity {self.explored_propensity} is not within (0, 1]")
+        if self.explored_place != (self.shown.index(self.explored) if self.explored in self.shown else -1):
+            raise ValueError(f"{where}: explored_place {self.explored_place} does not show {self.explored!r}")
         if any(not 0 < p <= 1 for p in self.marginals):
             raise ValueError(f"{where}: marginals {self.marginals} are not all within (0, 1]")
         if len(set(self.shown)) < len(self.shown):
@@ -208,9 +215,25 @@ def impressions_of(
                 prices=page.decision.prices or {},
                 policy=policy,
                 models=models or {},
+                **_explored(page.decision, q, ids),
             )
         )
     return out
+
+
+def _explored(decision: Decision, q: int, ids: Sequence[str]) -> dict[str, Any]:
+    """The fields of an impression that say which candidate of query q was explored."""
+    if decision.explored is None:
+        return {}
+    row = int(decision.explored[q])
+    propensity = 1.0 if decision.explored_propensity is None else float(decision.explored_propensity[q])
+    if row < 0 or decision.explored_place is None:
+        return {"explored_propensity": propensity}
+    return {
+        "explored": ids[row],
+        "explored_place": int(decision.explored_place[q]),
+        "explored_propensity": propensity,
+    }
 
 
 def _check_id(what: str, text: str) -> None:

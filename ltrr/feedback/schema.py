@@ -45,6 +45,9 @@ IMPRESSIONS = sa.Table(
     sa.Column("propensity", sa.Double, nullable=False),
     sa.Column("shown", sa.JSON, nullable=False),  # entities, best first
     sa.Column("body", sa.JSON, nullable=False),  # all other fields
+    sa.Column("explored", sa.Text),  # entity at a reserved place; null = none was explored
+    sa.Column("explored_place", sa.Integer),  # null = none
+    sa.Column("explored_propensity", sa.Double),  # null = 1
     sa.CheckConstraint("propensity > 0 AND propensity <= 1", name="ck_impressions_propensity"),
     sqlite_autoincrement=True,  # numbers are never reused
 )
@@ -104,7 +107,8 @@ def row_of(event: Impression | Action) -> tuple:
             known = filter(None, body["features"])
             if not math.isfinite(sum(chain(event.scores, known, event.prices.values(), *event.action_features))):
                 raise ValueError("a score, feature or price is not finite")
-            row = event.id, micros(event.time), *texts, *rest
+            explored = event.explored, None if event.explored is None else event.explored_place
+            row = event.id, micros(event.time), *texts, *rest, *explored, event.explored_propensity
             if max(map(len, filter(None, (who.customer, event.session, event.policy))), default=0) > 200:
                 raise ValueError("customer, session and policy have at most 200 characters")
             texts += event.shown
@@ -136,6 +140,9 @@ def impression_of(row: Any) -> Impression:
         prices=body.get("prices", {}),  # absent in older stores
         **{name: _tuples(body[name]) for name in _ARRAYS if name != "features"},
         features=tuple(math.nan if x is None else x for x in body["features"]),
+        explored=row.explored,
+        explored_place=-1 if row.explored_place is None else row.explored_place,
+        explored_propensity=1.0 if row.explored_propensity is None else row.explored_propensity,
     )
 
 

@@ -47,7 +47,8 @@ Actions = Iterator[list[tuple[int, Action]]]
 Rounds = Iterator[list[tuple[int, Impression, list[Action]]]]
 _FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _ARROW = {"seq": pa.int64(), "time": pa.timestamp("us", "UTC"), "shown": pa.list_(pa.string())}
-_ARROW |= {"propensity": pa.float64(), "seconds": pa.float64()}  # all other columns are text
+_ARROW |= {"propensity": pa.float64(), "explored_propensity": pa.float64(), "seconds": pa.float64()}
+_ARROW |= {"explored_place": pa.int64()}  # all other columns are text
 
 
 class _Job(NamedTuple):

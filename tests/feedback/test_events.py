@@ -34,6 +34,12 @@ def action(n: int, kind: str = "click", entity: str = "a", after: float = 10, se
         ({"drawn": Allocation((1,), 2)}, r"drawn\.depths has 1 entries"),
         ({"time": datetime(2026, 1, 5)}, "no time zone"),
         ({"id": ""}, "1 to 200 characters"),
+        ({"explored_propensity": 0.0}, r"explored_propensity 0\.0 is not within"),
+        ({"explored": "b"}, "explored_place -1 does not show 'b'"),
+        ({"explored": "b", "explored_place": 0}, "explored_place 0 does not show 'b'"),
+        ({"explored": "b", "explored_place": 2}, "explored_place 2 does not show 'b'"),
+        ({"explored": "c", "explored_place": 1}, "explored_place 1 does not show 'c'"),
+        ({"explored_place": 0}, "explored_place 0 does not show None"),
     ],
 )
 def test_impressions_that_cannot_be_are_refused(change, message):
@@ -104,6 +110,20 @@ def test_a_page_becomes_impressions():
     assert (first.session, first.context.customer, first.normalised) == ("s", "c", "love")
     assert (second.drawn, second.propensity, second.marginals) == (Allocation((0, 7), 8), 0.25, (0.5, 0.5, 0.5))
     assert (second.shown, second.ranks, second.features, second.policy) == (("b",), ((None, 0),), (1.0,) * 4, "fixed-1")
+
+
+def test_an_impression_says_what_was_explored():
+    """Exploring none has a propensity, too."""
+    docs, unknown = np.array([[2, 0], [1, 0]], np.int32), np.full((2, 2, 1), np.nan)
+    decision = Decision(np.array([[5], [5]]), np.array([9, 9]), np.ones(2), np.ones((2, 2)))
+    page = Page(["1", "2"], [Query("1", "x")] * 2, np.ones((2, 0)), decision, Candidates(docs, -docs), ("x",), unknown)
+    for seen in impressions_of(page, "abc", times=[NOW, NOW]):
+        assert (seen.explored, seen.explored_place, seen.explored_propensity) == (None, -1, 1.0)
+    explored = {"explored": np.array([0, -1]), "explored_place": np.array([1, -1])}
+    decision = decision._replace(**explored, explored_propensity=np.array([0.2, 0.9]))
+    one, other = impressions_of(page._replace(decision=decision), "abc", times=[NOW, NOW])
+    assert (one.explored, one.explored_place, one.explored_propensity) == ("a", 1, 0.2)
+    assert (other.explored, other.explored_place, other.explored_propensity) == (None, -1, 0.9)
 
 
 @pytest.mark.parametrize(("one", "other"), [("की", "को"), ("กัด", "กิด"), ("がく", "かく"), ("C++", "C#"), ("C", "c#")])

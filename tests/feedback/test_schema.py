@@ -63,6 +63,26 @@ def test_migrations_make_the_declared_tables_and_open_what_is_there(url, hold):
         EventStore(url)
 
 
+def test_a_database_without_explored_candidates_is_migrated(url, hold, monkeypatch):
+    """What is read from it explored none, and new pages may."""
+    upgrade = schema.command.upgrade
+    monkeypatch.setattr(schema.command, "upgrade", lambda config, _: upgrade(config, "0002"))
+    old = dict(zip(IMPRESSIONS.c.keys()[1:], row_of(replace(FULL, id="old")), strict=True))
+    old = {name: value for name, value in old.items() if not name.startswith("explored")}
+    into = f"INSERT INTO impressions ({', '.join(old)}) VALUES ({', '.join(f':{name}' for name in old)})"
+    with hold() as connection:
+        connection.execute(sa.text(into), old)
+    monkeypatch.undo()
+    with EventStore(url) as store, hold() as connection:
+        assert MigrationContext.configure(connection).get_current_revision() == "0003"
+        (null,) = connection.execute(sa.select(IMPRESSIONS.c.explored_propensity)).all()
+    with EventStore(url) as store:
+        store.append([FULL])
+        none = replace(FULL, id="old", explored=None, explored_place=-1, explored_propensity=1.0)
+        assert flat(store.impressions()) == [(1, none), (2, FULL)]
+    assert null == (None,)
+
+
 def test_a_migration_in_one_go(url, hold, monkeypatch):
     monkeypatch.setattr(schema.command, "upgrade", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -102,7 +122,7 @@ def test_what_is_no_database_or_has_no_driver(tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"query": "a\0b"}, "it has a NUL"),
-        ({"shown": ("a", "\ud800"), "scores": (), "ranks": ()}, "surrogates not allowed"),
+        ({"shown": ("愛", "\ud800"), "scores": (), "ranks": (), "explored_place": 0}, "surrogates not allowed"),
         ({"features": (float("inf"), float("nan"))}, "a score, feature or price is not finite"),
         ({"marginals": (), "ranks": (), "models": {"a": object()}}, "Unable to serialize"),
         ({"context": Context("c" * 201)}, "at most 200 characters"),

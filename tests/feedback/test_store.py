@@ -44,6 +44,9 @@ FULL = Impression(
     marginals=(0.1, 1.0, 5e-9),
     policy="linucb-3",
     models={"ranker": "abc", "dense": "d"},
+    explored="愛",
+    explored_place=1,
+    explored_propensity=0.7,
 )
 
 
