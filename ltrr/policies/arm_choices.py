@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ltrr.policies.explorers import EpsilonGreedy, Explorer
+from ltrr.policies.explorers import Explorer
 from ltrr.policies.price import least_price, price_for
 from ltrr.policies.table import MOST, Table, greedy
 from ltrr.types import Decision
@@ -85,7 +85,7 @@ class ListedArms:
         table = Table.of(
             with_off, [most], arm_costs=_run(levels, costs), candidate_cost=0.0, drawn_cost=costs.drawn, cap=costs.cap
         )
-        self.table = replace(table, cuts=np.full(len(table), cut, np.int32))
+        self.table, self.cut = replace(table, cuts=np.full(len(table), cut, np.int32)), cut
         self._whole = bool((table.depths[-1] == [max(depths) for depths in with_off.values()]).all())
         self._design = design(levels_of(self.table.depths, levels, num_levels), num_levels)  # (N, P)
 
@@ -116,10 +116,14 @@ class ListedArms:
         drawn, decision = self.table.draw(self.probabilities(losses, price, how), rng)
         return decision, self.table.costs[drawn]
 
-    def rows(self, depths: np.ndarray) -> np.ndarray:
-        """Looks up depths (Q, A) in the table: (Q,) rows, −1 = not in it."""
-        numbers = {row.tobytes(): n for n, row in enumerate(self.table.depths)}
-        return np.array([numbers.get(row.tobytes(), -1) for row in depths.astype(np.int32)], int)
+    def likelihood(
+        self, losses: np.ndarray, depths: np.ndarray, price: float, how: Drawing
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Probability of drawing depths (Q, A), and whether they are a choice, (Q,) each; losses (Q, P)."""
+        rows = {row.tobytes(): n for n, row in enumerate(self.table.depths)}
+        at = np.array([rows.get(row.tobytes(), -1) for row in depths.astype(np.int32)], int)
+        probabilities = self.probabilities(losses, price, how)[np.arange(len(at)), at]
+        return np.where(at >= 0, probabilities, 0.0), at >= 0
 
     def price(self, losses: np.ndarray, budget: float) -> float:
         """Lowest price at which the best choices cost at most the budget on average; losses (Q, P) of some queries."""
@@ -139,18 +143,20 @@ class UnlistedArms:
         run = _run(levels, costs)
         self._costs = [(d > 0) * run[arm] + costs.drawn * d for arm, d in zip(levels, self._depths, strict=True)]
         self._levels = [np.array([*range(len(d) - 1), num_levels - 1] if len(d) > 1 else [0]) for d in self._depths]
-        self._cut, self._num_levels = cut, num_levels
+        self.cut, self._num_levels = cut, num_levels
+        self._sizes = np.array([len(arm) for arm in self._depths])
+        self._num_choices = float(np.prod(self._sizes.astype(float))) - 1
 
-    def check(self, how: Drawing) -> EpsilonGreedy:
-        """Returns the explorer. Raises ValueError unless it is EpsilonGreedy with a share within 0 and 1."""
-        if not isinstance(how.explorer, EpsilonGreedy):
+    def check(self, how: Drawing) -> float:
+        """Returns the explorer's random share. Raises ValueError unless it has one within 0 and 1."""
+        if (share := how.explorer.random_share) is None:
             raise ValueError(
                 f"policy.explore: {type(how.explorer).__name__} needs a list of choices, and these are more than "
                 f"{MOST:,}; use EpsilonGreedy, or fewer depths"
             )
-        if not 0 <= how.explorer.epsilon <= 1:
-            raise ValueError(f"policy.explore: a share of {how.explorer.epsilon} is not within 0 and 1")
-        return how.explorer
+        if not 0 <= share <= 1:
+            raise ValueError(f"policy.explore: a share of {share} is not within 0 and 1")
+        return share
 
     def _best(self, losses: np.ndarray, price: float) -> np.ndarray:
         """Searches the best choices greedily: (Q, A) indexes into the arms' depths; losses (Q, P)."""
@@ -166,23 +172,39 @@ class UnlistedArms:
         self, losses: np.ndarray, price: float, how: Drawing, rng: np.random.Generator
     ) -> tuple[Decision, np.ndarray]:
         """Draws a decision for each query; returns it with the costs (Q,). losses (Q, P)."""
-        epsilon = self.check(how).epsilon
-        best, sizes = self._best(losses, price), np.array([len(arm) for arm in self._depths])
+        best, sizes, shares = self._best(losses, price), self._sizes, self._shares(how)
         whole, num = sizes - 1, len(best)
-        shares = np.array([(1 - how.shadow) * (1 - epsilon), (1 - how.shadow) * epsilon, how.shadow])
         kind = rng.choice(3, num, p=shares)  # 0 = the best, 1 = uniform, 2 = all arms
         uniform_draw = rng.integers(0, sizes, (num, len(sizes)))
         while (none := ~uniform_draw.any(axis=1)).any():  # draw again if no arm runs
             uniform_draw[none] = rng.integers(0, sizes, (none.sum(), len(sizes)))
         at = np.select([kind[:, None] == 0, kind[:, None] == 1], [best, uniform_draw], whole)
-        num_choices = float(np.prod(sizes.astype(float))) - 1
-        uniform = (num_choices + 1) / sizes - (at == 0)  # number of choices with each arm at its drawn level
-        joint = shares @ np.stack([(at == best).all(axis=1), np.full(num, 1 / num_choices), (at == whole).all(axis=1)])
-        marginals = np.einsum("k,kqa->qa", shares, np.stack([at == best, uniform / num_choices, at == whole]))
+        uniform = (self._num_choices + 1) / sizes - (at == 0)  # number of choices with each arm at its drawn level
+        joint = self._joint(at, best, shares)
+        marginals = np.einsum("k,kqa->qa", shares, np.stack([at == best, uniform / self._num_choices, at == whole]))
         depths = np.stack([arm[place] for arm, place in zip(self._depths, at.T, strict=True)], axis=1)
         cost = np.sum([arm[place] for arm, place in zip(self._costs, at.T, strict=True)], axis=0)
         marginals = np.concatenate([np.clip(marginals, joint[:, None], 1.0), np.ones((num, 1))], axis=1)
-        return Decision(depths.astype(np.int32), np.full(num, self._cut, np.int32), joint, marginals), cost
+        return Decision(depths.astype(np.int32), np.full(num, self.cut, np.int32), joint, marginals), cost
+
+    def likelihood(
+        self, losses: np.ndarray, depths: np.ndarray, price: float, how: Drawing
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Probability of drawing depths (Q, A), and whether they are a choice, (Q,) each; losses (Q, P)."""
+        levels = [arm == column[:, None] for arm, column in zip(self._depths, depths.T, strict=True)]  # A × (Q, L)
+        at = np.stack([level.argmax(axis=1) for level in levels], axis=1)
+        choice = np.all([level.any(axis=1) for level in levels], axis=0) & at.any(axis=1)
+        return np.where(choice, self._joint(at, self._best(losses, price), self._shares(how)), 0.0), choice
+
+    def _shares(self, how: Drawing) -> np.ndarray:
+        """Shares of queries (3,): the best choice, a uniform one, all arms."""
+        share = self.check(how)
+        return np.array([(1 - how.shadow) * (1 - share), (1 - how.shadow) * share, how.shadow])
+
+    def _joint(self, at: np.ndarray, best: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        """Probability (Q,) of places (Q, A) in the arms' depths; best (Q, A) likewise."""
+        uniform = np.full(len(at), 1 / self._num_choices)
+        return shares @ np.stack([(at == best).all(axis=1), uniform, (at == self._sizes - 1).all(axis=1)])
 
     def price(self, losses: np.ndarray, budget: float) -> float:
         """Price at which greedy choices cost at most the budget on average over a sample of losses (Q, P)."""

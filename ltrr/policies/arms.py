@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ltrr.policies.arm_choices import Costs, Drawing, ListedArms, feasible_arms
+from ltrr.policies.arm_choices import Costs, Drawing, feasible_arms
 from ltrr.policies.explorers import EpsilonGreedy, Explorer
 from ltrr.policies.features import ContextFeatures, check_learned
 from ltrr.policies.price import Price
@@ -120,17 +120,10 @@ class ArmPolicy:
 
     def replay(self, queries: Sequence[Query], features: Sequence[Sequence[float]], decision: Decision) -> Replay:
         """How likely these depths are drawn at today's price; features start with this policy's."""
-        if not isinstance(self._choices, ListedArms):
-            raise ValueError(
-                "policy: more choices of arms than can be listed, so a log cannot be replayed; fewer depths"
-            )
         losses, known = self._losses(features)
-        at = self._choices.rows(decision.depths)
-        probabilities = self._choices.probabilities(losses, self._price.value, self._how)  # (R, N)
-        target = np.where(at >= 0, probabilities[np.arange(len(at)), at], 0.0)
+        target, choice = self._choices.likelihood(losses, decision.depths, self._price.value, self._how)
         propensity = decision.propensity / decision.marginals[:, -1]  # the cut's is given the arms
-        cut = probabilities @ self._choices.table.cuts
-        return Replay(target, None, propensity, known & (at >= 0), cut)
+        return Replay(target, None, propensity, known & choice, np.full(len(target), float(self._choices.cut)))
 
     def price_from(self, features: Sequence[Sequence[float]]) -> None:
         """Sets the price at which the best choices for logged queries cost at most the budget on average."""

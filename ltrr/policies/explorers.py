@@ -20,6 +20,11 @@ class Explorer(ABC):
     exact: ClassVar[bool] = True  # whether probabilities are computed, not estimated
     unsure: ClassVar[bool] = False  # whether it needs deviations
 
+    @property
+    def random_share(self) -> float | None:
+        """Share of queries that draw uniformly where all others take the best; None for other ways to explore."""
+        return None
+
     @abstractmethod
     def probabilities(self, values: np.ndarray, deviations: np.ndarray | None = None) -> np.ndarray:
         """Probabilities (Q, N), rows sum to 1, from values (Q, N), higher is better, and their deviations (Q, N)."""
@@ -61,6 +66,10 @@ class EpsilonGreedy(Explorer):
     """The best decision, except for a share epsilon of queries that draw uniformly; 0 = greedy."""
 
     epsilon: float = 0.1
+
+    @property
+    def random_share(self) -> float:
+        return self.epsilon
 
     def probabilities(self, values: np.ndarray, deviations: np.ndarray | None = None) -> np.ndarray:
         return _floored(_greedy(values), self.epsilon)

@@ -136,6 +136,12 @@ def test_more_choices_than_can_be_listed_are_found_greedily() -> None:
         assert which.mean() == pytest.approx(wanted, abs=0.01)
         np.testing.assert_allclose(drawn.propensity[which], wanted)
     np.testing.assert_allclose(drawn.propensity[~same & ~whole], 0.36 / listed)
+    how = Drawing(EpsilonGreedy(0.4), shadow=0.1)
+    likely, choice = feasible.likelihood(many, drawn.depths, price, how)
+    np.testing.assert_array_equal(likely, drawn.propensity)
+    assert choice.all()
+    strange = np.array([[0] * 7, [7, *[0] * 6]])  # no arm, and a depth that is none
+    assert [part.tolist() for part in feasible.likelihood(many[:2], strange, price, how)] == [[0, 0], [False, False]]
     for a in range(7):
         for level in depths:
             at = drawn.depths[:, a] == level
@@ -166,6 +172,11 @@ def test_propensities_of_what_is_not_listed_are_those_of_a_list(epsilon: float, 
     for a in range(3):
         marginal = [sum(p for other, p in share.items() if other[a] == row[a]) for row in rows]
         np.testing.assert_allclose(drawn.marginals[:, a], marginal, atol=1e-12)
+    rows = ListedArms(levels, Costs({}, drawn=0.02), 10, 4)
+    for each in (feasible, rows):
+        likely, choice = each.likelihood(np.repeat(losses, 11, axis=0), np.array(every), 0.01, how)
+        np.testing.assert_allclose(likely, [share[row] for row in every], atol=1e-12)
+        assert choice.all()
 
 
 def test_greedy_choices_are_never_dearer_than_need_be() -> None:
