@@ -46,7 +46,7 @@ from ltrr.simulation.kept import check_world, kept
 from ltrr.simulation.loop import Customers, Log, frozen, learn, serve
 from ltrr.simulation.splits import Fold, by_group, by_split, make_fold
 from ltrr.simulation.truth import ORDER, fitted_order
-from ltrr.system.simulated import num_of, order_of, pools_reader, section_of
+from ltrr.system.simulated import check_splits, num_of, order_of, pools_reader, section_of, settings_of, world_of
 from ltrr.system.system import System, open_systems
 from ltrr.types import RetrievalFeatures
 
@@ -81,14 +81,14 @@ def run() -> None:
     )  # fmt: skip
     check(flags)
     (system,) = open_systems(flags.config, overrides, hold_out=flags.split)
+    check_splits(system, [] if flags.folds else [flags.learn, flags.price, flags.split])
     num = num_of(system)
     if max(flags.budgets) > num:
         raise ConfigError(f"--budgets: {max(flags.budgets)} is above policy.num, {num}, the deepest cut")
 
     # 1) The world: queries, what arms return for them, and what systems reach that do not learn.
     folds = folds_of(system, flags, num)
-    truth = [[[q.id for q in part.pools.queries], float(part.pools.grades.sum())] for f in folds for part in f[:4]]
-    check_world(flags.out / "seeds", [*map(system.indexes.identity, system.drawn)], truth)
+    check_world(flags.out / "seeds", world_of(system, [part.pools for fold in folds for part in fold[:4]]))
     ids = [query.id for query in folds[0].test.pools.queries]
     if flags.shuffle:
         folds = [fold.shuffled() for fold in folds]
@@ -181,10 +181,9 @@ def outcome(
 
     Of --weights also (Q,) recall at the budget in the order that is learned from the rounds of the first passes.
     """
-    settings = system.settings.model_dump(exclude={"cache", "serve", "ranker"})
     world = flags.eta, flags.noise, flags.cascade, flags.shuffle, flags.weights
     split = flags.learn, flags.price, flags.split, flags.folds, flags.change
-    key = content_key(_REVISION, settings, sorted(flags.passes), world, split)
+    key = content_key(_REVISION, settings_of(system), sorted(flags.passes), world, split)
     path = flags.out / "seeds" / f"{key}-{budget}-{number}-{seed}{'-perfect' if perfect else ''}.npz"
     logged = flags.out / f"rounds-{budget}.npz" if flags.log and not (seed or number or perfect) else None
     mark = path.with_suffix(".logged")  # whose rounds are logged there
@@ -195,7 +194,7 @@ def outcome(
         policy, num = policy_of(system, budget, perfect, seed), num_of(system)
         model = PositionBased.power(num, 0.0 if perfect else flags.eta)
         looks = Cascade(_SATISFIED, _LEAVES) if flags.cascade and not perfect else model
-        customers, rng = Customers(looks, 0.0 if perfect else flags.noise), np.random.default_rng
+        customers = Customers(looks, 0.0 if perfect else flags.noise)
         rng = np.random.default_rng([seed, budget, perfect, *[number] * (number > 0)])
         several = [fold.before, fold.train] if fold.changes else [fold.train]
         reached = {name: np.concatenate([part.recall[name] for part in several]) for name in fold.train.recall}

@@ -83,10 +83,10 @@ def report(results: Mapping[str, Any]) -> list[str]:
     header = "clicks", "passes", "K", "mean cut", "recall", "fixed", "oracle"
     rows = []
     for row in results["all"]:
-        means = f"{row['mean_cut']:.2f}", _cell(row["recall"]), f"{row['fixed']:.4f}", f"{row['oracle']:.4f}"
-        rows.append([row["clicks"], row["passes"], row["K"], *means, *(_cell(row[figure]) for figure in cells)])
+        means = f"{row['mean_cut']:.2f}", cell(row["recall"]), f"{row['fixed']:.4f}", f"{row['oracle']:.4f}"
+        rows.append([row["clicks"], row["passes"], row["K"], *means, *(cell(row[figure]) for figure in cells)])
     lines = markdown((*header, "gap closed", "over its own order", "at mean K", "cost saved"), rows)
-    rows = [[name, *(_cell(by_budget[key]) for key in budgets)] for name, by_budget in results["systems"].items()]
+    rows = [[name, *(cell(by_budget[key]) for key in budgets)] for name, by_budget in results["systems"].items()]
     lines += ["", *markdown(("recall of the first K", *budgets), rows)]
     rows = [
         [name if name == "policy" else f"fixed, {name}", *(f"{results['regret'][key][name]:.4f}" for key in budgets)]
@@ -104,10 +104,12 @@ def report(results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _cell(interval: Mapping[str, float] | None) -> str:
+def cell(interval: Mapping[str, float] | None, form: str = ".3f") -> str:
+    """A mean and its 95 % interval, for tables. form: of each number."""
     if interval is None:
         return "never there"
-    return f"{interval['mean']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
+    mean, low, high = (format(interval[part], form) for part in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
 
 
 def frontier(

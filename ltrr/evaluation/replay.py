@@ -113,7 +113,7 @@ def replay(log: Log, policy: Policy) -> Replayed:
     round tells about the policy.
     """
     marginals = target_marginals = None
-    if replayable := offers(policy, Replayable):
+    if (replayable := offers(policy, Replayable)) is not None:
         replayed = replayable.replay(log.queries, log.features, log.decision)
     else:
         decision = _decided(log, policy)
@@ -144,7 +144,7 @@ def replay(log: Log, policy: Policy) -> Replayed:
 def _decided(log: Log, policy: Policy) -> Decision:
     """What a policy without chance decides for the logged queries."""
     queries, featured = log.queries, offers(policy, Featured)
-    features = featured.features(queries) if featured else np.zeros((len(queries), 0), np.float32)
+    features = featured.features(queries) if featured is not None else np.zeros((len(queries), 0), np.float32)
     decision = policy.decide(queries, features)
     if offers(policy, AfterRetrieval) or (decision.propensity < 1).any():
         raise ValueError(

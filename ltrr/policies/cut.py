@@ -88,7 +88,7 @@ class CutPolicy:
         self.learner, self._budget, self._learn = learner, budget, learn
         self._before = before or FixedPolicy(arms, depths, self._num)
         self._depths = [*whole.values()] if before is None else None
-        self.id = f"cut {learner.id[:12]}" + (f", {before.id}" if before else "")
+        self.id = f"cut {learner.id[:12]}" + (f", {before.id}" if before is not None else "")
         self._explorer = explore or EpsilonGreedy(0.0)
         self._table = Table.of({"all": [self._num]}, range(1, self._num + 1))
         self._price = Price(budget, name="candidates")

@@ -65,14 +65,14 @@ class Log(NamedTuple):
 def features_of(policy: Policy, queries: Sequence[Query]) -> np.ndarray:
     """(Q, F) what a policy looks at before retrieval."""
     featured = offers(policy, Featured)
-    return featured.features(queries) if featured else np.zeros((len(queries), 0), np.float32)
+    return featured.features(queries) if featured is not None else np.zeros((len(queries), 0), np.float32)
 
 
 def serve(policy: Policy, pools: JudgedPools, order: Ranker, num: int) -> Served:
     """Decides for queries whose pools are in fused order; num: M."""
     decision = policy.decide(pools.queries, pools.features)
     pools, features = pools.retrieved(decision.depths, order), pools.features
-    if after := offers(policy, AfterRetrieval):
+    if (after := offers(policy, AfterRetrieval)) is not None:
         features, decision, own = after.revise(pools.queries, features, pools.pool, decision)
         pools = pools if own is None else pools.ordered(own)
     grades = widened(np.where(pools.pool.docs >= 0, pools.grades, np.nan), num, np.nan)
@@ -107,7 +107,7 @@ def learn(
     log = Log(order, cut, recall, clicks, np.zeros((num_queries * (1 + fold.changes), 0), np.float32))
 
     def find_prices(pools: JudgedPools) -> None:
-        if priced:
+        if priced is not None:
             sample = rng.choice(num_queries, min(_PRICED, num_queries), replace=False)
             hold_budget(priced, pools.some(sample), fold.order)
             priced.follow(priced.prices)
@@ -129,7 +129,7 @@ def learn(
         recall[batch] = served.recall[np.arange(len(rows)), served.cut - 1]
         # 3) The policy learns.
         passed = stop // num_queries if stop % num_queries == 0 else 0
-        if refitted and (stop >= due or passed in passes):
+        if refitted is not None and (stop >= due or passed in passes):
             refitted.refit(log.rounds(refitted, slice(stop)), seed)
             due = due * 2 if stop >= due else due
             find_prices(pools)
@@ -152,11 +152,11 @@ def frozen(policy: Policy, fold: Fold, num: int) -> tuple[np.ndarray, np.ndarray
     The first ones are at the prices that hold the budgets on dev; a policy with a `Frontier` has others around them.
     """
     exploring = offers(policy, Exploring)
-    still = exploring.greedy() if exploring else policy
+    still = exploring.greedy() if exploring is not None else policy
     priced, frontier = offers(still, Priced), offers(still, Frontier)
-    price = hold_budget(priced, fold.dev.pools, fold.order).get("candidates") if priced else None
+    price = hold_budget(priced, fold.dev.pools, fold.order).get("candidates") if priced is not None else None
     served = serve(still, fold.test.pools, fold.order, num)
     cuts = served.cut[:, None]
-    if frontier:
+    if frontier is not None:
         cuts = np.concatenate([cuts, frontier.cuts_at(served.features, (PRICES * (price or 1e-3)).tolist())], axis=1)
     return cuts, np.take_along_axis(served.recall, cuts - 1, 1)

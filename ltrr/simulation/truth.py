@@ -41,7 +41,7 @@ def recall_of_slots(dev: JudgedPools, test: JudgedPools, order: Ranker, num: int
     Arms fill their slots one after the other, first those that weigh most in the fused order.
     """
     weighted = offers(order, Weighted)
-    weights = weighted.weights if weighted else {}
+    weights = weighted.weights if weighted is not None else {}
     names = dev.pool.arms[:-1]
     arms = sorted(range(len(names)), key=lambda a: -weights.get(names[a], 0.0))
     slots, _ = best_slots(dev.pool.ranks[:, :, arms], dev.gains, dev.positives, num)

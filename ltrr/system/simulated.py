@@ -6,7 +6,7 @@ Knows systems and the section `policy`; does not know what is simulated (`ltrr.s
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ltrr.config import ConfigError, find_class
@@ -49,16 +49,32 @@ def _arguments(where: str, section: dict[str, Any]) -> Any:
     return inspect.signature(find_class(where, section.get("class", ""))).parameters
 
 
+def settings_of(system: System) -> dict[str, Any]:
+    """What a simulation's outcomes depend on of a config."""
+    return system.settings.model_dump(exclude={"cache", "serve", "ranker"})
+
+
+def world_of(system: System, parts: Iterable[JudgedPools]) -> list[Any]:
+    """Builds of the arms, and queries and truth of each part: outcomes of others are of another world."""
+    truth = [[[query.id for query in part.queries], float(part.grades.sum())] for part in parts]
+    return [[system.indexes.identity(name) for name in system.drawn], truth]
+
+
+def check_splits(system: System, splits: Sequence[str]) -> None:
+    """ConfigError where the data set lacks one of these splits."""
+    for split in splits:
+        if split not in system.dataset.splits:
+            raise ConfigError(
+                f"{system.settings.data.path}: has no split {split!r}, which a policy needs; "
+                f"it has {', '.join(system.dataset.splits)}"
+            )
+
+
 def pools_reader(system: System, policy: Policy) -> Callable[[Sequence[str]], JudgedPools]:
     """Splits -> what the funnel's arms return for their judged queries, with the features that a policy looks at."""
 
     def read(splits: Sequence[str]) -> JudgedPools:
-        for split in splits:
-            if split not in system.dataset.splits:
-                raise ConfigError(
-                    f"{system.settings.data.path}: has no split {split!r}, which a policy needs; "
-                    f"it has {', '.join(system.dataset.splits)}"
-                )
+        check_splits(system, splits)
         arms = {name: system.arm(name) for name in system.drawn}  # built where they are missing
         return judged_pools(
             system.dataset,

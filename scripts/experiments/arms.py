@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ltrr.cli.arguments import arguments, main
 from ltrr.config import ConfigError, construct, find_class
+from ltrr.evaluation.cut_report import cell
 from ltrr.evaluation.plots import tidy
 from ltrr.evaluation.regret import mean_of
 from ltrr.evaluation.tables import markdown, write_experiment
@@ -37,12 +38,13 @@ from ltrr.simulation.arms import Choices, mixed, recall_of_choices, taken
 from ltrr.simulation.kept import check_world, kept
 from ltrr.simulation.loop import Customers, learn
 from ltrr.simulation.splits import Fold, by_split, make_fold
-from ltrr.system.simulated import num_of, order_of, pools_reader, section_of
+from ltrr.system.simulated import num_of, order_of, pools_reader, section_of, settings_of, world_of
 from ltrr.system.system import System, open_systems
 
 _REVISION = 4  # of what makes a seed's outcome
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  # of all arms' cost
 _LOSS = 0.003  # of recall, that is worth nothing
+_FORM = "+.4f"  # of numbers in the table
 _SHOWN = 31  # choices in the table; where there are more, only those on a hull of static ones
 Values = Sequence[Mapping[str, np.ndarray]]  # one a seed: "dev" and "test" -> (Q, N) predicted values of choices
 
@@ -75,8 +77,7 @@ def run() -> None:
     order = order_of(system, parts.dev)
     recall = [recall_of_choices(choices.table, pools, order, flags.budgets) for pools in (parts.dev, parts.test)]
     fold = make_fold(parts, order, num, ())
-    truth = [[[q.id for q in part.queries], float(part.grades.sum())] for part in parts]
-    check_world(flags.out / "seeds", [*map(system.indexes.identity, system.drawn)], truth)
+    check_world(flags.out / "seeds", world_of(system, parts))
 
     # 2) What the policy learns, with each seed, and how it compares.
     names = _names(system, choices)
@@ -102,11 +103,9 @@ def choices_of(system: System, deepest: int) -> ListedArms:
     costs = before.get("costs") or {}
     if not isinstance(costs, dict) or not all(isinstance(cost, int | float) and cost > 0 for cost in costs.values()):
         raise ConfigError(f"policy.before.costs: {costs!r} is no mapping of arms to costs above 0")
-    if (drawn := before.get("drawn_cost") or 0.0) < 0:
-        raise ConfigError(f"policy.before.drawn_cost: {drawn} is below 0")
     shallow = (before.get("learner") or {}).get("shallow") or []
     depths = {name: system.depths[name] for name in system.drawn}
-    choices = feasible_arms(depths, shallow, Costs(costs, drawn), deepest)
+    choices = feasible_arms(depths, shallow, Costs(costs, before.get("drawn_cost") or 0.0), deepest)
     if not isinstance(choices, ListedArms):
         raise ConfigError("policy.before.learner.shallow: more choices than can be listed: hindsight is not known")
     return choices
@@ -132,7 +131,7 @@ def learned(flags: Any, system: System, fold: Fold, budget: int, seed: int) -> d
 
 
 def _path(flags: Any, system: System, budget: int, seed: int) -> Any:
-    settings = system.settings.model_dump(exclude={"cache", "serve", "ranker"})
+    settings = settings_of(system)
     for free in ("costs", "drawn_cost", "budget"):  # what is lost does not depend on them
         settings["policy"]["before"].pop(free, None)
     key = content_key(_REVISION, settings, flags.eta, flags.noise, flags.split)
@@ -184,10 +183,6 @@ def _names(system: System, choices: ListedArms) -> list[str]:
     ]
 
 
-def _cell(told: Mapping[str, float]) -> str:
-    return f"{told['mean']:+.4f} ({told['low']:+.4f} to {told['high']:+.4f})"
-
-
 def report(results: Mapping[str, Any]) -> list[str]:
     lines = []
     header = (
@@ -203,15 +198,18 @@ def report(results: Mapping[str, Any]) -> list[str]:
         lines += [
             f"K = {budget}: all arms find {row['full']:.4f}. Where it loses {_LOSS} on dev, the policy saves "
             f"{free['policy']['saved']:.1%} of the arms' cost and loses",
-            f"{_cell(free['policy']['lost'])} here; static choices save {free['static']['saved']:.1%} and lose "
-            f"{_cell(free['static']['lost'])}.",
+            f"{cell(free['policy']['lost'], _FORM)} here; static choices save {free['static']['saved']:.1%} and lose "
+            f"{cell(free['static']['lost'], _FORM)}.",
             "",
         ]
         rows = [
-            (f"{each['share']:.0%}", f"{each['cost']:.1%}", *(_cell(each[n]) for n in ("policy", "static", "saved")),
-             f"{each['hindsight']:+.4f}")
+            (
+                *(f"{each['share']:.0%}", f"{each['cost']:.1%}"),
+                *(cell(each[name], _FORM) for name in ("policy", "static", "saved")),
+                format(each["hindsight"], _FORM),
+            )
             for each in row["rows"]
-        ]  # fmt: skip
+        ]
         lines += [*markdown(header, rows), ""]
     on_hull = {n for row in results["K"].values() for n in row["hull"]}
     few = len(results["choices"]) <= _SHOWN

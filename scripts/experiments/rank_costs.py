@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ltrr.cli.arguments import arguments, main
 from ltrr.config import ConfigError
 from ltrr.encoders.cross_encoder import load_cross_encoder
-from ltrr.evaluation.cut_report import frontier
+from ltrr.evaluation.cut_report import cell, frontier
 from ltrr.evaluation.regret import Chosen, fixed, mean_of
 from ltrr.evaluation.tables import markdown, write_experiment
 from ltrr.files import content_key
@@ -143,9 +143,6 @@ def sample(num: int, most: int) -> np.ndarray:
 
 
 def report(results: Mapping[str, Any]) -> list[str]:
-    def cell(told: Mapping[str, float]) -> str:
-        return f"{told['mean']:+.4f} ({told['low']:+.4f} to {told['high']:+.4f})"
-
     lines = [
         f"{MEASURE} after ranking the first {results['all']} candidates in fused order, all that a policy looks at: "
         f"{results['quality']:.4f} ({results['queries']:,} queries, weight of the cross-encoder "
@@ -155,7 +152,7 @@ def report(results: Mapping[str, Any]) -> list[str]:
     header = "budget", "candidates ranked", "of all", MEASURE, "policy − all", "same cut − all", "policy − same cut"
     rows = [
         (row["K"], f"{row['mean']:.1f}", f"{row['share']:.0%}", f"{row['quality']:.4f}",
-         *(cell(row[name]) for name in ("policy", "fixed", "gain")))
+         *(cell(row[name], "+.4f") for name in ("policy", "fixed", "gain")))
         for row in results["rows"]
     ]  # fmt: skip
     lines += markdown(header, rows)

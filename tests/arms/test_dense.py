@@ -13,7 +13,7 @@ import pytest
 from ltrr.arms.dense import Dense
 from ltrr.data.beir import Corpus, Document
 from ltrr.index.manifest import IndexMissing, IndexRefused
-from ltrr.protocols import Indexed
+from ltrr.protocols import Arm
 from ltrr.types import Query
 
 PROJECT = Path(__file__).parents[2]
@@ -65,7 +65,7 @@ QUERIES = queries_of("title3", "text5 row27", "mood1 tone4")
 @pytest.mark.parametrize("text_fields", [(), ("mood",), None])
 def test_search_is_brute_force(tmp_path, text_fields):
     corpus, arm = corpus_of(47), dense(text_fields=text_fields)
-    assert isinstance(arm, Indexed)
+    assert isinstance(arm, Arm)
     arm.build(corpus, tmp_path)
     found = arm.open(corpus, tmp_path).search(QUERIES, 10)
 

@@ -14,7 +14,7 @@ from ltrr.arms.structured import Structured, _where
 from ltrr.data.beir import Corpus, Document, open_dataset
 from ltrr.feedback.events import impressions_of
 from ltrr.index.manifest import IndexRefused
-from ltrr.protocols import Indexed
+from ltrr.protocols import Arm
 from ltrr.types import Candidates, Context, Decision, Page, Query
 
 GENRES, PLACES = ("jazz", "metal", "country"), ("en", "de")
@@ -57,7 +57,7 @@ def rows_of(found: Candidates) -> list[list[int]]:
 
 def test_the_newest_that_match_come_first(root: Path) -> None:
     arm = opened(root, newest=4)
-    assert isinstance(arm, Indexed)
+    assert isinstance(arm, Arm)
     for text, matches in (("jazz", JAZZ), ("jazz songs", [i for i in JAZZ if i % 4])):
         dated = [i for i in reversed(matches) if i % 10 != 9]
         (found,) = rows_of(arm.search(asked(text), 10))

@@ -11,7 +11,7 @@ from ltrr.data.beir import Corpus, Document
 from ltrr.data.expansions import Expansion, ExpansionWriter
 from ltrr.data.lines import DataError
 from ltrr.index.manifest import IndexMissing, IndexRefused
-from ltrr.protocols import Indexed
+from ltrr.protocols import Arm
 from ltrr.query_understanding.fields import log_prior, prior_fields, year_like
 from ltrr.types import Candidates, Qrels, Query
 from tests.index.test_text import slow_bm25, tokens_of
@@ -73,7 +73,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Lexical:
 
 
 def test_the_default_is_plain_bm25_of_everything(plain: Lexical) -> None:
-    assert isinstance(plain, Indexed)
+    assert isinstance(plain, Arm)
     texts = [f"{d.title} {d.text} {d.metadata['genres'][0]} {d.metadata['year']}" for d in CORPUS]
     found = plain.search(QUERIES, 10)
     scores = [

@@ -17,7 +17,7 @@ from ltrr.feedback.events import Action, Impression, Kind
 from ltrr.feedback.loop import Loop
 from ltrr.feedback.store import EventStore
 from ltrr.index.manifest import IndexRefused
-from ltrr.protocols import Indexed
+from ltrr.protocols import Arm
 from ltrr.types import Context, Query
 from tests.helpers import shared
 
@@ -105,7 +105,7 @@ def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 
 def test_tastes_are_told_apart_by_co_engagement_alone(table: Path, tmp_path: Path) -> None:
     arm = opened(tmp_path, table)
-    assert isinstance(arm, Indexed)
+    assert isinstance(arm, Arm)
     for u in range(30):
         best = found(arm, query(f"c{u}"), 8)  # one that is known is of the other taste
         assert sum(row % 2 == u % 2 for row in best) >= 7, (u, best)

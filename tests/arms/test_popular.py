@@ -9,7 +9,7 @@ import pytest
 from ltrr.arms.popular import Popular
 from ltrr.data.beir import Corpus, Document
 from ltrr.index.manifest import IndexRefused
-from ltrr.protocols import Indexed
+from ltrr.protocols import Arm
 from ltrr.types import Context, Query
 
 PLAYS = [5, 900, None, 900, 0, 12, 10**9, 10**9 + 1]
@@ -45,7 +45,7 @@ def ask(arm: Popular, k: int, *contexts: Context) -> list[list[int]]:
 
 def test_popular_first_then_by_row(tmp_path: Path) -> None:
     arm = opened(tmp_path)  # the first number field that is no year
-    assert isinstance(arm, Indexed)
+    assert isinstance(arm, Arm)
     # 6 and 7 differ by one play in 10⁹: the same float32 score, hence by row; unknown plays count as none
     assert ask(arm, 8, Context()) == [[6, 7, 1, 3, 5, 0, 2, 4]]
     assert ask(arm, 3, Context(), Context(locale="de")) == [[6, 7, 1]] * 2  # `by` names nothing

@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 from ltrr.arms.sparse import Splade
 from ltrr.data.beir import Corpus, Document
 from ltrr.index.manifest import IndexMissing, IndexRefused
-from ltrr.protocols import Indexed
+from ltrr.protocols import Arm
 from ltrr.types import Query, Sparse
 
 PROJECT = Path(__file__).parents[2]
@@ -81,7 +81,7 @@ def product(texts: list[str]) -> np.ndarray:
 @pytest.mark.parametrize("text_fields", [(), ("mood",), None])
 def test_search_is_a_sparse_product(tmp_path, text_fields):
     corpus, arm = corpus_of(47), splade(text_fields=text_fields)
-    assert isinstance(arm, Indexed)
+    assert isinstance(arm, Arm)
     arm.build(corpus, tmp_path)
     found = arm.open(corpus, tmp_path).search(QUERIES, 10)
 
