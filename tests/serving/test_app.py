@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 
@@ -201,17 +203,22 @@ def test_a_service_that_keeps_nothing_says_so(client):
 
 
 def _serve(*flags: str) -> dict:
-    """Starts serve.py as a user does, asks one query, stops it."""
-    port = "18765"
+    """Starts serve.py as a user does, on a free port, asks one query, stops it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     command = [sys.executable, str(ROOT / "serve.py"), *flags, "--serve.port", port]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+    said = tempfile.TemporaryFile()  # noqa: SIM115, a pipe that nobody reads would stop the server when it is full
+    process = subprocess.Popen(command, cwd=ROOT, stderr=said)
     try:
         for _ in range(600):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=1).close()
                 break
             except OSError:
-                assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+                if process.poll() is not None:
+                    said.seek(0)
+                    raise AssertionError(said.read().decode()) from None
                 time.sleep(0.2)
         body = json.dumps({"query": "tayler love", "k": 5}).encode()
         request = urllib.request.Request(
@@ -221,7 +228,11 @@ def _serve(*flags: str) -> dict:
             return json.load(answer)
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(30)
+        finally:
+            process.kill()
+            said.close()
 
 
 def test_serve_py_starts_and_answers(music, fast_config):
