@@ -105,12 +105,14 @@ def test_a_restart_goes_on_at_the_price_where_it_stopped(config, tmp_path):
         policy.follow(last.prices)
     assert [price for policy in policies for price in policy.prices.values()] == [last.prices[name], first[1]]
     (system,) = open_systems(config, list(flags))
-    funnel = system.funnel()
+    funnel = system.funnel(seed=9)  # whose draws spend more than the budget
     recorder(system, flags[3], funnel.policy).loop.close()
     assert funnel.policy.prices == {name: last.prices[name]}
-    funnel.search([Query(f"q{n}", f"love {n % 3}") for n in range(10)], 2)
-    moved = abs(funnel.policy.prices[name] - last.prices[name])  # it has long been found, so it moves little
-    assert 0 < moved < 0.2 * first[0]
+    cuts = funnel.search([Query(f"q{n}", f"love {n % 3}") for n in range(10)], 2).decision.cut
+    moved = funnel.policy.prices[name] - last.prices[name]
+    assert np.sign(moved) == np.sign(cuts.mean() - 4.0) != 0
+    assert cuts.mean() > 4.0
+    assert 0 < moved < 0.2 * first[0]  # it has long been found, so it moves little
 
 
 def test_without_the_switch_nothing_is_learned(config):
