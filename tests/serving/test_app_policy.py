@@ -110,7 +110,6 @@ def test_a_restart_goes_on_at_the_price_where_it_stopped(config, tmp_path):
     assert funnel.policy.prices == {name: last.prices[name]}
     cuts = funnel.search([Query(f"q{n}", f"love {n % 3}") for n in range(10)], 2).decision.cut
     moved = funnel.policy.prices[name] - last.prices[name]
-    assert np.sign(moved) == np.sign(cuts.mean() - 4.0) != 0
     assert cuts.mean() > 4.0
     assert 0 < moved < 0.2 * first[0]  # it has long been found, so it moves little
 
