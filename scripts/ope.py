@@ -2,7 +2,7 @@
 
 python scripts/ope.py --events sqlite:///runs/events.db --out DIR
     --policy '{class: ltrr.policies.fixed.FixedPolicy, depths: {title: 50}, cut: 20}'
-    --policy '{class: ltrr.policies.cut.CutPolicy, model: runs/bandit-1/export, budget: 10}'
+    --policy '{class: ltrr.policies.cut.CutPolicy, model: runs/relevance-1/export, budget: 10}'
     --config configs/funnel.yaml [--policy.cut 20 …]
     The target is a section `policy`, as in a funnel's config, or the section of a config. Arms are those of the log;
     depths that the section does not name are the deepest in the log. Prices are set so that budgets hold on the log's

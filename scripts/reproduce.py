@@ -28,21 +28,18 @@ COMMANDS = {  # the word that a step below uses -> the start of its command line
     "evaluate": "scripts/evaluate.py",
     "mine": "scripts/mine.py",
     "expand": "scripts/expand.py",
-    "person_queries": "scripts/person_queries.py",
+    "person_queries": "scripts/experiments/person_queries.py",
     "quickstart": "scripts/quickstart.py",
-    "click_models": "scripts/click_models.py",
-    "memory": "scripts/simulate_memory.py",
-    "attack": "scripts/attack_memory.py",
-    "arrivals": "scripts/simulate_fresh.py",
+    "click_models": "scripts/experiments/click_models.py",
+    "memory": "scripts/experiments/memory.py",
+    "attack": "scripts/experiments/attack.py",
+    "arrivals": "scripts/experiments/arrivals.py",
     "policy": "scripts/simulate.py",
     "arms": "scripts/experiments/arms.py",
     "rank_costs": "scripts/experiments/rank_costs.py",
     "off_policy": "scripts/ope.py",
-    "personal": "scripts/personal.py",
-    "benchmark_store": "scripts/benchmark_store.py",
-    "benchmark_memory": "scripts/benchmark_memory.py",
-    "benchmark_policy": "scripts/benchmark_policy.py",
-    "benchmark": "scripts/benchmark.py",
+    "personal": "scripts/experiments/personal.py",
+    "benchmarks": "scripts/benchmarks/run.py",
 }
 RUNS = Path("runs")
 
@@ -107,6 +104,12 @@ PEERS = {  # beside policy-msrd: another explorer, its learner, the learner's ar
     "greedy": ("EpsilonGreedy", "", ""),
     "thompson": (THOMPSON, "", ""),
 }
+
+
+def measured(name: str, benchmarks: str) -> Step:
+    """Benchmarks, by name or subject; rows.jsonl holds their JSON lines."""
+    rows = f"{name}/rows.jsonl"
+    return step(name, "benchmarks", f"{benchmarks} --out runs/{rows}", rows)
 
 
 def peer(name: str) -> Step:
@@ -210,10 +213,10 @@ STEPS = [
     folder_step("ope-simulated", "off_policy", "--simulate"),
     folder_step("ope-open-bandit", "off_policy", "--open-bandit {data}/open-bandit"),
     folder_step("personal", "personal", "--data {data}/lastfm-hetrec2k"),
-    step("store", "benchmark_store"),
-    step("benchmark_memory", "benchmark_memory"),
-    step("benchmark_policy", "benchmark_policy"),
-    step("benchmark", "benchmark", f"--data {MSRD} --device cpu", "benchmark/benchmark.json"),
+    measured("store", "store"),
+    measured("benchmark_memory", "memory"),
+    measured("benchmark_policy", "policy"),
+    measured("benchmark", f"arms funnel index encoders training --data {MSRD} --device cpu"),
 ]  # fmt: skip
 
 

@@ -6,7 +6,8 @@ A page holds two written parts: commands, cost and goals up to `<!-- figures -->
 `<!-- end -->`. Commands, costs and goals are written each time; figures that --runs does not have stay as they are, so
 that steps can be measured on different machines. Title, question and remarks of a page are edited by hand.
 
-Knows pages, goals (docs/results/goals.yaml) and results.json; does not know how a figure was computed.
+Knows pages, goals (docs/results/goals.yaml), results.json and the JSON lines of benchmarks; does not know how a figure
+was computed.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Goal(NamedTuple):
     minus: str = ""
     pick: str = ""
     complement: bool = False
+    inverse: bool = False
     readme: bool = False
 
     @property
@@ -62,7 +64,8 @@ class Goal(NamedTuple):
         value = {"max": max, "min": min}[self.pick](values) if self.pick else values[0]
         if self.minus:
             value -= next(reach(results, self.minus.split("/")))
-        return 1 - value if self.complement else value
+        value = 1 - value if self.complement else value
+        return 1 / value if self.inverse else value
 
     def met(self, value: float | None) -> bool:
         """Whether a figure keeps the bound; one that was not measured does not."""
@@ -103,9 +106,21 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
+def read_rows(path: Path) -> dict[str, dict[str, dict]]:
+    """Benchmark -> case -> row, from JSON lines; the last row of a case counts. {} if the file does not exist."""
+    rows: dict[str, dict[str, dict]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        row = json.loads(line)
+        rows.setdefault(row["benchmark"], {})[row["case"]] = row
+    return rows
+
+
 def results_of(runs: Path, step: Step) -> dict:
-    """The figures of a step: its results.json and the JSON file that marks it as done."""
-    return read_json(runs / step.name / "results.json") | read_json(runs / step.done)
+    """The figures of a step: the rows of benchmarks, or its results.json and the JSON file that marks it as done."""
+    done = runs / step.done
+    return (
+        read_rows(done) if done.suffix == ".jsonl" else read_json(runs / step.name / "results.json") | read_json(done)
+    )
 
 
 def rows_of(text: str) -> dict[str, list[str]]:
@@ -129,7 +144,7 @@ def fill(path: Path, parts: dict[str, list[str]]) -> None:
 
 
 def table(results: dict) -> list[str]:
-    """Figures as a Markdown table, a row for each dictionary in the results."""
+    """Compared systems or benchmarks as a Markdown table."""
     if "baseline" in results:  # person queries: systems, each beside the baseline
         head = f"| system | {results['measure']} | 95 % interval | p (Holm) against {results['baseline']} |"
         lines = [f"{results['n']} queries.", "", head, "| --- | ---: | ---: | ---: |"]
@@ -137,13 +152,11 @@ def table(results: dict) -> list[str]:
             p = "" if row["p"] is None else f"{row['p']:.4f}"
             lines.append(f"| {name} | {row['mean']:.4f} | {row['low']:.3f} to {row['high']:.3f} | {p} |")
         return lines
-    results = results.get("figures", results)
-    flat = {k: v for k, v in results.items() if not isinstance(v, dict)}
-    rows = ({"": flat} if flat else {}) | {k: v for k, v in results.items() if isinstance(v, dict)}
-    lines = ["| what | figures |", "| --- | --- |"]
-    for name, row in rows.items():
-        figures = (f"{key} {value if isinstance(value, str) else f'{value:.4g}'}" for key, value in row.items())
-        lines.append(f"| {name} | {', '.join(figures)} |")
+    lines = ["| benchmark | case | value | unit | ratio | to |", "| --- | --- | ---: | --- | ---: | --- |"]
+    for name, cases in results.items():
+        for case, row in cases.items():
+            ratio = f"{row['ratio']:.4g} | {row['ratio_to']}" if "ratio" in row else " | "
+            lines.append(f"| {name} | {case} | {row['value']:.4g} | {row['unit']} | {ratio} |")
     return lines
 
 

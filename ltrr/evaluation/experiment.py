@@ -50,7 +50,7 @@ def evaluate_systems(
 
     `trained`: system -> splits whose queries it was trained on. `notes`: system -> remark for the table. Milliseconds
     per query are wall time in batches of 256, at depth 1,001 (the funnel decides its own depths). A fusion's time
-    includes its arms; `ltrr`'s includes the whole funnel. scripts/benchmark.py times single queries.
+    includes its arms; `ltrr`'s includes the whole funnel. scripts/benchmarks/arms.py times single queries.
     """
     stages = STAGES if funnel else ()
     runs: dict[str, Run] = {name: {} for name in (*arms, *fusions, *stages)}

@@ -1,4 +1,4 @@
-"""The event store keeps what it acknowledged, once, and gives it back in order. Kills: tests/test_store_kill.py."""
+"""The event store keeps what it acknowledged, once, and gives it back in order. Kills: test_store_kill.py."""
 
 from __future__ import annotations
 

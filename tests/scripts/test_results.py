@@ -70,13 +70,21 @@ def test_a_measured_step_changes_its_page_and_goals_only(docs: Path, tmp_path: P
     }
 
 
-def test_figures_without_a_table_become_one(docs: Path, tmp_path: Path) -> None:
+def test_rows_of_benchmarks_become_a_table_and_the_last_row_of_a_case_counts(docs: Path, tmp_path: Path) -> None:
     (tmp_path / "runs/store").mkdir(parents=True)
-    figures = {"num": 7, "sqlite": {"events_per_s": 6000.0, "ratio": 0.25}, "postgresql": {"events_per_s": 5.0}}
-    (tmp_path / "runs/store/results.json").write_text(json.dumps(figures))
+    rows = [
+        {"case": "raw inserts", "value": 24000.0, "unit": "events/s"},
+        {"case": "store", "value": 7.0, "unit": "events/s"},  # the file also holds an earlier run
+        {"case": "store", "value": 6000.0, "unit": "events/s", "ratio": 0.25, "ratio_to": "raw inserts"},
+    ]
+    lines = [json.dumps({"benchmark": "store.sqlite", **row, "device": "cpu", "cores": 2}) for row in rows]
+    (tmp_path / "runs/store/rows.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "runs/store/results.json").write_text('{"sqlite": {"ratio": 0.1}}')  # of version 0.1
     write(docs, tmp_path / "runs")
     page = texts(docs)["store.md"]
-    assert "|  | num 7 |\n| sqlite | events_per_s 6000, ratio 0.25 |\n| postgresql | events_per_s 5 |" in page
+    raw, store = "| raw inserts | 2.4e+04 | events/s |  |  |", "| store | 6000 | events/s | 0.25 | raw inserts |"
+    assert f"| --- |\n| store.sqlite {raw}\n| store.sqlite {store}\n\n<!-- end -->" in page
+    assert "| events a second, SQLite | 6000 | >= 5000 |" in page
     assert "| of raw inserts, SQLite | 0.25 | >= 0.5 |" in page
     assert "| of raw inserts, PostgreSQL | 0.5113 | >= 0.5 |" in page  # not in these results: as it was measured
 
@@ -95,6 +103,7 @@ def test_every_goal_has_a_page_a_unique_name_and_a_figure() -> None:
         ("step/a/b", {}, 2.0),
         ("step/a/b", {"minus": "step/a/c"}, -3.0),
         ("step/a/b", {"complement": True}, -1.0),
+        ("step/a/b", {"inverse": True}, 0.5),
         ("step/a/*", {"pick": "max"}, 5.0),
         ("step/a/!c", {"pick": "max"}, 2.0),
         ("step/rows/-1/x", {}, 7.0),
