@@ -38,6 +38,12 @@ class Backwards:
         )
 
 
+def policy_of(funnel: Funnel) -> CutPolicy:
+    """The policy of cuts that a funnel has."""
+    assert isinstance(funnel.policy, CutPolicy)
+    return funnel.policy
+
+
 def fused() -> np.ndarray:
     """(Q, NUM) documents in fused order."""
     order = Funnel(ARMS, FixedPolicy(list(ARMS), DEPTHS, NUM), ReciprocalRankFusion())

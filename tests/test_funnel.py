@@ -218,8 +218,10 @@ def test_an_explored_candidate_has_its_place_on_the_page(k: int) -> None:
     pads = np.arange(width) >= rng.integers(0, width + 1, num)[:, None]
     shown = Candidates(np.where(pads, -1, docs), np.where(pads, -np.inf, scores))
     explored, place = rng.integers(-1, 12, num).astype(np.int32), rng.integers(0, 10, num)
-    decision = Decision(*(np.zeros((num, 1)),) * 4, explored=explored, explored_place=place)
+    unused = np.zeros((num, 1))
+    decision = Decision(unused, unused, unused, unused, explored=explored, explored_place=place)
     page, decided = reserve(shown, decision, k)
+    assert decided.explored_place is not None
     assert page.docs.shape == page.scores.shape
     assert page.docs.shape[1] <= k
     already = 0

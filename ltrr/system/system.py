@@ -82,6 +82,10 @@ class System:
         """The opened arm of this name, the same one each time; its index is built where it is missing."""
         return self.indexes.arm(name)
 
+    def make(self, name: str) -> tuple[Any, Path]:
+        """An arm that is not opened yet, and its index folder."""
+        return self.indexes.make(name)
+
     def identity(self, name: str) -> list[str]:
         """What an opened arm's scores depend on."""
         return self.indexes.identity(name)

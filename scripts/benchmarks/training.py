@@ -19,7 +19,7 @@ def bi_encoder(options: Options) -> Iterator[Row]:
     Both fit pairs of title and text by the same loss for an epoch, one after the other, twice; the better run counts.
     The last row compares what each ships: ours without dropout, theirs with the backbone's.
     """
-    data, device = options.system.settings["data"]["path"], options.device
+    data, device = str(options.system.settings.data.path), options.device
     rows: dict[float, tuple[Row, Row]] = {}
     for dropout, name in ((0.0, "no dropout"), (0.1, "dropout .1")):
         speeds = [max(run(data, device, dropout) for _ in range(options.repeats or 2)) for run in (_peer, _ours)]

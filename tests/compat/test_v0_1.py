@@ -78,10 +78,10 @@ def open_system(cache: Path, *overrides: str) -> System:
     return open_systems(V0_1 / "funnel.yaml", ["--data.path", str(V0_1 / "data"), "--cache", str(cache), *overrides])[0]
 
 
-def same(values, expected, **tolerance) -> None:
+def same(values, expected, rtol: float = 1e-5, atol: float = 0.0) -> None:
     """Equal but for rounding; null stands for infinities and NaN."""
     values, expected = np.asarray(values, float), np.array(expected, float)
-    np.testing.assert_allclose(np.where(np.isfinite(values), values, np.nan), expected, **{"rtol": 1e-5} | tolerance)
+    np.testing.assert_allclose(np.where(np.isfinite(values), values, np.nan), expected, rtol, atol)
 
 
 def known() -> RetrievalFeatures:

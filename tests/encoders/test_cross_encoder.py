@@ -196,7 +196,9 @@ def test_signals_are_added_to_the_text_and_exported(tiny_backbone, network, tmp_
     network.train()
     for _ in range(150):
         loss = nn.functional.mse_loss(head(torch.from_numpy(signals))[:, 0], wanted)
-        optimizer.zero_grad(), loss.backward(), optimizer.step()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     trained = network.eval().score(QUERIES, DOCUMENTS, signals)
     assert np.corrcoef(trained - texts, wanted)[0, 1] > 0.95  # at any scale: they are standardised
 

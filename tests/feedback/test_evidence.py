@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,7 +138,8 @@ def test_counts_are_sums_over_single_looks_whatever_their_order(options):
 
 
 def test_erasure_takes_sources_back_and_snapshots_keep_them(tmp_path):
-    events, options = stream(), {"cap": 3.0, "budget": 300.0, "half_life": 30.0}
+    events = stream()
+    options: dict[str, Any] = {"cap": 3.0, "budget": 300.0, "half_life": 30.0}
     one, again = evidence(**options), evidence(**options)
     one.observe(events[:200])
     one.save(tmp_path / "evidence.npz")
@@ -247,8 +249,8 @@ def test_an_erasure_while_compacting_stays():
     one = taught()
     restored = one._restored
 
-    def meanwhile(*state):
-        ledger = restored(*state)
+    def meanwhile(arrays, open_events):
+        ledger = restored(arrays, open_events)
         one._restored = restored
         one.erase("ann")
         return ledger

@@ -39,7 +39,7 @@ def lived(corpus, num: int, seed: int = 0) -> list[Impression | Action]:
         who = Context(f"c{rng.integers(8)}" if rng.random() < 0.9 else None)
         seen = Impression(f"{seed}i{n}", time, f"word{rng.integers(9)}", shown, session=f"{seed}s{n // 2}", context=who)
         did = [
-            Action(f"{seed}a{n}-{i}", seen.id, entity, str(rng.choice(["click", "play", "dismiss"])), time, 40.0)
+            Action(f"{seed}a{n}-{i}", seen.id, entity, rng.choice(["click", "play", "dismiss"]).item(), time, 40.0)
             for i, entity in enumerate(shown)
             if rng.random() < 0.3
         ]

@@ -95,6 +95,7 @@ def test_what_cannot_teach_is_left_out_and_counted(made, happened):
     for pages in ([spared, one, shallow], [one, shallow, spared]):
         rounds, left = rounds_of(together(pages), made.columns, NUM, all_arms=True)
         assert (len(rounds.row), left) == (1, Counter({"with an arm off or less deep": 2}))
+        assert rounds.depths is not None
         assert rounds.depths.tolist() == [*one.drawn.depths]
     other = replace(one, drawn=Allocation((one.drawn.depths[0] - 1, one.drawn.depths[1]), one.drawn.cut))
     with pytest.raises(ValueError, match="left out: 2 with an arm"):  # each less deep than the other
@@ -124,4 +125,5 @@ def test_the_script_writes_them_for_train_py(made, happened, tmp_path):
     assert len(rounds.row) == len(QUERIES)
     assert rounds.names == made.columns
     assert rounds.place is not None
+    assert rounds.depths is not None
     assert rounds.depths.tolist() == [*shown[0].drawn.depths]

@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy.exc import IntegrityError
 
 from ltrr.feedback import schema
 from ltrr.feedback.events import Action, Impression
@@ -44,7 +45,7 @@ def test_the_database_itself_refuses(store, hold):
     bad = [(IMPRESSIONS, good | {"propensity": p}) for p in (0.0, 1.0000001, -0.5, float("nan"), None)]
     bad += [(ACTIONS, did | {"kind": "buy"}), (ACTIONS, did | {"seconds": -1.0})]
     for table, row in bad:
-        with pytest.raises(sa.exc.IntegrityError), hold() as connection:
+        with pytest.raises(IntegrityError), hold() as connection:
             connection.execute(sa.insert(table).values(**row))
     with hold() as connection:
         connection.execute(sa.insert(IMPRESSIONS).values(**good))

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from ltrr.feedback import schema
 from ltrr.feedback import store as store_module
@@ -92,7 +93,7 @@ def test_a_bad_event_takes_no_other_down(store, hold):
     object.__setattr__(bad, "propensity", 2.0)  # the database finds it
     with hold():
         futures = [store.submit(events) for events in ([shown(1)], [shown(2)], [bad, shown(3)], [click(4, 1)])]
-    assert [type(future.exception(30)) for future in futures] == [type(None)] * 2 + [sa.exc.IntegrityError, type(None)]
+    assert [type(future.exception(30)) for future in futures] == [type(None)] * 2 + [IntegrityError, type(None)]
     assert ids(store) == ["i1", "i2", "a4"]  # an append is whole or not at all
     store.append([shown(3)])
 
@@ -152,8 +153,8 @@ def test_locks_and_lost_connections_pass(url, hold, monkeypatch):
         monkeypatch.setattr(store_module, "_WAITS", (0.01,))
         monkeypatch.setattr(store, "_insert", dict.fromkeys(store._insert, "INSERT INTO nowhere VALUES (1)"))
         first, second = store.submit([shown(2)]), store.submit([shown(3)])
-        assert isinstance(first.exception(30), sa.exc.DBAPIError)
-        assert isinstance(second.exception(30), sa.exc.DBAPIError)  # everyone who waits is told
+        assert isinstance(first.exception(30), DBAPIError)
+        assert isinstance(second.exception(30), DBAPIError)  # everyone who waits is told
         monkeypatch.undo()
         assert ids(store) == ["i1"]
 

@@ -14,10 +14,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
+from sqlalchemy.event import listen
 
 from ltrr.feedback.events import Action, Impression
 from ltrr.feedback.schema import open_database
@@ -53,7 +54,7 @@ def one_writer(url: str, noted: Path, stop: Path, name: str) -> None:
 def four_threads(url: str, noted: Path, stop: Path, name: str, pipe: int) -> None:
     """Says in the pipe that a commit begins."""
     with EventStore(url) as store:
-        sa.event.listen(store._engine, "commit", lambda _: os.write(pipe, b"."))
+        listen(store._engine, "commit", lambda _: os.write(pipe, b"."))
         threads = [
             threading.Thread(target=append_until, args=(store, noted.with_suffix(f".{t}"), stop, f"{name}-{t}"))
             for t in range(4)
@@ -72,7 +73,7 @@ def wait(true: Callable[[], bool]) -> None:
     raise TimeoutError("a writer does nothing")
 
 
-def start(target: Callable, *args) -> multiprocessing.process.BaseProcess:
+def start(target: Callable, *args) -> BaseProcess:
     process = FORK.Process(target=target, args=args, daemon=True)
     process.start()
     return process

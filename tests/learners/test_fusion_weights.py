@@ -39,7 +39,7 @@ def logged(world, relevant, *, noise=0.1, passes=4, seed=1, place=None):
     known, rng = world[0], np.random.default_rng(seed)
     row = np.tile(np.arange(QUERIES), passes)
     cut = rng.integers(3, NUM + 1, len(row))
-    rounds = Rounds(row, *known, cut, np.zeros((len(row), NUM), bool), NAMES, place)
+    rounds = Rounds(row, known.query, known.candidates, cut, np.zeros((len(row), NUM), bool), NAMES, place)
     looked = rng.random((len(row), NUM)) < 1 / (1 + np.maximum(rounds.places, 0))
     liked = (np.arange(NUM) == relevant[row][:, None]) | (rng.random((len(row), NUM)) < noise)
     return rounds._replace(clicks=looked & liked & (rounds.places >= 0))

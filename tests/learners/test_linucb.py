@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,7 +194,14 @@ def test_three_thousand_rounds_of_sixty_candidates_take_seconds() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    for options in ({"per": "page"}, {"l2": 0.0}, {"alpha": -1.0}, {"examination": [1.0, 0.0]}, {"noise": 1.0}):
+    mistakes: list[dict[str, Any]] = [
+        {"per": "page"},
+        {"l2": 0.0},
+        {"alpha": -1.0},
+        {"examination": [1.0, 0.0]},
+        {"noise": 1.0},
+    ]
+    for options in mistakes:
         with pytest.raises(ValueError, match=f"model.{next(iter(options))}"):
             LinUCB(**options)
     with pytest.raises(ValueError, match=r"model\.heaviest"):

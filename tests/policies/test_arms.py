@@ -36,7 +36,7 @@ def policy_of(learner: ArmLossLearner, price: float, **options) -> ArmPolicy:
     """Of both arms at their whole depth, at this price."""
     columns = tuple(Feature(name, "") for name in learner.columns[0])
     features = ContextFeatures([Group(columns, lambda queries: np.zeros((len(queries), len(columns))))])
-    policy = ArmPolicy(ARMS, learner, dict.fromkeys(ARMS, 100), cut=10, features=features, **{"shadow": 0.0} | options)
+    policy = ArmPolicy(ARMS, learner, dict.fromkeys(ARMS, 100), cut=10, features=features, shadow=0.0, **options)
     policy.set_prices({"arms": price}, "x")
     return policy
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -25,10 +25,11 @@ from ltrr.policies.cut import CutPolicy
 from ltrr.policies.explorers import EpsilonGreedy, Softmax
 from ltrr.policies.features import QUERY, pool_features, pool_names, query_features
 from ltrr.policies.fixed import FixedPolicy
-from ltrr.protocols import AfterRetrieval, offers
+from ltrr.protocols import AfterRetrieval, CutLearner, offers
 from ltrr.system.system import System
 from ltrr.types import Decision, Pool, Query, RetrievalFeatures, Rounds
 from tests.helpers import script
+from tests.served import policy_of
 from tests.test_funnel import QUERIES, RandomArm
 
 NUM = 8
@@ -52,7 +53,9 @@ class ByFused:
 
 
 def policy(explorer, budget=3.0, price=0.01) -> CutPolicy:
-    made = CutPolicy([*ARMS], ByFused(), DEPTHS, budget=budget, explore=explorer, features=query_features, seed=0)
+    made = CutPolicy(
+        [*ARMS], cast(CutLearner, ByFused()), DEPTHS, budget=budget, explore=explorer, features=query_features, seed=0
+    )
     made.set_prices({"candidates": price})
     return made
 
@@ -263,7 +266,7 @@ def test_a_section_of_0_1_decides_the_same(learned, arms_model):
         funnel = opened(learned, old | {"arms_costs": {"all": 2.0}}).funnel()
     for one, other in zip(funnel.draw(queries).decision[:4], new.funnel().draw(queries).decision[:4], strict=True):
         np.testing.assert_array_equal(one, other)
-    assert funnel.policy.prices == new.funnel().policy.prices
+    assert policy_of(funnel).prices == policy_of(new.funnel()).prices
     with pytest.raises(ConfigError, match=r"needs policy\.model"):
         opened(learned, {"arms_model": old["arms_model"]}).funnel()
     with pytest.raises(ConfigError, match="arms_budget"):
@@ -329,14 +332,15 @@ def test_a_config_lets_arms_be_drawn_less_deep(learned, arms_model):
     assert {0, 2, 4} < {*drawn.decision.depths.ravel().tolist()}
     returned = (~np.isnan(drawn.pool.ranks[:, :, :-1])).sum(axis=1)
     assert (returned <= drawn.decision.depths).all()
-    following = system.funnel().policy
+    following, prices = policy_of(system.funnel()), drawn.decision.prices
+    assert prices is not None
     assert {name.split()[0]: name for name in following.prices}.keys() == {"arms", "candidates"}
-    following.follow(dict.fromkeys(drawn.decision.prices, 7.0))
+    following.follow(dict.fromkeys(prices, 7.0))
     assert {*following.prices.values()} == {7.0}
     following.decide(queries[:20], following.features(queries[:20]))
     assert [value == 7.0 for name, value in sorted(following.prices.items())] == [False, True]  # arms were paid for
-    dearer = with_arms(costs={"all": 2.1}).funnel().policy
-    dearer.follow(dict.fromkeys(drawn.decision.prices, 7.0))
+    dearer = policy_of(with_arms(costs={"all": 2.1}).funnel())
+    dearer.follow(dict.fromkeys(prices, 7.0))
     assert 7.0 not in dearer.prices.values()  # other costs, another price
     with pytest.raises(ValueError, match="arms_cap"):
         with_arms(cap=0.1).funnel()
@@ -390,5 +394,5 @@ def test_arms_that_the_funnel_never_asks_are_no_part_of_a_policy(learned):
 def test_a_price_is_of_the_fused_order_that_it_was_set_on(learned):
     names = set()
     for fusion in ({}, {"method": "rrf"}, {"weights": {"title": 0.1, "all": 0.9}}, {"method": "rrf"}):
-        names |= {*opened(learned, cut_policy(learned), fusion=fusion).funnel().policy.prices}
+        names |= {*policy_of(opened(learned, cut_policy(learned), fusion=fusion).funnel()).prices}
     assert len(names) == 3

@@ -13,7 +13,7 @@ from ltrr.arms.lexical import Lexical
 from ltrr.data.beir import open_dataset
 from ltrr.data.expansions import read_expansions, write_observed
 from ltrr.data.lines import DataError
-from ltrr.feedback.clicks import load
+from ltrr.feedback.clicks import PositionBased, load
 from ltrr.feedback.events import Action, Impression
 from ltrr.feedback.store import EventStore
 from ltrr.types import Context, Query
@@ -84,7 +84,7 @@ def test_the_store_tells_where_customers_look(music: Path, tmp_path: Path) -> No
             events = []
             for n in range(first, first + 500):
                 time = start if n < 100 else start + timedelta(days=39)
-                shown = tuple(corpus.ids[row] for row in rng.permutation(6)[:3])
+                shown = tuple(corpus.ids[int(row)] for row in rng.permutation(6)[:3])
                 seen = Impression(f"i{n}", time, "q", shown)
                 looked = rng.random(3) < np.array(truth) * 0.6
                 events += [
@@ -97,7 +97,9 @@ def test_the_store_tells_where_customers_look(music: Path, tmp_path: Path) -> No
     name, value = done.splitlines()[-1].split(" ", 1)
     assert name == "--arms.memory.examination"
     assert json.loads(value.strip("'")) == pytest.approx(truth, abs=0.04)
-    assert load(tmp_path / "clicks.json").examination == pytest.approx(truth, abs=0.04)
+    model = load(tmp_path / "clicks.json")
+    assert isinstance(model, PositionBased)
+    assert model.examination == pytest.approx(truth, abs=0.04)
     assert script("scripts/events.py", *flags, "status").stdout.startswith("6,000 impressions")
     script("scripts/events.py", *flags, "export", tmp_path / "parquet")
     assert len([*(tmp_path / "parquet/impressions").glob("day=*/*.parquet")]) == 2

@@ -9,15 +9,23 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from ltrr.data.corpus import Corpus
 from ltrr.feedback.store import EventStore
 from ltrr.serving.app import create_app
 from ltrr.serving.recorder import recorder
 from ltrr.system.system import open_systems
 from tests.helpers import ROOT
+
+
+def describe(corpus: Corpus) -> Callable[[int], tuple[str, str]]:
+    """Id and title of a row."""
+    return lambda row: (corpus.ids[row], corpus[row].title)
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +38,10 @@ def client(music, tmp_path_factory):
     )
     (system,) = open_systems(config, [])
     corpus = system.corpus
-    describe = lambda row: (corpus.ids[row], corpus[row].title)  # noqa: E731
     funnel = system.funnel()
     search, asked = funnel.search, []
     funnel.search = lambda queries, k: (asked.extend(queries), search(queries, k))[1]
-    client = TestClient(create_app(funnel, "tiny", len(corpus), describe, max_k=20))
+    client: Any = TestClient(create_app(funnel, "tiny", len(corpus), describe(corpus), max_k=20))
     client.asked = asked
     return client
 
@@ -119,9 +126,9 @@ def learning(music, tmp_path_factory):
     corpus = system.corpus
     funnel = system.funnel()
     kept = recorder(system, system.settings.serve.events, funnel.policy)
-    describe = lambda row: (corpus.ids[row], corpus[row].title)  # noqa: E731
+    assert kept is not None
     with kept.loop:
-        client = TestClient(create_app(funnel, "tiny", len(corpus), describe, recorder=kept))
+        client: Any = TestClient(create_app(funnel, "tiny", len(corpus), describe(corpus), recorder=kept))
         client.store = kept.loop._store
         yield client
 

@@ -15,12 +15,14 @@ from ltrr.feedback.events import Impression
 from ltrr.feedback.store import EventStore
 from ltrr.funnel import Funnel
 from ltrr.learners.relevance import RelevanceLearner
+from ltrr.policies.cut import CutPolicy
 from ltrr.policies.features import QUERY, pool_features, pool_names, query_features
 from ltrr.policies.fixed import FixedPolicy
 from ltrr.serving.app import create_app
 from ltrr.serving.recorder import recorder
 from ltrr.system.system import open_systems
 from ltrr.types import Query, RetrievalFeatures, Rounds
+from tests.served import policy_of
 
 NUM = 6
 
@@ -54,15 +56,24 @@ def config(music, tmp_path_factory) -> Path:
     return folder / "c.yaml"
 
 
+def heads_of(policy: CutPolicy) -> np.ndarray:
+    """A copy of the means."""
+    learner = policy.learner
+    assert isinstance(learner, RelevanceLearner)
+    assert learner.heads is not None
+    return learner.heads.means.copy()
+
+
 def start(config: Path, *flags: str):
     """A client, what keeps events, the policy's heads as they are now."""
     (system,) = open_systems(config, list(flags))
     corpus, funnel = system.corpus, system.funnel()
     kept = recorder(system, system.settings.serve.events, funnel.policy)
+    assert kept is not None
     app = create_app(
         funnel, "tiny", len(corpus), lambda row: (corpus.ids[row], corpus[row].title), max_k=20, recorder=kept
     )
-    return TestClient(app), kept, lambda: funnel.policy.learner.heads.means.copy()
+    return TestClient(app), kept, lambda: heads_of(policy_of(funnel))
 
 
 def test_search_then_feedback_then_other_heads_also_after_a_restart(config):
@@ -98,7 +109,8 @@ def test_a_restart_goes_on_at_the_price_where_it_stopped(config, tmp_path):
     with EventStore(flags[3]) as store:
         last = [seen for batch in store.impressions() for _, seen in batch][-1]
     (name,) = last.prices
-    policies = [open_systems(config, [*flags, "--policy.budget", budget])[0].funnel().policy for budget in ("4", "5")]
+    systems = [open_systems(config, [*flags, "--policy.budget", budget])[0] for budget in ("4", "5")]
+    policies = [policy_of(system.funnel()) for system in systems]
     first = [price for policy in policies for price in policy.prices.values()]
     assert last.prices[name] != first[0]
     for policy in policies:
@@ -106,10 +118,12 @@ def test_a_restart_goes_on_at_the_price_where_it_stopped(config, tmp_path):
     assert [price for policy in policies for price in policy.prices.values()] == [last.prices[name], first[1]]
     (system,) = open_systems(config, list(flags))
     funnel = system.funnel(seed=9)  # whose draws spend more than the budget
-    recorder(system, flags[3], funnel.policy).loop.close()
-    assert funnel.policy.prices == {name: last.prices[name]}
+    kept = recorder(system, flags[3], funnel.policy)
+    assert kept is not None
+    kept.loop.close()
+    assert policy_of(funnel).prices == {name: last.prices[name]}
     cuts = funnel.search([Query(f"q{n}", f"love {n % 3}") for n in range(10)], 2).decision.cut
-    moved = funnel.policy.prices[name] - last.prices[name]
+    moved = policy_of(funnel).prices[name] - last.prices[name]
     assert cuts.mean() > 4.0
     assert 0 < moved < 0.2 * first[0]  # it has long been found, so it moves little
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -38,7 +40,11 @@ def test_an_arm_returns_documents_from_their_arrival_and_does_not_pass_customers
 
 def test_queries_are_asked_one_pause_after_another_among_the_documents_of_the_first() -> None:
     arm, asked = ArrivedArm(Seen(), np.zeros(4)), []
-    search = timed(lambda queries, k: asked.extend(queries), [arm])
+
+    def keep(queries, k: int) -> Any:
+        asked.extend(queries)
+
+    search = timed(keep, [arm])
     for _ in range(2):
         search([Query("q", "x")] * 3, 5)
     assert [q.context.time for q in asked] == [START + PAUSE * i for i in range(6)]
@@ -53,8 +59,9 @@ def test_all_systems_are_measured_and_the_seed_decides(music, tmp_path) -> None:
     assert list(values) == [UNTAUGHT, WITHOUT, "1"]
     assert [set(of) for of in values.values()] == [set(AFTER), set(DURING | AFTER), set(DURING | AFTER)]
     assert values == arrivals.simulate(0) != arrivals.simulate(1)
-    for options, name in (({"position": 11}, "position"), ({"slots": [0.0]}, "slots"), ({"new": 1.0}, "new")):
-        with pytest.raises(ValueError, match=f"{name}: "):
+    mistakes: list[dict[str, Any]] = [{"position": 11}, {"slots": [0.0]}, {"new": 1.0}]
+    for options in mistakes:
+        with pytest.raises(ValueError, match=f"{next(iter(options))}: "):
             Arrivals(World(Parts(music), "memory"), explorer, **options)
 
 

@@ -11,6 +11,7 @@ import pytest
 from ltrr.data.beir import open_dataset
 from ltrr.fusion import ReciprocalRankFusion
 from ltrr.metrics import evaluate, to_run
+from ltrr.protocols import Encoder
 from ltrr.simulation.worlds import CachedArm, World, shown_by
 from ltrr.types import Candidates, Context, Query
 
@@ -33,7 +34,7 @@ class FakeEncoder:
 class Fake:
     """An arm that returns the same documents to everybody, the learner's in another order."""
 
-    def __init__(self, first: int, encoder: FakeEncoder | None = None) -> None:
+    def __init__(self, first: int, encoder: Encoder | None = None) -> None:
         self.first, self.encoder, self.asked = first, encoder, 0
 
     def search(self, queries, k: int) -> Candidates:

@@ -11,7 +11,7 @@ from ltrr.simulation.pools import JudgedPools
 from ltrr.types import Candidates, Query
 
 ARMS = ("a", "b")
-DEPTHS = dict.fromkeys(ARMS, 8)
+DEPTHS: dict[str, int] = dict.fromkeys(ARMS, 8)
 ORDER = ConvexFusion({"a": 0.6, "b": 0.4})
 
 CONFIG = """

@@ -65,6 +65,13 @@ class Looks:
         raise NotImplementedError
 
 
+def looked_at(system: System) -> ContextFeatures:
+    """Features at which the policy of a system looks."""
+    policy = system.policy()
+    assert isinstance(policy, Looks)
+    return policy.features
+
+
 @pytest.fixture(scope="module")
 def data(music, tmp_path_factory) -> Path:
     """The music catalogue, of whose queries some name a locale, and a table: a fan of jazz songs."""
@@ -111,7 +118,7 @@ def found(system) -> dict[str, np.ndarray]:
 
 def test_without_names_it_is_text_and_time(system, settings):
     plain = System(settings | {"policy": {"class": f"{__name__}.Looks"}}, system.dataset)
-    assert plain.policy().features.columns == QUERY
+    assert looked_at(plain).columns == QUERY
     both = system.features.open(["time", "text"])
     assert [f.name for f in both.columns] == [f.name for f in (*QUERY[3:], *QUERY[:3])]
 
@@ -172,7 +179,7 @@ def test_history_comes_from_the_file_beside_the_model(system, settings, tmp_path
     history.update(QUERIES[:1], returned, np.array([[1.0, 0.0]]))
     history.save(tmp_path / "history.npz")
     policy = {"class": f"{__name__}.Looks", "features": ["history"], "model": str(tmp_path)}
-    context = System(settings | {"policy": policy}, system.dataset).policy().features
+    context = looked_at(System(settings | {"policy": policy}, system.dataset))
     again = Query("again", "Nora  QUINN songs!")  # as normalised, the same
     np.testing.assert_allclose(context([again])[0], history.features([again])[0], rtol=1e-6)
     assert context([again])[0, 0] == pytest.approx(np.log(2))
