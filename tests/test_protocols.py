@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ltrr import protocols
@@ -93,7 +95,7 @@ def test_learners_of_cuts_may_know_how_sure_they_are(learner: object, wanted: se
         (CrossEncoderRanker, {"TunableArm", "Mixing"}),  # `tune` of a ranker has the same name
     ],
 )
-def test_arms_and_rankers_have_the_abilities_of_their_methods(cls: type, wanted: set[str]) -> None:
+def test_arms_and_rankers_have_the_abilities_of_their_methods(cls: Any, wanted: set[str]) -> None:
     among = {"Indexed", "TunableArm", "Embedding", "Learning", "Profiled", "Mixing"}
     part = cls.__new__(cls)  # methods alone: no model is loaded
     assert abilities(part) & among == wanted

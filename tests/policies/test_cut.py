@@ -52,10 +52,13 @@ class ByFused:
         return 1 - np.exp(-steep * np.arange(1, NUM + 1) / 10)
 
 
+def by_fused() -> CutLearner:
+    """A learner of which a policy reads values and never asks for a refit."""
+    return cast(CutLearner, ByFused())
+
+
 def policy(explorer, budget=3.0, price=0.01) -> CutPolicy:
-    made = CutPolicy(
-        [*ARMS], cast(CutLearner, ByFused()), DEPTHS, budget=budget, explore=explorer, features=query_features, seed=0
-    )
+    made = CutPolicy([*ARMS], by_fused(), DEPTHS, budget=budget, explore=explorer, features=query_features, seed=0)
     made.set_prices({"candidates": price})
     return made
 
@@ -147,7 +150,7 @@ def test_prices_are_of_what_the_arms_bring_at_theirs(shy):
     """The least price of a candidate at which the budget holds, where arms run as they do at their own price."""
     before = Shy() if shy else None
     made = CutPolicy(
-        [*ARMS], ByFused(), DEPTHS, budget=3.0, before=before, explore=Softmax(0.1), features=query_features, seed=0
+        [*ARMS], by_fused(), DEPTHS, budget=3.0, before=before, explore=Softmax(0.1), features=query_features, seed=0
     )
     features, asked = query_features(QUERIES), []
 
@@ -167,7 +170,8 @@ def test_prices_are_of_what_the_arms_bring_at_theirs(shy):
     values = made.values(RetrievalFeatures(np.concatenate([features, seen.query], axis=1), seen.candidates))
 
     def mean_cut(price: float) -> float:
-        return np.mean([1 + max(range(NUM), key=lambda n: row[n] - price * (n + 1)) for row in values.tolist()])
+        cuts = [1 + max(range(NUM), key=lambda n: row[n] - price * (n + 1)) for row in values.tolist()]
+        return float(np.mean(cuts))
 
     assert mean_cut(prices["candidates"] * 1.001) <= 3.0 < mean_cut(prices["candidates"] * 0.999)
 
@@ -185,7 +189,7 @@ def test_prices_are_of_what_the_arms_bring_at_theirs(shy):
 def test_a_budget_that_no_cut_has_is_named():
     for budget in (0.5, NUM + 1):
         with pytest.raises(ValueError, match=rf"policy\.budget: {budget:g} candidates are not from 1 to {NUM}"):
-            CutPolicy([*ARMS], ByFused(), DEPTHS, budget=budget, features=query_features)
+            CutPolicy([*ARMS], by_fused(), DEPTHS, budget=budget, features=query_features)
 
 
 def test_greedy_draws_take_none_of_a_policys_own():
