@@ -163,6 +163,9 @@ def _constructed(
     """Other nested sections, such as an explorer or a policy that decides before, are made by `Parts`."""
     cls = class_of("policy", section)
     arguments = {key: value for key, value in section.items() if key != "class"}
+    for name, value in arguments.items():
+        if isinstance(value, Mapping) and "features" in value:
+            raise ConfigError(f"policy.{name}.features: leave it out; it reads the features of `policy.features`")
     names = arguments.pop("features", _FEATURES if "features" in inspect.signature(cls).parameters else None)
     if names is not None:
         given["features"] = features(names, history_file({"features": names} | arguments))

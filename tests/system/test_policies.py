@@ -93,6 +93,13 @@ def test_a_policy_of_ones_own_gets_features(export: Path) -> None:
     assert np.isnan(seen[80:]).all()
 
 
+def test_features_of_a_nested_policy_are_refused() -> None:
+    """It reads those of the whole policy; others would be passed to its constructor as names."""
+    log = served(cut_policy(explore=Softmax(0.1, 0.5)), 30)
+    with pytest.raises(ConfigError, match=r"policy\.before\.features: leave it out"):
+        policy_of_log({"class": CUT, "budget": 3, "before": {"class": OWN, "features": ["text"]}}, log)
+
+
 def test_what_needs_a_data_set_is_refused() -> None:
     log = served(cut_policy(explore=Softmax(0.1, 0.5)), 30)
     with pytest.raises(ConfigError, match=re.escape("policy.features: 'idf' needs a data set; a log has text, time")):
