@@ -65,13 +65,12 @@ def read_rounds(path: str | Path) -> Rounds:
 
 
 class LoggedRounds(LightningDataModule):
-    """Training and validation rounds of a policy.
+    """Training and validation rounds of a policy. Arguments from `qrels` on are keys of configs of 0.1; not read.
 
     Args:
         path: file of rounds (`scripts/simulate.py --log`).
         batch_size: rounds per batch.
         seed: of the shuffling.
-        qrels, query_fields, cache, arms, tune, num_candidates, features: keys of configs of version 0.1; not read.
     """
 
     def __init__(
