@@ -27,11 +27,6 @@ class Chosen(NamedTuple):
     recall: np.ndarray  # (Q, G)
 
 
-def recall_of(gains: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """Recall of the first 1 to M candidates (Q, M); gains (Q, M) in the order that is cut, total (Q,) relevant ones."""
-    return np.cumsum(gains, axis=1) / np.where(total > 0, total, 1)[:, None]
-
-
 def fixed(recall: np.ndarray, mean: float) -> np.ndarray:
     """Recall (Q,) with one cut for all queries; a fractional mean mixes the two nearest cuts."""
     low = int(np.clip(np.floor(mean), 1, recall.shape[1]))

@@ -20,6 +20,11 @@ def fitted_order(pools: JudgedPools) -> ConvexFusion:
     return ConvexFusion.fit(pools.pool, pools.grades, pools.pool.arms)[0]
 
 
+def recall_of(gains: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Recall of the first 1 to M candidates (Q, M); gains (Q, M) in the order that is cut, total (Q,) relevant ones."""
+    return np.cumsum(gains, axis=1) / np.where(total > 0, total, 1)[:, None]
+
+
 def recall_by_cut(pools: JudgedPools, num: int) -> dict[str, np.ndarray]:
     """System -> (Q, M) recall of its first 1 to `num` candidates: each arm alone, reciprocal ranks, the fused order."""
     pool, gains = pools.pool, pools.gains
@@ -31,7 +36,7 @@ def recall_by_cut(pools: JudgedPools, num: int) -> dict[str, np.ndarray]:
         places = np.argsort(np.where(pool.docs >= 0, key, np.inf), axis=1, kind="stable")  # NaN, not returned, is last
         returned = np.isfinite(np.take_along_axis(key, places, 1))
         ranked = widened(np.take_along_axis(gains, places, 1) * returned, num, 0.0)
-        recall[name] = np.cumsum(ranked, axis=1) / pools.positives[:, None]
+        recall[name] = recall_of(ranked, pools.positives)
     return recall
 
 

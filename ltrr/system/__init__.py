@@ -1,4 +1,4 @@
-"""From a config to opened arms, tuned weights, a policy and a funnel."""
+"""Makes opened arms, tuned weights, a policy and a funnel from a config."""
 
 from ltrr.system.system import System, open_systems
 

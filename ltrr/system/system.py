@@ -104,7 +104,7 @@ class System:
         return self.orders.order(method)
 
     def tuned(self) -> dict[str, Any]:
-        """Everything tuned that is in use: name -> {"on": the queries it comes from, "parameters"}."""
+        """Tuned parameters in use: name -> {"on": the queries on which they were fitted, "parameters"}."""
         return dict(sorted(self.tuning.in_use.items()))
 
     # -- the whole

@@ -16,8 +16,8 @@ from ltrr.evaluation.regret import (
     mean_of,
     oracle,
     query_groups,
-    recall_of,
 )
+from ltrr.simulation.truth import recall_of
 from ltrr.types import Query
 
 
