@@ -157,7 +157,7 @@ class TunableArm(Protocol):
 class TunableRanker(Protocol):
     """Fits what its arguments leave free on judged queries and what retrieval brought for them."""
 
-    def tune(self, queries: Sequence[Query], pool: Pool, qrels: Qrels) -> dict[str, Any]:
+    def tune_on(self, queries: Sequence[Query], pool: Pool, qrels: Qrels) -> dict[str, Any]:
         """Constructor arguments."""
         ...
 

@@ -92,11 +92,11 @@ def test_learners_of_cuts_may_know_how_sure_they_are(learner: object, wanted: se
         (Dense, {"Indexed", "Embedding"}),
         (Popular, {"Indexed"}),
         (Personal, {"Indexed", "Learning", "Profiled", "Embedding"}),
-        (CrossEncoderRanker, {"TunableArm", "Mixing"}),  # `tune` of a ranker has the same name
+        (CrossEncoderRanker, {"TunableRanker", "Mixing"}),
     ],
 )
 def test_arms_and_rankers_have_the_abilities_of_their_methods(cls: Any, wanted: set[str]) -> None:
-    among = {"Indexed", "TunableArm", "Embedding", "Learning", "Profiled", "Mixing"}
+    among = {"Indexed", "TunableArm", "TunableRanker", "Embedding", "Learning", "Profiled", "Mixing"}
     part = cls.__new__(cls)  # methods alone: no model is loaded
     assert abilities(part) & among == wanted
 

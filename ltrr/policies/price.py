@@ -5,35 +5,37 @@ Knows costs and values; does not know queries, features or learners. Legend: Q q
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
-_STEP = 0.01  # step of a price that starts at 0
-_SETTLED = 1_000  # queries that a logged price counts as, so that it moves slowly
+_STEP = 0.02  # of the logarithm of a price, for one query that costs one budget too much
+_SLOWS = 2_000  # queries after which steps are a 1.4th of the first, then ever smaller
+_LEAST = 1e-6  # λ that a price of 0 starts from when it has to rise
 _TINY = 1e-12
 
 
 class Price:
     """A price λ, moved by dual ascent so that the mean cost meets a budget.
 
+    It moves by factors, because useful prices differ by powers of ten: a step that suits one costs recall at another.
+
     Args:
         budget: mean cost per query.
         start: initial λ, ≥ 0.
-        step: change of λ for a cost that is one budget too high; divided by the square root of the number of queries.
-            None = equal to `start`, or 0.01 if that is 0.
+        step: change of log λ for a query that costs one budget too much; it falls with the square root of the queries.
         name: key of the price in logs; prices of other budgets, costs or queries need other names.
     """
 
-    def __init__(self, budget: float, *, start: float = 0.0, step: float | None = None, name: str = "price") -> None:
+    def __init__(self, budget: float, *, start: float = 0.0, step: float = _STEP, name: str = "price") -> None:
         self.value, self.name, self.follows = start, name, False
-        self._budget, self._step, self._seen = budget, step or start or _STEP, 0
+        self._budget, self._step, self._seen = budget, step, 0
 
     def follow(self, logged: Mapping[str, float]) -> None:
         """Makes λ follow spending from now on, starting at its last logged value."""
         self.follows = True
-        if self.name in logged:
-            self.value, self._seen = logged[self.name], _SETTLED
+        self.value = logged.get(self.name, self.value)
 
     def spend(self, costs: np.ndarray) -> None:
         """Moves λ by the costs (Q,) of some queries, if it follows spending."""
@@ -42,9 +44,11 @@ class Price:
 
     def update(self, costs: np.ndarray) -> None:
         """Moves λ by the costs (Q,) of some queries."""
-        self._seen += len(costs)
         over = float(np.sum(costs / self._budget - 1.0))
-        self.value = max(0.0, self.value + self._step * over / self._seen**0.5)
+        self.value *= math.exp(min(self._step * over / math.sqrt(1 + self._seen / _SLOWS), 1.0))
+        if over > 0:
+            self.value = max(self.value, _LEAST)
+        self._seen += len(costs)
 
 
 def best(values: np.ndarray, costs: np.ndarray, price: float) -> np.ndarray:

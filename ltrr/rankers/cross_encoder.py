@@ -61,7 +61,7 @@ class CrossEncoderRanker:
         cross = self.score(queries, fused)
         return interpolate(fused, cross, self._weight), interpolate(fused, cross, 1.0)
 
-    def tune(self, queries: Sequence[Query], pool: Pool, qrels: Qrels) -> dict[str, float]:
+    def tune_on(self, queries: Sequence[Query], pool: Pool, qrels: Qrels) -> dict[str, float]:
         """Finds the weight with the highest nDCG@10 on these queries; every pair is scored once."""
         fused = self._order.rank(queries, pool)
         ids = [query.id for query in queries]

@@ -103,7 +103,7 @@ class Orders:
         if issubclass(cls, TunableRanker) and "weight" not in spec and queries:
 
             def fit() -> dict[str, Any]:
-                return construct("ranker", cls, arguments).tune(queries, draw(queries), judged.qrels)
+                return construct("ranker", cls, arguments).tune_on(queries, draw(queries), judged.qrels)
 
             scorer = arguments.get("scorer")
             basis_of = basis(cls, spec, self._indexes.corpus)

@@ -182,7 +182,7 @@ def judged(weight: float, depth: int = 6) -> dict[str, dict[str, int]]:
 @pytest.mark.parametrize("truth", [0.0, 0.5, 1.0])
 def test_the_weight_that_is_found_is_as_good_as_the_best_of_all(truth):
     qrels, taste = judged(truth), Taste()
-    found = ranker(taste, depth=6).tune(QUERIES, POOL, qrels)["weight"]
+    found = ranker(taste, depth=6).tune_on(QUERIES, POOL, qrels)["weight"]
     read = len(taste.read)
     assert read == sum(min(n, 6) for n in (12, 9, 5, 1, 0, 7))  # once, not once a weight
 
