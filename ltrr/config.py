@@ -225,6 +225,12 @@ class ServeSection(_Section):
     snapshot_s: float = 600.0  # seconds between snapshots of what was learned
 
 
+class StreamSection(_Section):
+    """What `simulate --stream` compares."""
+
+    systems: dict[str, dict[str, Any] | None] = {}  # name -> class and arguments of a policy
+
+
 class Settings(_Section):
     """A config of the funnel: arms, policy and ranker are classes and their constructors' arguments."""
 
@@ -236,6 +242,7 @@ class Settings(_Section):
     policy: dict[str, Any] = {}
     ranker: dict[str, Any] | None = None
     serve: ServeSection = ServeSection()
+    stream: StreamSection = StreamSection()
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], where: str = "settings") -> Self:

@@ -26,6 +26,7 @@ from ltrr.types import (
     Revised,
     Rounds,
     Sparse,
+    Worth,
 )
 
 Ability = TypeVar("Ability")
@@ -303,6 +304,31 @@ class Priced(Protocol):
     def follow(self, logged: Mapping[str, float]) -> None:
         """From now on prices follow what is spent, from where they were when they were last logged."""
         ...
+
+
+@runtime_checkable
+class Calibrating(Protocol):
+    """Fits what its arguments leave free on judged queries and what retrieval brought for them."""
+
+    def calibrate(self, pool: Pool, gains: np.ndarray) -> dict[str, Any]:
+        """Constructor arguments; pool in fused order, gains (Q, K) in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class Valuing(Protocol):
+    """Holds one budget, of candidates, by what each candidate is worth."""
+
+    @property
+    def budget(self) -> float:
+        """Mean candidates of a query's page."""
+        ...
+
+    def worth(self, queries: Sequence[Query], pool: Pool) -> Worth:
+        """Of the first candidates of a pool in fused order."""
+        ...
+
+    def set_prices(self, prices: Mapping[str, float], label: str = "") -> None: ...
 
 
 @runtime_checkable

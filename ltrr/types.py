@@ -132,6 +132,14 @@ class Revised(NamedTuple):
     order: Candidates | None = None  # (Q, K) all candidates in the policy's own order; None = in fused order
 
 
+class Worth(NamedTuple):
+    """What candidates are worth, in the order in which a policy would keep them."""
+
+    worth: np.ndarray  # (Q, M), never rising; -inf on pads
+    order: np.ndarray | None = None  # (Q, M) their places in the pool; None = the first M as they stand
+    values: np.ndarray | None = None  # (Q, M) scores of that order, never rising
+
+
 class Page(NamedTuple):
     """What was shown, and all that is needed to learn from it."""
 

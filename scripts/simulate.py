@@ -25,6 +25,7 @@ seed's outcome is kept under DIR/seeds, so that a killed run goes on.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
+from ltrr.cli import stream
 from ltrr.cli.arguments import arguments, main
 from ltrr.config import ConfigError, find_class
 from ltrr.evaluation.cut_report import CURVE, alike, compared, curve_of, frontier, regret, regret_of, report
@@ -259,4 +261,4 @@ def track(flags: Any, settings: Mapping, results: Mapping, curves: Mapping[int, 
 
 
 if __name__ == "__main__":
-    main(run)
+    main(stream.run if "--stream" in sys.argv else run)

@@ -1,0 +1,181 @@
+"""simulate --stream: systems serve a stream of queries that recur, and are scored before they learn.
+
+python scripts/simulate.py --stream --config configs/stream.yaml --data FOLDER --out DIR [--zipf 1] [--rounds 60000]
+    [--mean-cut 5] [--seeds 10] [--first-seed 0] [--groups known] [--eta 1] [--noise 0.1] [--attraction 1] [--cascade]
+    [--delay 0] [--dotted.overrides …]
+
+Queries are drawn by Zipf's law from all judged ones. Every system sees the same queries, customers and random numbers,
+and keeps a mean of --mean-cut candidates a query, explored ones among them. `rule` is the best of the systems that do
+not learn, by recall on streams of train and dev queries (seeds 10 to 14); each has the price that holds the mean on the
+very stream. Writes DIR/results.json, table.md and stream.png; each seed's rounds are kept under DIR/rounds, so that a
+killed run goes on.
+
+--groups known: only queries of train and dev, on which settings are chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ltrr.cli.arguments import arguments
+from ltrr.config import ConfigError
+from ltrr.evaluation.stream_report import Asked, Served, by_round, paired, report, strata_of
+from ltrr.evaluation.tables import write_experiment
+from ltrr.files import content_key
+from ltrr.protocols import Weighted, offers
+from ltrr.simulation.kept import check_world, kept
+from ltrr.simulation.pools import JudgedPools
+from ltrr.simulation.stream import Customers, Played, play, play_still, times_before, zipf
+from ltrr.system.simulated import world_of
+from ltrr.system.streams import World, fitted_arguments, learns, section_with, stream_world
+from ltrr.system.system import System, open_systems
+
+_CHOOSES = range(10, 15)  # seeds of the streams on which the rule is chosen
+_REVISION = 1  # of what makes a system's rounds
+_SATISFIED = 0.7  # a cascade's customer stops after a click
+
+
+def run() -> None:
+    flags, overrides = arguments(
+        __doc__,
+        "configs/stream.yaml",
+        "runs/stream",
+        lambda parser: (
+            parser.add_argument("--stream", action="store_true", help="this command"),
+            parser.add_argument("--zipf", type=float, default=1.0, help="exponent of Zipf's law"),
+            parser.add_argument("--rounds", type=int, default=60_000),
+            parser.add_argument("--mean-cut", type=float, default=5.0, help="mean candidates a query"),
+            parser.add_argument("--seeds", type=int, default=10),
+            parser.add_argument("--first-seed", type=int, default=0),
+            parser.add_argument("--groups", choices=("all", "known"), default="all", help="known: train and dev"),
+            parser.add_argument("--eta", type=float, default=1.0, help="place k is looked at with k^-eta"),
+            parser.add_argument("--noise", type=float, default=0.1, help="clicks on what is seen and not relevant"),
+            parser.add_argument("--attraction", type=float, default=1.0, help="clicks on what is seen and relevant"),
+            parser.add_argument("--cascade", action="store_true", help="customers stop at what they want"),
+            parser.add_argument("--delay", type=int, default=0, help="rounds until a click is known"),
+        ),
+    )  # fmt: skip
+    for name, least in (("seeds", 1), ("rounds", 1), ("mean_cut", 1), ("zipf", 0)):
+        if getattr(flags, name) < least:
+            raise ConfigError(f"--{name.replace('_', '-')}: {getattr(flags, name)} is below {least}")
+    try:
+        customers = Customers(
+            flags.eta, flags.noise, flags.attraction, satisfied=_SATISFIED if flags.cascade else None, delay=flags.delay
+        )
+    except ValueError as error:
+        raise ConfigError(f"--eta, --noise, --attraction, --delay: {error}") from None
+    (system,) = open_systems(flags.config, overrides)
+    results, asked, served = compare(system, flags, customers)
+    shown = [name for name in ("fixed", "rule", "prior", "boost", "belief") if name in served] or [*served]
+    write_experiment(flags.out, results, report(results), stream=by_round(asked, served, shown))
+
+
+def compare(system: System, flags: Any, customers: Customers) -> tuple[dict[str, Any], Asked, dict[str, Served]]:
+    """results.json, who was asked, and what each system reached."""
+    # 1) The queries, and what every system learns from labels.
+    sections = {name: section for name, section in system.settings.stream.systems.items() if section is not None}
+    if not sections:
+        raise ConfigError("stream.systems: names no system; see configs/stream.yaml")
+    world = stream_world(system)
+    known = world.of("train", "dev")
+    pools = known if flags.groups == "known" else world.pools
+    if not len(pools.queries):
+        raise ConfigError(f"{system.settings.data.path}: has no judged queries of train or dev")
+    check_world(flags.out / "rounds", world_of(system, [pools]))
+    sections = {name: section_with(section, flags.mean_cut) for name, section in sections.items()}
+    fitted = {name: fitted_arguments(system, section, world.of("train")) for name, section in sections.items()}
+    sections = {name: section | fitted[name] for name, section in sections.items()}
+    still = [name for name, section in sections.items() if not learns(system.policies.unpriced(section))]
+
+    # 2) Every system serves the stream of every seed.
+    played: dict[str, list[Played]] = {name: [] for name in sections}
+    streams = []
+    for seed in range(flags.first_seed, flags.first_seed + flags.seeds):
+        streams.append(zipf(len(pools.queries), flags.rounds, flags.zipf, seed))
+        for name in sections:
+            played[name].append(_rounds(system, flags, customers, pools, sections[name], name, seed, name in still))
+    served = {name: Served(*map(np.stack, zip(*each, strict=True))) for name, each in played.items()}
+
+    # 3) The best rule, by train and dev.
+    chosen = _best_rule(system, flags, sections, still, known) if still else None
+    if chosen is not None:
+        served = {"rule": served[chosen], **served}
+    queries = np.stack([stream.asked for stream in streams])
+    texts = [query.text for query in pools.queries]
+    before = np.stack([times_before(texts, row) for row in queries])
+    asked = Asked(queries, before, np.isin(queries, _tested(world, flags.groups)))
+    results: dict[str, Any] = {
+        "settings": {
+            "dataset": system.dataset.name,
+            "qrels": system.settings.data.qrels,
+            "zipf": flags.zipf,
+            "rounds": flags.rounds,
+            "mean_cut": flags.mean_cut,
+            "seeds": flags.seeds,
+            "first_seed": flags.first_seed,
+            "groups": flags.groups,
+            "customers": vars(customers),
+            "rule": chosen,
+            "systems": sections,
+            "fused_order": _weights(system),
+        },
+        "strata": strata_of(asked, served),
+        "paired": {},
+    }
+    of = "belief" if "belief" in served else [*served][-1]
+    results["paired"] = paired(asked, served, of)
+    results["paired_by_query"] = paired(asked, served, of, "by-query")
+    return results, asked, served
+
+
+def _rounds(
+    system: System,
+    flags: Any,
+    customers: Customers,
+    pools: JudgedPools,
+    section: Mapping[str, Any],
+    name: str,
+    seed: int,
+    still: bool,
+) -> Played:
+    """A system's rounds with one seed; read where they were played before."""
+    key = content_key(_REVISION, section, flags.zipf, flags.rounds, flags.groups, vars(customers))
+
+    def simulate() -> dict[str, np.ndarray]:
+        policy = system.policies.unpriced(section, seed)
+        stream = zipf(len(pools.queries), flags.rounds, flags.zipf, seed)
+        if still:
+            return play_still(policy, pools, stream)._asdict()
+        with tqdm(total=flags.rounds, desc=f"{name}, seed {seed}", unit="round", unit_scale=True) as bar:
+            return play(policy, pools, stream, customers, progress=bar.update)._asdict()
+
+    return Played(**kept(flags.out / "rounds" / f"{name}-{seed}-{key}.npz", simulate))
+
+
+def _best_rule(
+    system: System, flags: Any, sections: Mapping[str, Mapping[str, Any]], still: list[str], known: JudgedPools
+) -> str:
+    """The system, of those that do not learn, with the highest recall on streams of train and dev queries."""
+    if not len(known.queries):
+        return still[0]
+    streams = [zipf(len(known.queries), flags.rounds, flags.zipf, seed) for seed in _CHOOSES]
+
+    def recall(name: str) -> float:
+        policy = system.policies.unpriced(sections[name])
+        return float(np.mean([play_still(policy, known, stream).recall.mean() for stream in streams]))
+
+    return max(still, key=recall)
+
+
+def _tested(world: World, groups: str) -> np.ndarray:
+    """Numbers of the queries that taught nothing."""
+    return np.flatnonzero(world.split == "test") if groups == "all" else np.zeros(0, int)
+
+
+def _weights(system: System) -> Any:
+    weighted = offers(system.order(), Weighted)
+    return "rrf" if weighted is None else {name: float(value) for name, value in weighted.weights.items()}

@@ -1,0 +1,86 @@
+"""Where a candidate stood when it was shown: cells that a model of how customers look tells apart.
+
+A cell is a range of places, and whether anything above was clicked: customers who found what they wanted look at less.
+Counts by cell keep evidence apart from what is believed about looking, so a better belief counts for old evidence too.
+Knows places and clicks; does not know queries, candidates or customers.
+Legend: B cells, K places of a page, P pairs of a query and a candidate, I iterations.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import expit, logit
+
+_FIRST = np.array([0, 1, 2, 3, 5, 10, 20])  # first place of each range
+RANGES = len(_FIRST)
+NUM = 2 * RANGES  # B
+_LAST = 1_000  # places beyond are in the last range
+_RANGE_OF = np.searchsorted(_FIRST, np.arange(_LAST), side="right") - 1  # place -> its range
+
+
+def cells_of(clicked: np.ndarray) -> np.ndarray:
+    """(K,) cells of a page's places; clicked (K,) bool."""
+    above = np.zeros(len(clicked), np.int64)
+    above[1:] = np.logical_or.accumulate(clicked[:-1])
+    return _RANGE_OF[np.minimum(np.arange(len(clicked)), _LAST - 1)] + RANGES * above
+
+
+class Looks(NamedTuple):
+    """What is believed about customers: a click needs a look and, then, attraction or noise."""
+
+    examined: np.ndarray  # (B,) P(looked at) in a cell
+    attraction: float  # P(click | looked at, relevant)
+    noise: float  # P(click | looked at, not relevant), below `attraction`
+
+    def log_ratios(self) -> np.ndarray:
+        """(2, B) what a click, and what a show without one, adds to the log odds of being relevant."""
+        silence = np.log1p(-self.examined * self.attraction) - np.log1p(-self.examined * self.noise)
+        return np.stack([np.full(NUM, np.log(self.attraction / self.noise)), silence])
+
+
+def usual_looks(eta: float = 1.0, attraction: float = 0.9, noise: float = 0.1) -> Looks:
+    """What is believed before anything was seen: place k is looked at with (k + 1)^-eta, whatever was clicked."""
+    last = np.append(_FIRST[1:] - 1, 2 * _FIRST[-1])
+    each = np.array([np.mean(np.arange(a + 1.0, b + 2.0) ** -eta) for a, b in zip(_FIRST, last, strict=True)])
+    return Looks(np.tile(each, 2), attraction, noise)
+
+
+def fit_looks(counts: np.ndarray, start: Looks, *, strength: float = 50.0, steps: int = 30) -> Looks:
+    """Estimates how customers look from what was shown, with EM; a pair is relevant or not.
+
+    Only products of looking and liking are observed, so the first place, where nothing is above, counts as always
+    looked at. Pairs that were shown at several places, as explored ones are, tell the two apart.
+
+    Args:
+        counts: (P, 2, B) shows with and without a click.
+        start: believed beforehand, with the weight of `strength` looks a cell.
+
+    Returns: the estimate. Source of the steps: EM for click models (Chuklin et al. 2015, chapter 4), with two classes.
+    """
+    clicks, silences = counts[:, 0].astype(np.float64), counts[:, 1].astype(np.float64)
+    shows, clicked, looks, odds = (clicks + silences).sum(axis=0), clicks.sum(axis=1), start, 0.0
+    for _ in range(steps):
+        examined, a, noise = looks
+        relevant = expit(odds + clicked * np.log(a / noise) + silences @ looks.log_ratios()[1])  # (P,)
+        # Expected looks without a click: of a silent show of something that attracts with rate c, e(1 - c) / (1 - ec).
+        silent = [examined * (1 - c) / np.maximum(1 - examined * c, 1e-9) for c in (a, noise)]
+        weights = np.stack([relevant, 1 - relevant])  # (2, P)
+        by_class = weights @ silences  # (2, B) silent shows of what is relevant, and of what is not
+        looked_silent = np.stack([by_class[0] * silent[0], by_class[1] * silent[1]])
+        looked = clicks.sum(axis=0) + looked_silent.sum(axis=0)  # (B,)
+        new = (looked + strength * start.examined) / (shows + strength)
+        new[0] = 1.0
+        odds = odds_of(float(relevant.mean()))
+        hits, misses = weights @ clicked, looked_silent.sum(axis=1)
+        a = (hits[0] + strength * start.attraction) / (hits[0] + misses[0] + strength)
+        noise = (hits[1] + strength * start.noise) / (hits[1] + misses[1] + strength)
+        noise = float(np.clip(noise, 1e-3, 0.95))
+        looks = Looks(np.clip(new, 1e-3, 1.0), float(np.clip(a, noise + 0.02, 0.98)), noise)
+    return looks
+
+
+def odds_of(rate: float) -> float:
+    """Log odds of a probability, away from 0 and 1."""
+    return float(logit(np.clip(rate, 1e-6, 1 - 1e-6)))

@@ -1,0 +1,89 @@
+"""Counts shows and clicks of queries and candidates by cell, one event at a time: evidence for simulations.
+
+Everybody's events count in full and for ever: trust, caps, decay and erasure are `Evidence`'s, which a service uses. A
+test compares the two where those are off. Knows the rows of an event store; does not know who reads the counts.
+Legend: Q queries, K candidates, P pairs of a query and a candidate, B cells (`cells`), L places of a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from ltrr.feedback.events import normalised
+from ltrr.feedback.evidence.cells import NUM, cells_of
+from ltrr.types import ActionRow, ImpressionRow, Query
+
+_key = lru_cache(maxsize=1 << 17)(normalised)
+_ROOM = 8  # candidates of a query before its arrays grow
+
+
+class _Shown:
+    """What was shown for one query: corpus rows and counts that grow."""
+
+    __slots__ = ("counts", "place", "rows")
+
+    def __init__(self) -> None:
+        self.place: dict[int, int] = {}  # corpus row -> its place below
+        self.rows = np.full(_ROOM, -1, np.int64)
+        self.counts = np.zeros((_ROOM, 2, NUM), np.float32)  # clicks, and shows without one
+
+    def places(self, rows: Sequence[int]) -> list[int]:
+        """Places of corpus rows, which may be new."""
+        for row in rows:
+            if row not in self.place:
+                at = self.place[row] = len(self.place)
+                if at == len(self.rows):
+                    self.rows = np.concatenate([self.rows, np.full(at, -1, np.int64)])
+                    self.counts = np.concatenate([self.counts, np.zeros_like(self.counts)])
+                self.rows[at] = row
+        return [self.place[row] for row in rows]
+
+
+class Tally:
+    """Shows and clicks by query, candidate and cell."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, _Shown] = {}  # normalised query -> what was shown
+        self.shows = 0  # of candidates, in all
+
+    def take(self, impressions: Sequence[ImpressionRow], actions: Sequence[ActionRow], /) -> None:
+        """Counts impressions, with those of their actions that come along; an action that comes later is lost."""
+        clicked: dict[str, set[int]] = {}
+        for action in actions:
+            clicked.setdefault(action.impression, set()).add(action.row)
+        for impression in impressions:
+            rows = np.fromiter(impression.rows, np.int64, len(impression.rows))
+            clicks = np.isin(rows, [*clicked.get(impression.id, ())])
+            shown = self._of.get(impression.query)
+            if shown is None:
+                shown = self._of[impression.query] = _Shown()
+            known = rows >= 0
+            places = shown.places(rows[known].tolist())
+            shown.counts[places, np.where(clicks, 0, 1)[known], cells_of(clicks)[known]] += 1
+            self.shows += int(known.sum())
+
+    def weigh(self, queries: Sequence[Query], rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """(Q, K, W) sums of counts by weights, 0 for pairs that were never shown.
+
+        rows: (Q, K) corpus rows, pad -1. weights: (W, 2, B) of a click, and of a show without one, in each cell.
+        """
+        out = np.zeros((*rows.shape, len(weights)))
+        flat = weights.reshape(len(weights), -1).T
+        for q, query in enumerate(queries):
+            if (shown := self._of.get(_key(query.text))) is None:
+                continue
+            num = len(shown.place)
+            order = np.argsort(rows[q])
+            at = np.minimum(np.searchsorted(rows[q], shown.rows[:num], sorter=order), rows.shape[1] - 1)
+            place = order[at]
+            found = rows[q, place] == shown.rows[:num]
+            out[q, place[found]] = shown.counts[:num].reshape(num, -1)[found] @ flat
+        return out
+
+    def pairs(self) -> np.ndarray:
+        """(P, 2, B) counts of all pairs: clicks, and shows without one."""
+        parts = [shown.counts[: len(shown.place)] for shown in self._of.values()]
+        return np.concatenate([np.zeros((0, 2, NUM), np.float32), *parts])

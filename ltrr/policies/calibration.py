@@ -1,0 +1,58 @@
+"""Calibrates fused scores: P(relevant) of a candidate from its score, its distance to the first and its rank.
+
+Knows scores and gains; does not know queries, arms or policies. Four numbers, so a few dozen judged queries are enough.
+Legend: Q queries, M candidates in fused order, N candidates of all queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+
+COLUMNS = ("score", "below_first", "log_rank", "one")
+UNFITTED = (0.0, 0.0, -1.0, 0.0)  # weights where nothing is known: the odds fall with 1 / rank
+_RIDGE = 1e-3  # of a query's candidates, so that separable scores keep finite weights
+
+
+def columns(scores: np.ndarray) -> np.ndarray:
+    """(Q, M, 4) what the calibration reads, from fused scores (Q, M)."""
+    rank = np.broadcast_to(np.log(np.arange(1, scores.shape[1] + 1)), scores.shape)
+    return np.stack([scores, scores - scores[:, :1], rank, np.ones_like(scores)], axis=2)
+
+
+def log_odds(scores: np.ndarray, weights: Sequence[float] | np.ndarray) -> np.ndarray:
+    """(Q, M) log odds of being relevant, from fused scores (Q, M) and 4 weights."""
+    return columns(scores) @ np.asarray(weights, np.float64)
+
+
+def fit(scores: np.ndarray, real: np.ndarray, gains: np.ndarray, weight: np.ndarray | None = None) -> list[float]:
+    """The 4 weights with the highest likelihood (logistic regression).
+
+    Args:
+        scores: (Q, M) fused scores. real: (Q, M) bool, False on pads.
+        gains: (Q, M) in [0, 1]: of judgements, or click rates.
+        weight: (Q, M) of each candidate, such as expected looks; None = 1.
+
+    Errors: ValueError where no candidate is relevant, or every one is.
+    """
+    x, y = columns(scores)[real], gains[real].astype(np.float64)  # (N, 4), (N,)
+    each = np.ones(len(y)) if weight is None else weight[real]
+    total, mean = each.sum(), float((each @ y) / max(each.sum(), 1e-12))
+    if not 0 < mean < 1:
+        raise ValueError("calibration: needs candidates that are relevant and candidates that are not")
+    centre, spread = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-9)
+    centre[3], spread[3] = 0.0, 1.0
+    scaled, ridge = (x - centre) / spread, _RIDGE * np.array([1.0, 1.0, 1.0, 0.0])
+
+    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
+        z = scaled @ w
+        value = (each @ (np.logaddexp(0, z) - y * z)) / total + ridge @ w**2 / 2
+        return float(value), scaled.T @ (each * (expit(z) - y)) / total + ridge * w
+
+    start = np.array([0.0, 0.0, 0.0, logit(mean)])
+    w = minimize(loss, start, jac=True, method="L-BFGS-B").x / spread
+    w[3] -= centre[:3] @ w[:3]
+    return [float(value) for value in w]

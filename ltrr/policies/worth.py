@@ -1,0 +1,195 @@
+"""Policies that say what each candidate of the union is worth and keep those that are worth their price.
+
+Knows pools, prices and how one candidate below the cut is explored; does not know where a worth comes from: a subclass
+says it, from scores (`rules`), from clicks (`boost`) or from a belief (`belief`).
+Legend: Q queries, A arms, K candidates of the union, M of them that are looked at, F features.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from ltrr.policies.fixed import FixedPolicy
+from ltrr.policies.price import Price, least_price
+from ltrr.protocols import Policy
+from ltrr.types import Candidates, Decision, Pool, Query, Revised, Worth
+
+
+@dataclass(frozen=True)
+class ReservedPlace:
+    """Explores one candidate below the cut at a reserved place of the page, whatever the ranker says.
+
+    A share of the queries show one of the first `among` candidates below the cut, each equally likely; so the
+    propensity of what happened is exact.
+
+    Args:
+        share: of the queries, 0 to 1.
+        among: candidates below the cut.
+        place: on the page, 0 = first. Customers look there most, and what stands below moves down by one.
+
+    Errors: ValueError names the argument that makes no sense.
+    """
+
+    share: float = 0.2
+    among: int = 5
+    place: int = 0
+
+    def __post_init__(self) -> None:
+        for name, good, fix in (
+            ("share", 0 <= self.share < 1, "from 0 to below 1"),
+            ("among", self.among >= 1, "at least 1"),
+            ("place", self.place >= 0, "at least 0"),
+        ):
+            if not good:
+                raise ValueError(f"policy.explore.{name}: {getattr(self, name)} is not {fix}")
+
+    def draw(self, cut: np.ndarray, real: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """(Q,) which candidate of the order is explored, -1 = none, and the propensity of that.
+
+        cut (Q,); real (Q,) candidates that the order has.
+        """
+        room = np.clip(real - cut, 0, self.among)
+        drawn, uniform = rng.random((2, len(cut)))
+        explores = (drawn < self.share) & (room > 0)
+        each = np.where(explores, self.share / np.maximum(room, 1), np.where(room > 0, 1 - self.share, 1.0))
+        return np.where(explores, cut + (uniform * room).astype(np.int64), -1), each
+
+
+class WorthPolicy(ABC):
+    """Lets all arms run, and ranks the candidates that are worth the price of one; at least one for each query.
+
+    The price holds the mean number of candidates, explored ones among them, at the budget.
+
+    Args:
+        arms: the arms' names, in the funnel's order.
+        depths: arm -> candidates to draw, 0 = off.
+        budget: mean candidates that a query's page costs, ≥ 1.
+        num: M, the deepest cut.
+        explore: one candidate below the cut; None = nothing is explored.
+        seed: of what is explored; None = another each time.
+
+    Errors: ValueError for a budget that no price holds.
+    """
+
+    name = "worth"  # of the policy, in logs
+
+    def __init__(
+        self,
+        arms: Sequence[str],
+        depths: Mapping[str, int],
+        *,
+        budget: float,
+        num: int = 100,
+        explore: ReservedPlace | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if not 1 <= budget <= num:
+            raise ValueError(f"policy.budget: {budget:g} candidates are not from 1 to {num}, the deepest cut")
+        self._before, self._num, self._budget, self._explore = FixedPolicy(arms, depths, num), num, budget, explore
+        self._price = Price(budget, name="candidates")
+        self._rng, self._lock = np.random.default_rng(seed), threading.Lock()
+
+    @property
+    def id(self) -> str:
+        """Names the policy in logs."""
+        return self.name
+
+    @property
+    def budget(self) -> float:
+        """Mean candidates of a query's page."""
+        return self._budget
+
+    @abstractmethod
+    def worth(self, queries: Sequence[Query], pool: Pool) -> Worth:
+        """Of the first M candidates of a pool in fused order, which is its last column."""
+
+    # -- deciding
+
+    def decide(self, queries: Sequence[Query], features: np.ndarray) -> Decision:
+        """All arms, as deep as `depths` says."""
+        return self._before.decide(queries, features)
+
+    def revise(self, queries: Sequence[Query], features: np.ndarray, pool: Pool, decision: Decision) -> Revised:
+        """Cuts where a candidate is no longer worth its price; the features that were given are logged."""
+        worth, order, values = self.worth(queries, pool)
+        explored = place = propensity = None
+        with self._lock:
+            price = self._price.value
+            cut = np.maximum((worth >= price).sum(axis=1), 1).astype(np.int32)
+            spent = cut
+            if self._explore is not None:
+                at, propensity = self._explore.draw(cut, (worth > -np.inf).sum(axis=1), self._rng)
+                spent = cut + (at >= 0)
+            self._price.spend(spent)
+        docs = pool.docs[:, : worth.shape[1]] if order is None else np.take_along_axis(pool.docs, order, 1)
+        if self._explore is not None:
+            explored = np.where(at >= 0, docs[np.arange(len(docs)), at], -1).astype(np.int32)
+            place = np.where(at >= 0, self._explore.place, -1).astype(np.int32)
+        decision = decision._replace(
+            cut=cut,
+            prices={**(decision.prices or {}), self._price.name: price},
+            explored=explored,
+            explored_place=place,
+            explored_propensity=propensity,
+        )
+        if order is None or values is None:
+            return Revised(features, decision)
+        return Revised(features, decision, Candidates(docs, np.where(docs >= 0, values, -np.inf).astype(np.float32)))
+
+    def greedy(self) -> Self:
+        """The same policy, at the same price, without exploring."""
+        other = copy(self)
+        other._explore, other._lock = None, threading.Lock()
+        other._price = Price(self._budget, start=self._price.value, name=self._price.name)
+        return other
+
+    # -- prices
+
+    @property
+    def prices(self) -> dict[str, float]:
+        """The least worth of a candidate that is ranked."""
+        return {self._price.name: self._price.value}
+
+    def find_prices(
+        self, queries: Sequence[Query], features: np.ndarray, retrieve: Callable[[Policy], Pool]
+    ) -> dict[str, float]:
+        """At which the mean cut of these queries, with what is explored, is the budget."""
+        worth = self.worth(queries, retrieve(self)).worth
+        share = self._explore.share if self._explore is not None else 0.0
+        real = (worth > -np.inf).sum(axis=1)
+
+        def cost(price: float) -> float:
+            cut = np.maximum((worth >= price).sum(axis=1), 1)
+            return float((cut + share * (cut < real)).mean())
+
+        return {"candidates": least_price(cost, cost(np.inf), self._budget, "policy.budget")}
+
+    def set_prices(self, prices: Mapping[str, float], label: str = "") -> None:
+        """Takes what `find_prices` gave."""
+        self._price = Price(self._budget, start=prices["candidates"], name=f"candidates {label}".strip())
+
+    def follow(self, logged: Mapping[str, float]) -> None:
+        """From now on the price follows what is spent, from where it was when it was last logged."""
+        self._price.follow(logged)
+
+
+def fused_scores(pool: Pool, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """(Q, M) fused scores of the first `num` candidates, 0 on pads, and (Q, M) bool: which are none."""
+    real = pool.docs[:, :num] >= 0
+    return np.where(real, pool.scores[:, :num, -1], 0.0).astype(np.float64), real
+
+
+def range_scaled(scores: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """(Q, M) scores between 0, a query's lowest, and 1, its highest; all 1 where they are equal, 0 on pads."""
+    high = np.where(real, scores, -np.inf).max(axis=1, keepdims=True)
+    low = np.where(real, scores, np.inf).min(axis=1, keepdims=True)
+    flat = ~(high - low > 1e-12)
+    width = np.where(flat, 1.0, high - low)
+    return np.where(real, np.where(flat, 1.0, (scores - np.where(flat, 0.0, low)) / width), 0.0)

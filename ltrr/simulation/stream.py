@@ -1,0 +1,231 @@
+"""A stream of queries that recur: policies serve it, are scored before they learn, and learn from simulated clicks.
+
+Knows judged pools in fused order, the contract of policies and how customers look; does not know any policy.
+Labels serve the truth alone. Every system sees the same queries, customers and random numbers.
+Legend: R rounds, Q queries, K candidates of the union, L places of the longest page.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from ltrr.feedback.events import normalised
+from ltrr.funnel import reserve
+from ltrr.policies.price import least_price
+from ltrr.protocols import AfterRetrieval, Online, Policy, Priced, Valuing, offers
+from ltrr.simulation.pools import JudgedPools
+from ltrr.types import ActionRow, Candidates, ImpressionRow, Pool, Query
+
+_LONGEST = 128  # L: what is shown below is never looked at
+_DRAWN = 1_000  # rounds whose random numbers are drawn at once
+_PRICED = 2_000  # queries on which prices are found before the first round
+_SECOND = 1_000_000  # microseconds
+_START = 1_767_225_600 * _SECOND  # 2026-01-01
+_PAUSE = 60 * _SECOND  # between rounds
+
+
+@dataclass(frozen=True)
+class Customers:
+    """How customers look at a page and click.
+
+    Args:
+        eta: place k is looked at with (k + 1)^-eta.
+        noise: P(click | looked at, not relevant).
+        attraction: P(click | looked at) of what has the highest grade; lower grades lie between the two.
+        satisfied: None = they look as above; else they go down the page and stop after a click with this probability.
+        leaves: likewise after a candidate without a click.
+        delay: rounds until a click is known.
+
+    Errors: ValueError names what is no probability.
+    """
+
+    eta: float = 1.0
+    noise: float = 0.1
+    attraction: float = 1.0
+    satisfied: float | None = None
+    leaves: float = 0.1
+    delay: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("noise", "attraction", "satisfied", "leaves"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"customers.{name}: {value} is not from 0 to 1")
+        if self.delay < 0 or self.eta < 0:
+            raise ValueError("customers: eta and delay are at least 0")
+
+    def clicks(self, gains: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """(K,) bool for a page of gains (K,) in [0, 1]; draws (2, K or more), uniform."""
+        num = len(gains)
+        likes = draws[0, :num] < self.noise + (self.attraction - self.noise) * gains
+        if self.satisfied is None:
+            return likes & (draws[1, :num] < np.arange(1.0, num + 1) ** -self.eta)
+        stops = draws[1, :num] < np.where(likes, self.satisfied, self.leaves)
+        return likes & (np.cumsum(stops) - stops == 0)
+
+
+class Stream(NamedTuple):
+    """Who asks what, round by round."""
+
+    asked: np.ndarray  # (R,) which of the Q
+    customers: np.ndarray  # (R,) number of the customer
+    seed: int
+
+
+class Played(NamedTuple):
+    """What a policy reached, round by round, before it learned from the round."""
+
+    recall: np.ndarray  # (R,) of the cut, without what was explored
+    success: np.ndarray  # (R,) bool: anything relevant in the cut
+    cost: np.ndarray  # (R,) candidates, with what was explored
+
+
+def zipf(num_queries: int, rounds: int, exponent: float, seed: int, num_customers: int = 1_000) -> Stream:
+    """Queries by Zipf's law: the r-th most frequent, in random order, has a share of r^-exponent."""
+    if exponent < 0 or rounds < 1 or num_queries < 1:
+        raise ValueError("stream: needs a query, a round and an exponent of at least 0")
+    rng = np.random.default_rng(seed)
+    weight = np.arange(1, num_queries + 1) ** -float(exponent)
+    shares = np.empty(num_queries)
+    shares[rng.permutation(num_queries)] = weight / weight.sum()
+    return Stream(rng.choice(num_queries, rounds, p=shares), rng.integers(num_customers, size=rounds), seed)
+
+
+def times_before(texts: list[str], asked: np.ndarray) -> np.ndarray:
+    """(R,) how often the same normalised text was asked before each round."""
+    _, key = np.unique([normalised(text) for text in texts], return_inverse=True)
+    keys = key[asked]
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
+    out = np.empty(len(asked), np.int64)
+    out[order] = np.arange(len(asked)) - np.repeat(starts, np.diff(np.append(starts, len(asked))))
+    return out
+
+
+def play(
+    policy: Policy,
+    pools: JudgedPools,
+    stream: Stream,
+    customers: Customers,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Played:
+    """A policy that learns serves the stream; its prices follow what is spent.
+
+    pools: of the Q queries, in fused order. progress: is told rounds that are over, now and then.
+    """
+    after, online, priced = offers(policy, AfterRetrieval), offers(policy, Online), offers(policy, Priced)
+    learner = online.online(None, policy.id) if online is not None else None
+    rounds = len(stream.asked)
+    out = Played(np.zeros(rounds, np.float32), np.zeros(rounds, bool), np.zeros(rounds, np.float32))
+    world, late = _World(pools), deque[tuple[ImpressionRow, list[ActionRow]]]()
+    if priced is not None:
+        some = pools.some(np.random.default_rng(stream.seed).permutation(len(pools.queries))[:_PRICED])
+        priced.set_prices(priced.find_prices(some.queries, some.features, lambda _: some.pool))
+        priced.follow(priced.prices)
+    for start, stop in pairwise([*range(0, rounds, _DRAWN), rounds]):
+        draws = np.random.default_rng([stream.seed, start]).random((stop - start, 2, _LONGEST), np.float32)
+        for n in range(start, stop):
+            # 1) The policy decides.
+            query, features, pool, gains = world.of(int(stream.asked[n]))
+            decision = policy.decide([query], features)
+            fused = Candidates(pool.docs, pool.scores[:, :, -1])
+            if after is not None:
+                _, decision, own = after.revise([query], features, pool, decision)
+                fused = fused if own is None else own
+            cut = int(decision.cut[0])
+            shown = Candidates(fused.docs[:, :cut], fused.scores[:, :cut])
+            # 2) It is scored.
+            each = gains.of(shown.docs[0])
+            out.recall[n], out.success[n] = each.sum() / gains.total, (each > 0).any()
+            out.cost[n] = cut + (decision.explored is not None and decision.explored[0] >= 0)
+            # 3) A customer looks and clicks.
+            page = reserve(shown, decision, cut + 1)[0].docs[0]
+            if out.cost[n] > cut:
+                each = gains.of(page)
+            clicks = customers.clicks(each, draws[n - start])
+            if learner is not None:
+                late.append(_events(n, stream.customers[n], query.text, page, clicks))
+                # 4) The policy learns from clicks that are known by now.
+                while len(late) > customers.delay:
+                    impression, actions = late.popleft()
+                    learner.take([impression], actions)
+        if progress is not None:
+            progress(stop - start)
+    return out
+
+
+def play_still(policy: Policy, pools: JudgedPools, stream: Stream) -> Played:
+    """A policy that does not learn serves the stream, at the price that holds its budget on this very stream.
+
+    So a rule has the best price that it can have; no judgement is looked at.
+    """
+    asked, row, times = np.unique(stream.asked, return_inverse=True, return_counts=True)
+    some = pools.some(asked)
+    priced, after, valuing = (offers(policy, ability) for ability in (Priced, AfterRetrieval, Valuing))
+    if valuing is not None:
+        worth = valuing.worth(some.queries, some.pool).worth
+
+        def mean_cost(price: float) -> float:
+            return float(times @ np.maximum((worth >= price).sum(axis=1), 1) / times.sum())
+
+        valuing.set_prices({"candidates": least_price(mean_cost, 1.0, valuing.budget, "policy.budget")})
+    elif priced is not None:
+        priced.set_prices(priced.find_prices(some.queries, some.features, lambda _: some.pool))
+    decision, docs = policy.decide(some.queries, some.features), some.pool.docs
+    if after is not None:
+        _, decision, own = after.revise(some.queries, some.features, some.pool, decision)
+        if own is not None:
+            some = some.ordered(own)
+            docs = some.pool.docs
+    inside = np.where(np.arange(docs.shape[1]) < decision.cut[:, None], some.gains, 0.0)
+    recall = inside.sum(axis=1) / some.positives
+    return Played(recall[row], (inside > 0).any(axis=1)[row], decision.cut[row].astype(float))
+
+
+class _Gains(NamedTuple):
+    """What the candidates of one query are worth."""
+
+    by_row: dict[int, float]  # corpus row -> gain, of what is relevant
+    total: float
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """(K,) gains of corpus rows."""
+        return np.array([self.by_row.get(row, 0.0) for row in rows.tolist()])
+
+
+class _World:
+    """Queries with their pools, one at a time."""
+
+    def __init__(self, pools: JudgedPools) -> None:
+        self._pools, self._gains = pools, pools.gains
+        self._kept: dict[int, tuple[Query, np.ndarray, Pool, _Gains]] = {}
+
+    def of(self, q: int) -> tuple[Query, np.ndarray, Pool, _Gains]:
+        """A query, its features (1, F), its pool and what is relevant."""
+        if q not in self._kept:
+            pool, one = self._pools.pool, slice(q, q + 1)
+            real = self._gains[q] > 0
+            gains = dict(zip(pool.docs[q, real].tolist(), self._gains[q, real].tolist(), strict=True))
+            query = replace(self._pools.queries[q], text=normalised(self._pools.queries[q].text))
+            cut = Pool(pool.arms, pool.docs[one], pool.ranks[one], pool.scores[one])
+            self._kept[q] = query, self._pools.features[one], cut, _Gains(gains, float(self._pools.positives[q]))
+        return self._kept[q]
+
+
+def _events(
+    number: int, customer: int, text: str, page: np.ndarray, clicks: np.ndarray
+) -> tuple[ImpressionRow, list[ActionRow]]:
+    time, name = _START + _PAUSE * number, str(number)
+    rows = page.tolist()
+    impression = ImpressionRow(name, name, f"customer {customer}", time, text, rows)
+    actions = [
+        ActionRow(f"{name}-{k}", name, rows[k], "click", time + (2 + k) * _SECOND, None) for k in np.flatnonzero(clicks)
+    ]
+    return impression, actions
