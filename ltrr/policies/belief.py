@@ -17,12 +17,14 @@ from scipy.special import expit
 
 from ltrr.feedback.evidence.cells import Looks, fit_looks, usual_looks
 from ltrr.feedback.evidence.tally import Tally
+from ltrr.policies.calibration import fit, fit_coupling, log_odds
 from ltrr.policies.rules import Calibrated, by_value
-from ltrr.policies.worth import ReservedPlace
+from ltrr.policies.worth import ReservedPlace, fused_scores
 from ltrr.types import ActionRow, ImpressionRow, Pool, Query, Worth
 
 _FIRST_FIT = 1_000  # shows of candidates before looks are estimated; again whenever there are half as many more
 _GROWTH = 1.5
+_STEPS = 4
 
 
 class Belief(Calibrated):
@@ -30,6 +32,7 @@ class Belief(Calibrated):
 
     Args:
         calibration: of the prior, 4 weights; null = fitted on judged queries.
+        coupling: what one more relevant candidate than expected adds to the log odds of all others of its query.
         explore: one candidate below the cut; None = nothing is explored.
         looks: how customers look; None = estimated, starting at 1 / rank.
         evidence: shows and clicks; None = none yet.
@@ -45,6 +48,7 @@ class Belief(Calibrated):
         *,
         budget: float,
         calibration: Sequence[float] | None = None,
+        coupling: float = 0.0,
         explore: ReservedPlace | None = ReservedPlace(),  # noqa: B008
         looks: Looks | None = None,
         evidence: Tally | None = None,
@@ -52,6 +56,7 @@ class Belief(Calibrated):
         seed: int | None = None,
     ) -> None:
         super().__init__(arms, depths, budget=budget, calibration=calibration, num=num, explore=explore, seed=seed)
+        self._coupling = coupling
         self._evidence = Tally() if evidence is None else evidence
         self._estimates, self._due = looks is None, _FIRST_FIT
         self.looks = looks or usual_looks()
@@ -65,7 +70,22 @@ class Belief(Calibrated):
     def odds(self, queries: Sequence[Query], pool: Pool) -> tuple[np.ndarray, np.ndarray]:
         """(Q, M) log odds of being wanted, and (Q, M) bool: which candidates are none."""
         prior, real = self.prior(pool)
-        return prior + self._evidence.weigh(queries, pool.docs[:, : self._num], self._ratios)[:, :, 0], real
+        evidence = self._evidence.weigh(queries, pool.docs[:, : self._num], self._ratios)[:, :, 0]
+        odds = prior + evidence
+        if self._coupling and evidence.any():
+            before = np.where(real, expit(prior), 0.0)
+            surprise = np.zeros_like(before)
+            for _ in range(_STEPS):  # what is found tells of all others, by mean field
+                surprise = (surprise + np.where(real, expit(odds), 0.0) - before) / 2
+                odds = prior + evidence + self._coupling * (surprise.sum(axis=1, keepdims=True) - surprise)
+        return odds, real
+
+    def calibrate(self, pool: Pool, gains: np.ndarray) -> dict[str, Any]:
+        """Constructor arguments from judged queries: a pool in fused order, and gains (Q, K) in [0, 1]."""
+        scores, real = fused_scores(pool, self._num)
+        gains = gains[:, : self._num]
+        weights = fit(scores, real, gains)
+        return {"calibration": weights, "coupling": fit_coupling(log_odds(scores, weights), real, gains)}
 
     # -- learning
 

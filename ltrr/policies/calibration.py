@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logit
 
 COLUMNS = ("score", "below_first", "log_rank", "one")
 UNFITTED = (0.0, 0.0, -1.0, 0.0)  # weights where nothing is known: the odds fall with 1 / rank
+COUPLING = 6.0  # the most that it is, either way
 _RIDGE = 1e-3  # of a query's candidates, so that separable scores keep finite weights
 
 
@@ -56,3 +57,23 @@ def fit(scores: np.ndarray, real: np.ndarray, gains: np.ndarray, weight: np.ndar
     w = minimize(loss, start, jac=True, method="L-BFGS-B").x / spread
     w[3] -= centre[:3] @ w[:3]
     return [float(value) for value in w]
+
+
+def fit_coupling(odds: np.ndarray, real: np.ndarray, gains: np.ndarray) -> float:
+    """What one more relevant candidate than expected adds to the log odds of each other candidate of the query.
+
+    Far below 0 where a query wants one thing, above 0 where queries that want much are hard to tell from others. By
+    pseudo-likelihood (Besag 1975): each candidate given all others.
+
+    odds (Q, M) before anything was clicked; real (Q, M) bool; gains (Q, M) in [0, 1].
+    """
+    p = np.where(real, expit(odds), 0.0)
+    surprise = np.where(real, gains - p, 0.0)
+    others = (surprise.sum(axis=1, keepdims=True) - surprise)[real]
+    offset, y = odds[real], gains[real].astype(np.float64)
+
+    def loss(beta: float) -> float:
+        z = offset + beta * others
+        return float(np.mean(np.logaddexp(0, z) - y * z))
+
+    return float(minimize_scalar(loss, bounds=(-COUPLING, COUPLING), method="bounded").x)
