@@ -96,7 +96,7 @@ class Belief(Calibrated):
     def take(self, impressions: Sequence[ImpressionRow], actions: Sequence[ActionRow], /) -> None:
         """Learns from the rows of an event store; now and then how customers look is estimated anew."""
         self._evidence.take(impressions, actions)
-        if self._estimates and self._evidence.shows >= self._due:
-            self._due = int(self._evidence.shows * _GROWTH)
-            self.looks = fit_looks(self._evidence.pairs(), usual_looks())
+        if self._estimates and self._evidence.shown >= self._due:
+            self._due = int(self._evidence.shown * _GROWTH)
+            self.looks = fit_looks(self._evidence.shows(), usual_looks())
             self._ratios = self.looks.log_ratios()[None]

@@ -59,8 +59,8 @@ class ClickBoost(WorthPolicy):
     def worth(self, queries: Sequence[Query], pool: Pool) -> Worth:
         """The boosted score, in its own order."""
         scores, real = fused_scores(pool, self._num)
-        scaled, each = range_scaled(scores, real), np.ones_like(self._looks.examined)
-        weights = np.stack([np.stack([each, 0 * each]), np.stack([self._looks.examined] * 2)])
+        scaled, looks = range_scaled(scores, real), self._looks.examined
+        weights = np.stack([np.append(1.0, 0 * looks), np.append(1.0, looks)])
         clicks, looks = np.moveaxis(self._evidence.weigh(queries, pool.docs[:, : self._num], weights), 2, 0)
         wanted = np.maximum(clicks - self._looks.noise * looks, 0.0)
         rate = (self._strength * self._usual * scaled + wanted) / (self._strength + looks)

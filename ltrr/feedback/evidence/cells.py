@@ -20,11 +20,25 @@ _LAST = 1_000  # places beyond are in the last range
 _RANGE_OF = np.searchsorted(_FIRST, np.arange(_LAST), side="right") - 1  # place -> its range
 
 
-def cells_of(clicked: np.ndarray) -> np.ndarray:
-    """(K,) cells of a page's places; clicked (K,) bool."""
-    above = np.zeros(len(clicked), np.int64)
-    above[1:] = np.logical_or.accumulate(clicked[:-1])
-    return _RANGE_OF[np.minimum(np.arange(len(clicked)), _LAST - 1)] + RANGES * above
+class Shows(NamedTuple):
+    """What was shown, in all: what an estimate of how customers look is made from."""
+
+    clicked: np.ndarray  # (P,) clicks of each pair
+    silences: np.ndarray  # (P, B) its shows without a click
+    clicks: np.ndarray  # (B,) clicks of all pairs
+
+
+def cells_of(clicked: np.ndarray, place: np.ndarray | None = None, start: np.ndarray | None = None) -> np.ndarray:
+    """(K,) cells of the places of a page, or of several pages one after the other.
+
+    clicked (K,) bool. place (K,), start (K,): of several pages, each place on its page and where that page starts in K.
+    """
+    above = np.cumsum(clicked) - clicked
+    if place is None or start is None:
+        place = np.arange(len(clicked))
+    elif len(above):
+        above = above - above[start]
+    return _RANGE_OF[np.minimum(place, _LAST - 1)] + RANGES * (above > 0)
 
 
 class Looks(NamedTuple):
@@ -35,9 +49,9 @@ class Looks(NamedTuple):
     noise: float  # P(click | looked at, not relevant), below `attraction`
 
     def log_ratios(self) -> np.ndarray:
-        """(2, B) what a click, and what a show without one, adds to the log odds of being relevant."""
+        """(1 + B,) what a click, and what a show without one in each cell, adds to the log odds of being relevant."""
         silence = np.log1p(-self.examined * self.attraction) - np.log1p(-self.examined * self.noise)
-        return np.stack([np.full(NUM, np.log(self.attraction / self.noise)), silence])
+        return np.append(np.log(self.attraction / self.noise), silence)
 
 
 def usual_looks(eta: float = 1.0, attraction: float = 0.9, noise: float = 0.1) -> Looks:
@@ -47,29 +61,29 @@ def usual_looks(eta: float = 1.0, attraction: float = 0.9, noise: float = 0.1) -
     return Looks(np.tile(each, 2), attraction, noise)
 
 
-def fit_looks(counts: np.ndarray, start: Looks, *, strength: float = 50.0, steps: int = 30) -> Looks:
+def fit_looks(shown: Shows, start: Looks, *, strength: float = 50.0, steps: int = 30) -> Looks:
     """Estimates how customers look from what was shown, with EM; a pair is relevant or not.
 
     Only products of looking and liking are observed, so the first place, where nothing is above, counts as always
     looked at. Pairs that were shown at several places, as explored ones are, tell the two apart.
 
     Args:
-        counts: (P, 2, B) shows with and without a click.
+        shown: all shows.
         start: believed beforehand, with the weight of `strength` looks a cell.
 
     Returns: the estimate. Source of the steps: EM for click models (Chuklin et al. 2015, chapter 4), with two classes.
     """
-    clicks, silences = counts[:, 0].astype(np.float64), counts[:, 1].astype(np.float64)
-    shows, clicked, looks, odds = (clicks + silences).sum(axis=0), clicks.sum(axis=1), start, 0.0
+    clicked, silences = shown.clicked.astype(np.float64), shown.silences.astype(np.float64)
+    shows, looks, odds = shown.clicks + silences.sum(axis=0), start, 0.0
     for _ in range(steps):
         examined, a, noise = looks
-        relevant = expit(odds + clicked * np.log(a / noise) + silences @ looks.log_ratios()[1])  # (P,)
+        relevant = expit(odds + clicked * np.log(a / noise) + silences @ looks.log_ratios()[1:])  # (P,)
         # Expected looks without a click: of a silent show of something that attracts with rate c, e(1 - c) / (1 - ec).
         silent = [examined * (1 - c) / np.maximum(1 - examined * c, 1e-9) for c in (a, noise)]
         weights = np.stack([relevant, 1 - relevant])  # (2, P)
         by_class = weights @ silences  # (2, B) silent shows of what is relevant, and of what is not
         looked_silent = np.stack([by_class[0] * silent[0], by_class[1] * silent[1]])
-        looked = clicks.sum(axis=0) + looked_silent.sum(axis=0)  # (B,)
+        looked = shown.clicks + looked_silent.sum(axis=0)  # (B,)
         new = (looked + strength * start.examined) / (shows + strength)
         new[0] = 1.0
         odds = odds_of(float(relevant.mean()))

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from ltrr.feedback.events import normalised
-from ltrr.feedback.evidence.cells import NUM, cells_of
+from ltrr.feedback.evidence.cells import NUM, Shows, cells_of
 from ltrr.types import ActionRow, ImpressionRow, Query
 
 _key = lru_cache(maxsize=1 << 17)(normalised)
@@ -28,7 +28,7 @@ class _Shown:
     def __init__(self) -> None:
         self.place: dict[int, int] = {}  # corpus row -> its place below
         self.rows = np.full(_ROOM, -1, np.int64)
-        self.counts = np.zeros((_ROOM, 2, NUM), np.float32)  # clicks, and shows without one
+        self.counts = np.zeros((_ROOM, 1 + NUM), np.float32)  # clicks, and shows without one in each cell
 
     def places(self, rows: Sequence[int]) -> list[int]:
         """Places of corpus rows, which may be new."""
@@ -47,7 +47,8 @@ class Tally:
 
     def __init__(self) -> None:
         self._of: dict[str, _Shown] = {}  # normalised query -> what was shown
-        self.shows = 0  # of candidates, in all
+        self._clicks = np.zeros(NUM)  # of all pairs
+        self.shown = 0  # candidates, in all
 
     def take(self, impressions: Sequence[ImpressionRow], actions: Sequence[ActionRow], /) -> None:
         """Counts impressions, with those of their actions that come along; an action that comes later is lost."""
@@ -62,16 +63,17 @@ class Tally:
                 shown = self._of[impression.query] = _Shown()
             known = rows >= 0
             places = shown.places(rows[known].tolist())
-            shown.counts[places, np.where(clicks, 0, 1)[known], cells_of(clicks)[known]] += 1
-            self.shows += int(known.sum())
+            cells = cells_of(clicks)[known]
+            shown.counts[places, np.where(clicks[known], 0, 1 + cells)] += 1
+            np.add.at(self._clicks, cells[clicks[known]], 1)
+            self.shown += len(places)
 
     def weigh(self, queries: Sequence[Query], rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """(Q, K, W) sums of counts by weights, 0 for pairs that were never shown.
 
-        rows: (Q, K) corpus rows, pad -1. weights: (W, 2, B) of a click, and of a show without one, in each cell.
+        rows: (Q, K) corpus rows, pad -1. weights: (W, 1 + B) of a click, and of a show without one in each cell.
         """
         out = np.zeros((*rows.shape, len(weights)))
-        flat = weights.reshape(len(weights), -1).T
         for q, query in enumerate(queries):
             if (shown := self._of.get(_key(query.text))) is None:
                 continue
@@ -80,10 +82,10 @@ class Tally:
             at = np.minimum(np.searchsorted(rows[q], shown.rows[:num], sorter=order), rows.shape[1] - 1)
             place = order[at]
             found = rows[q, place] == shown.rows[:num]
-            out[q, place[found]] = shown.counts[:num].reshape(num, -1)[found] @ flat
+            out[q, place[found]] = shown.counts[:num][found] @ weights.T
         return out
 
-    def pairs(self) -> np.ndarray:
-        """(P, 2, B) counts of all pairs: clicks, and shows without one."""
-        parts = [shown.counts[: len(shown.place)] for shown in self._of.values()]
-        return np.concatenate([np.zeros((0, 2, NUM), np.float32), *parts])
+    def shows(self) -> Shows:
+        """All that was shown."""
+        counts = np.concatenate([np.zeros((0, 1 + NUM)), *(s.counts[: len(s.place)] for s in self._of.values())])
+        return Shows(counts[:, 0], counts[:, 1:], self._clicks)
