@@ -72,7 +72,19 @@ RENAMED = {  # a module, class or function of version 0.1 -> its path today; kep
     "ltrr.ranking.ranker": "ltrr.rankers.cross_encoder",
 }
 # Constructor arguments that the system gives, where a config does not.
-INJECTED = ("encoder", "sparse_encoder", "scorer", "corpus", "order", "learner", "features", "before", "explore")
+INJECTED = (
+    "encoder",
+    "sparse_encoder",
+    "scorer",
+    "corpus",
+    "order",
+    "learner",
+    "features",
+    "before",
+    "explore",
+    "evidence",
+    "looks",
+)
 
 
 class ConfigError(ValueError):

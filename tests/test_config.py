@@ -152,7 +152,7 @@ def test_every_config_loads_and_its_parts_construct(path: Path) -> None:
         asked = set(inspect.signature(cls).parameters)
         if asked & set(LOADERS):  # the system makes it from these two
             arguments = {key: value for key, value in arguments.items() if key not in ("model", "encoder")}
-        if hasattr(cls, "tune"):
+        if hasattr(cls, "tune") or hasattr(cls, "tune_on"):
             arguments = {key: value for key, value in arguments.items() if key != "tune" and value is not None}
         injected = {name: INJECTABLE.get(name, object()) for name in asked & set(INJECTED)}
         assert callable(getattr(construct(where, cls, arguments | injected), method))

@@ -91,7 +91,7 @@ def paired(asked: Asked, systems: Mapping[str, Served], of: str, stratum: str = 
             }
             continue
         interval = over_seeds(difference.tolist())
-        p = float(stats.ttest_1samp(difference, 0.0).pvalue) if difference.std() > 0 else 1.0
+        p = float(stats.ttest_1samp(difference, 0.0)[1]) if difference.std() > 0 else 1.0
         out[f"{of}-{name}"] = interval._asdict() | {"p": p}
     tested = [row for row in out.values() if row["p"] is not None]
     for row, value in zip(tested, holm([row["p"] for row in tested]).tolist(), strict=True):

@@ -9,13 +9,16 @@ Legend: Q queries, M candidates that are looked at, B cells.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.special import expit
 
-from ltrr.feedback.evidence.cells import Looks, fit_looks, usual_looks
+from ltrr.data.beir import Corpus
+from ltrr.feedback.evidence.cells import Looks, ShowEvidence, fit_looks, usual_looks
+from ltrr.feedback.evidence.evidence import Evidence
 from ltrr.feedback.evidence.tally import Tally
 from ltrr.policies.calibration import fit, fit_coupling, log_odds
 from ltrr.policies.rules import Calibrated, by_value
@@ -35,7 +38,9 @@ class Belief(Calibrated):
         coupling: what one more relevant candidate than expected adds to the log odds of all others of its query.
         explore: one candidate below the cut; None = nothing is explored.
         looks: how customers look; None = estimated, starting at 1 / rank.
-        evidence: shows and clicks; None = none yet.
+        evidence: shows and clicks; None = what customers of this corpus do, under the rules of trust.
+        corpus: gives each entity its row; None = evidence without trust, for simulations.
+        distinct: customers who have to agree before others see what they taught, for success as for failure.
         num: M. seed: of what is explored.
     """
 
@@ -51,13 +56,15 @@ class Belief(Calibrated):
         coupling: float = 0.0,
         explore: ReservedPlace | None = ReservedPlace(),  # noqa: B008
         looks: Looks | None = None,
-        evidence: Tally | None = None,
+        evidence: ShowEvidence | None = None,
+        corpus: Corpus | None = None,
+        distinct: int = 3,
         num: int = 100,
         seed: int | None = None,
     ) -> None:
         super().__init__(arms, depths, budget=budget, calibration=calibration, num=num, explore=explore, seed=seed)
         self._coupling = coupling
-        self._evidence = Tally() if evidence is None else evidence
+        self._evidence = _evidence(corpus, distinct) if evidence is None else evidence
         self._estimates, self._due = looks is None, _FIRST_FIT
         self.looks = looks or usual_looks()
         self._ratios = self.looks.log_ratios()[None]
@@ -89,14 +96,53 @@ class Belief(Calibrated):
 
     # -- learning
 
-    def online(self, store: Any, policy: str) -> Belief:
+    def online(self, store: Any, policy: str) -> Taught:
         """What a loop feeds."""
-        return self
+        return Taught(self, self._evidence)
 
-    def take(self, impressions: Sequence[ImpressionRow], actions: Sequence[ActionRow], /) -> None:
-        """Learns from the rows of an event store; now and then how customers look is estimated anew."""
-        self._evidence.take(impressions, actions)
+    def learned(self) -> None:
+        """Estimates anew how customers look, where enough was shown since the last time."""
         if self._estimates and self._evidence.shown >= self._due:
             self._due = int(self._evidence.shown * _GROWTH)
             self.looks = fit_looks(self._evidence.shows(), usual_looks())
             self._ratios = self.looks.log_ratios()[None]
+
+
+class Taught:
+    """Feeds a belief's evidence (the protocol `Learning`); methods beside `take` need evidence that knows customers."""
+
+    def __init__(self, belief: Belief, evidence: Any) -> None:
+        self._belief, self._evidence = belief, evidence
+
+    def take(self, impressions: Sequence[ImpressionRow], actions: Sequence[ActionRow], /) -> None:
+        """Learns from the rows of an event store; now and then how customers look is estimated anew."""
+        self._evidence.take(impressions, actions)
+        self._belief.learned()
+
+    def customers(self) -> Iterable[str]:
+        """Names of the customers from whom it learned."""
+        return self._evidence.customers()
+
+    def erase(self, customer: str) -> None:
+        """Takes back what a customer taught; the estimate of how customers look, which is of all, stays."""
+        self._evidence.erase(customer)
+
+    def compact(self) -> None:
+        """Drops evidence that has decayed."""
+        self._evidence.compact()
+
+    def save(self, path: Path) -> None:
+        """Writes all evidence to one file without objects."""
+        self._evidence.save(path)
+
+    def load(self, path: Path) -> None:
+        """Continues from what `save` wrote."""
+        self._evidence.load(path)
+        self._belief.learned()
+
+
+def _evidence(corpus: Corpus | None, distinct: int) -> ShowEvidence:
+    if corpus is None:
+        return Tally()
+    rows = {entity: row for row, entity in enumerate(corpus.ids)}
+    return Evidence(rows, (), distinct=distinct, neighbours=0, cells=True)

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ltrr.feedback.evidence.cells import Looks, usual_looks
+from ltrr.feedback.evidence.cells import Looks, ShowEvidence, usual_looks
 from ltrr.feedback.evidence.tally import Tally
 from ltrr.policies.worth import ReservedPlace, WorthPolicy, fused_scores, range_scaled
-from ltrr.protocols import Learning
 from ltrr.types import Pool, Query, Worth
 
 
@@ -44,7 +43,7 @@ class ClickBoost(WorthPolicy):
         strength: float = 2.0,
         usual: float = 0.6,
         looks: Looks | None = None,
-        evidence: Tally | None = None,
+        evidence: ShowEvidence | None = None,
         explore: ReservedPlace | None = ReservedPlace(),  # noqa: B008
         num: int = 100,
         seed: int | None = None,
@@ -69,6 +68,6 @@ class ClickBoost(WorthPolicy):
         values = np.take_along_axis(values, order, 1)
         return Worth(values, order, values)
 
-    def online(self, store: Any, policy: str) -> Learning | Tally:
+    def online(self, store: Any, policy: str) -> Any:
         """What a loop feeds: the evidence."""
         return self._evidence

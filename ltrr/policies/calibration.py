@@ -7,6 +7,7 @@ Legend: Q queries, M candidates in fused order, N candidates of all queries.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
@@ -76,4 +77,5 @@ def fit_coupling(odds: np.ndarray, real: np.ndarray, gains: np.ndarray) -> float
         z = offset + beta * others
         return float(np.mean(np.logaddexp(0, z) - y * z))
 
-    return float(minimize_scalar(loss, bounds=(-COUPLING, COUPLING), method="bounded").x)
+    found: Any = minimize_scalar(loss, bounds=(-COUPLING, COUPLING), method="bounded")
+    return float(found.x)

@@ -114,7 +114,7 @@ def play(
     stream: Stream,
     customers: Customers,
     *,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Played:
     """A policy that learns serves the stream; its prices follow what is spent.
 
@@ -168,7 +168,7 @@ def play_still(policy: Policy, pools: JudgedPools, stream: Stream) -> Played:
     """
     asked, row, times = np.unique(stream.asked, return_inverse=True, return_counts=True)
     some = pools.some(asked)
-    priced, after, valuing = (offers(policy, ability) for ability in (Priced, AfterRetrieval, Valuing))
+    priced, after, valuing = offers(policy, Priced), offers(policy, AfterRetrieval), offers(policy, Valuing)
     if valuing is not None:
         worth = valuing.worth(some.queries, some.pool).worth
 
@@ -185,8 +185,8 @@ def play_still(policy: Policy, pools: JudgedPools, stream: Stream) -> Played:
             some = some.ordered(own)
             docs = some.pool.docs
     inside = np.where(np.arange(docs.shape[1]) < decision.cut[:, None], some.gains, 0.0)
-    recall = inside.sum(axis=1) / some.positives
-    return Played(recall[row], (inside > 0).any(axis=1)[row], decision.cut[row].astype(float))
+    recall, success = inside.sum(axis=1) / some.positives, np.any(inside > 0, axis=1)
+    return Played(recall[row], np.asarray(success)[row], decision.cut[row].astype(float))
 
 
 class _Gains(NamedTuple):
@@ -226,6 +226,7 @@ def _events(
     rows = page.tolist()
     impression = ImpressionRow(name, name, f"customer {customer}", time, text, rows)
     actions = [
-        ActionRow(f"{name}-{k}", name, rows[k], "click", time + (2 + k) * _SECOND, None) for k in np.flatnonzero(clicks)
+        ActionRow(f"{name}-{k}", name, rows[k], "click", time + (2 + k) * _SECOND, None)
+        for k in np.flatnonzero(clicks).tolist()
     ]
     return impression, actions

@@ -17,12 +17,13 @@ import numpy as np
 
 from ltrr.config import ConfigError, construct
 from ltrr.evaluation.replay import Log
+from ltrr.feedback.clicks import attraction_of
 from ltrr.files import content_key
 from ltrr.policies.features import TEXT, TIME, ContextFeatures, Feature, Group, context_names
-from ltrr.protocols import Featured, Policy, Priced, PricedFromLog, offers
+from ltrr.protocols import Calibrating, Featured, Policy, Priced, PricedFromLog, offers
 from ltrr.system.features import history_digest, history_file
 from ltrr.system.parts import Parts, class_of, is_absent
-from ltrr.system.tuning import Tuning, some
+from ltrr.system.tuning import Judged, Tuning, some
 from ltrr.types import Pool, Query
 
 FIXED = "ltrr.policies.fixed.FixedPolicy"
@@ -66,6 +67,7 @@ class Policies:
         tuning: has the queries on which prices are set; their judgements are not looked at.
         retrieve: queries, a policy -> the union in fused order of what its arms bring.
         identities: what retrieval and features depend on beside the section.
+        grades: judged queries, their pool -> (Q, K).
     """
 
     def __init__(
@@ -78,21 +80,42 @@ class Policies:
         tuning: Tuning,
         retrieve: Callable[[Sequence[Query], Policy], Pool],
         identities: Callable[[], Sequence[Any]],
+        grades: Callable[[Judged, Pool], np.ndarray],
     ) -> None:
         self._arms, self._depths, self._parts, self._features = [*arms], dict(depths), parts, features
-        self._tuning, self._retrieve, self._identities = tuning, retrieve, identities
+        self._tuning, self._retrieve, self._identities, self._grades = tuning, retrieve, identities, grades
 
     def make(self, section: Mapping[str, Any], seed: int | None = None) -> Policy:
-        """The policy of a section, at prices that hold its budgets on known queries. seed: of draws."""
+        """The policy of a section, calibrated and at prices that hold its budgets on known queries. seed: of draws."""
+        section = current_section(section)
+        section |= self._calibration(section)
         policy = self.unpriced(section, seed)
         if (priced := offers(policy, Priced)) is not None:
-            self._set_prices(priced, policy, current_section(section))
+            self._set_prices(priced, policy, section)
         return policy
 
     def unpriced(self, section: Mapping[str, Any], seed: int | None = None) -> Policy:
         """The policy of a section, at prices that nobody has set yet."""
         given = {"arms": self._arms, "depths": self._depths} | ({} if seed is None else {"seed": seed})
         return _constructed(current_section(section), self._parts, self._features, **given)
+
+    def _calibration(self, section: Mapping[str, Any]) -> dict[str, Any]:
+        """What the class of a section fits on judged queries, where the section does not give it."""
+        calibrating = offers(policy := self.unpriced(section), Calibrating)
+        judged = self._tuning.judged("fusion")
+        if calibrating is None or "calibration" in section or not judged.queries:
+            return {}
+
+        def fit() -> dict[str, Any]:
+            pool = self._retrieve(judged.queries, policy)
+            grades = self._grades(judged, pool)
+            try:
+                return calibrating.calibrate(pool, attraction_of(grades, highest=int(max(grades.max(initial=1), 1))))
+            except ValueError:  # nothing relevant was retrieved
+                return {}
+
+        depends = section["class"], self._depths, [*self._identities()], judged.key
+        return self._tuning.fitted("calibration", depends, fit, judged.name)
 
     def _set_prices(self, priced: Priced, policy: Policy, section: Mapping[str, Any]) -> None:
         judged = self._tuning.judged("fusion")

@@ -139,6 +139,7 @@ class System:
             tuning=self.tuning,
             retrieve=self.retrieve,
             identities=self._retrieved_by,
+            grades=self.orders.grades,
         )
 
     def policy(self, seed: int | None = None) -> Policy:

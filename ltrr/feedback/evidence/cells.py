@@ -8,10 +8,13 @@ Legend: B cells, K places of a page, P pairs of a query and a candidate, I itera
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from scipy.special import expit, logit
+
+from ltrr.types import ActionRow, ImpressionRow, Query
 
 _FIRST = np.array([0, 1, 2, 3, 5, 10, 20])  # first place of each range
 RANGES = len(_FIRST)
@@ -26,6 +29,25 @@ class Shows(NamedTuple):
     clicked: np.ndarray  # (P,) clicks of each pair
     silences: np.ndarray  # (P, B) its shows without a click
     clicks: np.ndarray  # (B,) clicks of all pairs
+
+
+class ShowEvidence(Protocol):
+    """Counts of shows and clicks, for everybody or as the customer who asks may see them."""
+
+    @property
+    def shown(self) -> float:
+        """Candidates that were shown, in all."""
+        ...
+
+    def take(self, impressions: Sequence[ImpressionRow], actions: Sequence[ActionRow], /) -> None: ...
+
+    def weigh(self, queries: Sequence[Query], rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """(Q, K, W) sums of counts by weights (W, 1 + B): of a click, of a show without one in each cell."""
+        ...
+
+    def shows(self) -> Shows:
+        """All that was shown."""
+        ...
 
 
 def cells_of(clicked: np.ndarray, place: np.ndarray | None = None, start: np.ndarray | None = None) -> np.ndarray:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ltrr.feedback.events import Action, Impression, Reward, normalised
+from ltrr.feedback.evidence.cells import Shows
 from ltrr.feedback.evidence.ledger import Ledger
 from ltrr.feedback.evidence.lookup import VectorIndex, WordIndex, WordWeights
 from ltrr.feedback.evidence.sums import Counts, Sums
@@ -65,6 +66,7 @@ class Evidence:
         neighbours: the most remembered queries for each query, by words and by meaning each; 0 = none but itself.
         alike: similarity in [0, 1] that those need.
         sources: whether evidence is kept by arm, too (`by_arm`); the loop has to read sources for it.
+        cells: whether shows are kept by cell, too (`weigh`).
 
     Raises:
         ValueError: names the argument that makes no sense.
@@ -86,6 +88,7 @@ class Evidence:
         neighbours: int = 20,
         alike: float = 0.5,
         sources: bool = False,
+        cells: bool = False,
     ) -> None:
         for name, value, good, fix in (
             ("distinct", distinct, distinct >= 1, "at least 1"),
@@ -104,7 +107,7 @@ class Evidence:
         self._neighbours, self._alike = neighbours, alike
         self._weights = WordWeights(titles)
         self._sum_options: dict[str, Any] = {"cap": cap, "budget": budget, "half_life": timedelta(days=half_life)}
-        self._sum_options |= {"distinct": distinct, "sources": sources}
+        self._sum_options |= {"distinct": distinct, "sources": sources, "cells": cells}
         self._ledger_options: dict[str, Any] = {"credit": credit, "reward": Reward.configured(reward)}
         if examination is not None:
             self._ledger_options["examination"] = tuple(examination)
@@ -237,6 +240,26 @@ class Evidence:
         with self._lock:
             known, pairs, customers = self._pairs(queries, rows)
             return _scattered(self._sums.by_arm(pairs, customers), known)
+
+    def weigh(self, queries: Sequence[Query], rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """(Q, K, W) sums of what counts by weights, 0 for pairs that were never shown; needs `cells`.
+
+        rows: (Q, K) corpus rows, pad -1. weights: (W, 1 + B) of a success, and of a show without one in each cell.
+        """
+        with self._lock:
+            known, pairs, customers = self._pairs(queries, rows)
+            successes, silences = self._sums.counts(pairs, customers).successes, self._sums.silences(pairs, customers)
+            return _scattered(np.concatenate([successes[:, None], silences], axis=1) @ weights.T, known)
+
+    def shows(self) -> Shows:
+        """All that was shown and counts; needs `cells`."""
+        with self._lock:
+            return self._sums.all_shows()
+
+    @property
+    def shown(self) -> float:
+        """Candidates that were shown, in all; needs `cells`."""
+        return self._sums.shown
 
     def agreed(self) -> tuple[np.ndarray, list[str], Counts]:
         """Corpus rows (P,), normalised queries and counts of the pairs that enough customers agree on."""

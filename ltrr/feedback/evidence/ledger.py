@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ltrr.feedback.events import Action, Impression, Reward
+from ltrr.feedback.evidence.cells import cells_of
 from ltrr.feedback.evidence.sums import Increments, Sums
 from ltrr.types import ActionRow, ImpressionRow
 
@@ -204,13 +205,17 @@ class Ledger:
         counts = np.fromiter((len(impression.rows) for impression in impressions), np.int64, len(impressions))  # (I,)
         starts = np.cumsum(counts) - counts
         rows = np.fromiter(chain.from_iterable(e.rows for e in impressions), np.int64, int(counts.sum()))  # (S,)
-        position = np.minimum(np.arange(len(rows)) - np.repeat(starts, counts), len(self._examination) - 1)
-        trials, successes = self._examination[position], np.zeros(len(rows))
+        start_of = np.repeat(starts, counts)  # (S,)
+        place_of = np.arange(len(rows)) - start_of
+        trials, successes = self._examination[np.minimum(place_of, len(self._examination) - 1)], np.zeros(len(rows))
+        dismissed = np.zeros(len(rows), bool)
         for start, (impression, values) in zip(starts.tolist(), worths, strict=True):
             for row, value in values.items():
                 place = start + impression.rows.index(row)
                 successes[place] = min(max(value, 0.0), 1.0)
                 trials[place] = trials[place] if value >= 0 else 1.0  # dismissed: it was looked at
+                dismissed[place] = value < 0
+        cells = np.where(dismissed, 0, cells_of(successes > 0, place_of, start_of))  # the first place is looked at
         of = [*impressions, *(earlier for earlier, *_ in credited)]
         sources = np.concatenate([self._sources(impressions, counts), np.zeros(len(credited), np.int64)])
         counts = np.concatenate([counts, np.ones(len(credited), np.int64)])
@@ -225,8 +230,9 @@ class Ledger:
         rows = np.concatenate([rows, np.array([row for _, row, _ in credited], np.int64)])
         credit = np.array([value for *_, value in credited])
         values = np.stack([np.concatenate([successes, credit]), np.concatenate([trials, credit])], axis=1)
-        known = rows >= 0
-        return Increments(query[known], rows[known], customer[known], time[known], sources[known], values[known])
+        cells = np.concatenate([cells, np.full(len(credited), -1)])
+        columns = (query, rows, customer, time, sources, values, cells, np.ones(len(rows)))
+        return Increments(*(column[rows >= 0] for column in columns))
 
     def _sources(self, impressions: Sequence[ImpressionRow], counts: np.ndarray) -> np.ndarray:
         """(S,) bits of the sums' arms that returned each shown candidate; 0 = unknown, or not kept."""

@@ -2,7 +2,7 @@
 
 Knows numbers of queries, corpus rows, customers and arms; does not know events, positions or rewards. Sums are
 additive, so the order in which evidence comes changes nothing.
-Legend: E increments, P pairs, A arms, C slots: one for each (pair, customer).
+Legend: E increments, P pairs, A arms, B cells, C slots: one for each (pair, customer).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from ltrr.feedback.evidence.cells import NUM, Shows
 from ltrr.feedback.evidence.columns import Column, Numbers
 
 _REFERENCE = 20_000 * 86_400_000_000  # microseconds; decay is counted from here (2024-10-04): a decayed sum stays a sum
@@ -32,11 +33,13 @@ class Increments(NamedTuple):
     times: np.ndarray  # (E,) int64 microseconds since 1970
     returned_by: np.ndarray  # (E,) int64, bit a is set if arm a returned the candidate
     values: np.ndarray  # (E, 2) successes, trials
+    cells: np.ndarray  # (E,) int64 cell in which it was shown (`cells`), -1 = it was not
+    shows: np.ndarray  # (E,) 1, or -1 where a show is taken back
 
     @classmethod
     def difference(cls, new: Self, old: Self) -> Self:
         """The increments that lead from `old` to `new`."""
-        return cls(*map(np.concatenate, zip(new, old._replace(values=-old.values), strict=True)))
+        return cls(*map(np.concatenate, zip(new, old._replace(values=-old.values, shows=-old.shows), strict=True)))
 
 
 class Counts(NamedTuple):
@@ -81,6 +84,7 @@ class Sums:
         half_life: after which evidence counts half.
         distinct: customers with a success that a pair needs before others may see it.
         sources: whether to keep evidence by arm too, in 16 bytes for each arm and slot.
+        cells: whether to keep shows without a success by cell too, in 56 bytes for each slot and each pair.
     """
 
     def __init__(
@@ -91,8 +95,9 @@ class Sums:
         half_life: timedelta = timedelta(days=90),
         distinct: int = 3,
         sources: bool = False,
+        cells: bool = False,
     ) -> None:
-        self._distinct, self.sources = distinct, sources
+        self._distinct, self.sources, self.cells = distinct, sources, cells
         self._cap, self._budget, self._half_life = cap, budget, half_life / timedelta(microseconds=1)
         self.now = 0  # the latest event's time
         self.queries: list[str] = []  # normalised; "" = forgotten
@@ -113,6 +118,9 @@ class Sums:
         self._slot_pair, self._slot_customer = Column(np.int64), Column(np.int64)
         self._raw = Column(np.float64, 2)  # of slots: successes and trials, not decayed
         self._layers = [_Layer()]  # all evidence, then that of each arm
+        self._silent = Column(np.float32, NUM), Column(np.float32, NUM)  # of slots, decayed, and what counts of pairs
+        self.clicks = np.zeros(NUM)  # of all pairs, by cell, not decayed
+        self.shown = 0.0  # candidates, in all, not decayed
         self._share = Column(np.float64)  # of slots: the part of a layer's `raw` that counts for others
         self._counted = Column(np.int8, 2)  # of slots: their part of `_people`
         self._trials = Column(np.float64)  # of customers, as of _REFERENCE
@@ -197,6 +205,8 @@ class Sums:
         for number, layer in enumerate(self._layers):
             part = decayed if number == 0 else decayed * (evidence.returned_by >> (number - 1) & 1)[:, None]
             layer.raw.values[slots] += _sums(inverse, part, len(slots))
+        if self.cells:
+            self._add_shows(evidence, slots[inverse])
         self._settle(touched, before)
 
     def erase(self, customer: str) -> None:
@@ -209,6 +219,8 @@ class Sums:
         self._raw.values[slots] = 0.0
         for layer in self._layers:
             layer.raw.values[slots] = 0.0
+        if self.cells:
+            self._silent[0].values[slots] = 0.0
         self._trials.values[number] = 0.0
         self._settle(slots, before)
         self._customers[number] = ""
@@ -251,6 +263,23 @@ class Sums:
             values[:, arm] = self._evidence(1 + arm, pairs, customers).T
         return values
 
+    def silences(self, pairs: np.ndarray, customers: np.ndarray) -> np.ndarray:
+        """(P, B) shows without a success by cell, where `counts` shows trials or failures to these customers (P,)."""
+        values = self._silent[1].values[pairs].astype(np.float64)
+        private = np.flatnonzero((self._people.values[pairs] < self._distinct).all(axis=1))
+        values[private] = 0.0
+        private = private[customers[private] >= 0]
+        slots = self._slot_of.find(pairs[private] << 32 | customers[private])
+        private, slots = private[slots >= 0], slots[slots >= 0]
+        values[private] = self._silent[0].values[slots] * self._capped(slots)[:, None]
+        return values * 2.0 ** (-(self.now - _REFERENCE) / self._half_life)
+
+    def all_shows(self) -> Shows:
+        """All shows that count, decayed: what an estimate of how customers look is made from."""
+        age = 2.0 ** (-(self.now - _REFERENCE) / self._half_life)
+        silences = self._silent[1].values.astype(np.float64) * age
+        return Shows(self._layers[0].total.values[:, 0] * age, silences, self.clicks)
+
     def __len__(self) -> int:
         """Pairs."""
         return len(self._pair_of)
@@ -279,6 +308,7 @@ class Sums:
             "slot_customer": slot_customer,
             "raw": np.concatenate([self._raw.values[slots], decayed[slots]], axis=1),  # (C, 4)
             "by_arm": np.stack([layer.raw.values[slots] for layer in self._layers], axis=1)[:, 1:],  # (C, A, 2)
+            **({"silent": self._silent[0].values[slots], "clicks": self.clicks} if self.cells else {}),  # (C, B), (B,)
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -297,6 +327,9 @@ class Sums:
             for name, values in zip(_decoded(state["arms"]), np.moveaxis(state["by_arm"], 1, 0), strict=True):
                 self.arm(name)
                 self._layers[-1].raw.values[slots] = values
+        if self.cells and "silent" in state:
+            self._silent[0].values[slots], self.clicks = state["silent"], state["clicks"].copy()
+            self.shown = float(self.clicks.sum() + state["silent"].sum())
         self._trials.grow(len(self._customers))
         np.add.at(self._trials.values, self._slot_customer.values[slots], decayed[:, 1])
         self._halved()
@@ -329,6 +362,18 @@ class Sums:
             column.grow(len(self._pair_of))
         for column in (self._slot_pair, self._slot_customer, self._raw, self._share, self._counted, *raws):
             column.grow(len(self._slot_of))
+        if self.cells:
+            self._silent[0].grow(len(self._slot_of))
+            self._silent[1].grow(len(self._pair_of))
+
+    def _add_shows(self, evidence: Increments, slots: np.ndarray) -> None:
+        """Counts shows by cell; slots (E,)."""
+        shown, silent = evidence.cells >= 0, evidence.values[:, 0] == 0
+        np.add.at(self.clicks, evidence.cells[shown & ~silent], evidence.shows[shown & ~silent])
+        self.shown += float(evidence.shows[shown].sum())
+        which = np.flatnonzero(shown & silent)
+        decay = 2.0 ** ((evidence.times[which] - _REFERENCE) / self._half_life)
+        np.add.at(self._silent[0].values, (slots[which], evidence.cells[which]), evidence.shows[which] * decay)
 
     def _evidence(self, layer: int, pairs: np.ndarray, customers: np.ndarray) -> np.ndarray:
         """(3, P) successes, trials and failures of a layer, as customers may see them (`Counts`)."""
@@ -356,10 +401,11 @@ class Sums:
         return np.flatnonzero(np.isin(self._slot_customer.values, changed)) if len(changed) else changed
 
     def _counting(self, slots: np.ndarray) -> list[np.ndarray]:
-        """(C, 3) for each layer: the evidence of slots (unique) that is in their pairs' totals."""
+        """(C, 3) for each layer, then (C, B) silences: what of slots (unique) is in their pairs' totals."""
         share, failed = self._share.values[slots, None], self._counted.values[slots, 1:]  # (C, 1)
         counting = [layer.raw.values[slots] * share for layer in self._layers]  # (C, 2)
-        return [np.concatenate([values, values[:, 1:] * failed], axis=1) for values in counting]
+        counted = [np.concatenate([values, values[:, 1:] * failed], axis=1) for values in counting]
+        return [*counted, self._silent[0].values[slots] * share] if self.cells else counted
 
     def _settle(self, slots: np.ndarray, before: Sequence[np.ndarray]) -> None:
         """Brings pairs up to date with slots (unique), each bounded by the cap; `before`: `_counting` of old slots."""
@@ -377,8 +423,9 @@ class Sums:
         change = (self._people.values[each, 0] >= self._distinct) - agreed.astype(np.int32)
         np.add.at(self._agreed.values, self._pair_query.values[each], change)
         self._share.values[slots], self._counted.values[slots] = self._capped(slots) * 0.5**halvings, counted
-        for layer, old, new in zip(self._layers, before, self._counting(slots), strict=True):
-            _add_at(layer.total.values, pairs, new - old)
+        totals = [layer.total for layer in self._layers] + [self._silent[1]] * self.cells
+        for total, old, new in zip(totals, before, self._counting(slots), strict=True):
+            _add_at(total.values, pairs, new - old)
         for query in np.unique(self._pair_query.values[pairs[success]]).tolist():
             if query not in self._has_succeeded:
                 self._has_succeeded.add(query)

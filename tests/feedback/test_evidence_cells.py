@@ -1,0 +1,140 @@
+"""Shows by cell: two ways of counting agree, silence needs trust as clicks do, and how customers look is recovered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ltrr.feedback.evidence.cells import NUM, RANGES, Looks, cells_of, fit_looks, usual_looks
+from ltrr.feedback.evidence.evidence import Evidence
+from ltrr.feedback.evidence.tally import Tally
+from ltrr.simulation.stream import Customers
+from ltrr.types import ActionRow, Context, ImpressionRow, Query
+
+SECOND = 1_000_000
+QUERIES = [Query(str(i), text) for i, text in enumerate(("love", "sad tune", "never asked"))]
+ROWS = np.array([[4, 1, 2, -1, 7, 0], [5, 3, 8, 2, 1, -1], [0, 1, 2, 3, 4, 5]])
+WEIGHTS = np.random.default_rng(3).normal(size=(2, 1 + NUM))
+
+
+def pages(num: int = 200, seed: int = 0, customers: int = 50) -> list[tuple[ImpressionRow, list[ActionRow]]]:
+    rng = np.random.default_rng(seed)
+    out = []
+    for n in range(num):
+        rows = rng.permutation(9)[: rng.integers(1, 9)].tolist()
+        time, who = 1_780_000_000 * SECOND + n * 60 * SECOND, f"c{rng.integers(customers)}"
+        impression = ImpressionRow(f"i{n}", f"s{n}", who, time, QUERIES[rng.integers(2)].text, rows)
+        clicked = [k for k in range(len(rows)) if rng.random() < 0.3]
+        out.append(
+            (impression, [ActionRow(f"a{n}-{k}", f"i{n}", rows[k], "click", time + SECOND, None) for k in clicked])
+        )
+    return out
+
+
+def evidence(**options) -> Evidence:
+    loose = {"distinct": 1, "cap": 1e9, "budget": 1e9, "half_life": 1e8, "cells": True, "neighbours": 0}
+    return Evidence({f"e{i}": i for i in range(9)}, (), **{**loose, **options})
+
+
+def test_a_cell_is_a_range_of_places_and_whether_anything_above_was_clicked() -> None:
+    clicked = np.zeros(30, bool)
+    clicked[[2, 7]] = True
+    cells = cells_of(clicked)
+    ranges = [0, 1, 2, 3, 3, *[4] * 5, *[5] * 10, *[6] * 10]
+    assert cells.tolist() == [r + RANGES * (k > 2) for k, r in enumerate(ranges)]
+    several = [np.random.default_rng(i).random(n) < 0.3 for i, n in enumerate((4, 1, 9))]
+    starts = np.repeat(np.cumsum([0, 4, 1]), [4, 1, 9])
+    together = cells_of(np.concatenate(several), np.arange(14) - starts, starts)
+    assert together.tolist() == np.concatenate([cells_of(page) for page in several]).tolist()
+
+
+def test_a_tally_counts_what_evidence_counts_without_trust() -> None:
+    tally, full = Tally(), evidence()
+    for impression, actions in pages():
+        tally.take([impression], actions)
+        full.take([impression], actions)
+    ours, theirs = (each.weigh(QUERIES, ROWS, WEIGHTS) for each in (tally, full))
+    assert np.abs(ours).max() > 1
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert not ours[2].any()
+    assert not ours[ROWS < 0].any()
+    assert tally.shown == full.shown
+    for one, other in zip(tally.shows(), full.shows(), strict=True):
+        np.testing.assert_allclose(np.sort(one, axis=0), np.sort(other, axis=0), rtol=1e-4, atol=1e-4)
+
+
+def test_late_clicks_order_and_snapshots_change_nothing(tmp_path: Path) -> None:
+    at_once, late = evidence(), evidence()
+    for impression, actions in pages(80):
+        at_once.take([impression], actions)
+    shuffled = np.random.default_rng(1).permutation(80)
+    for n in shuffled.tolist():
+        late.take([pages(80)[n][0]], [])
+    late.take([], [action for _, actions in pages(80) for action in actions])
+    expected = at_once.weigh(QUERIES, ROWS, WEIGHTS)
+    np.testing.assert_allclose(late.weigh(QUERIES, ROWS, WEIGHTS), expected, rtol=1e-4, atol=1e-4)
+    late.save(tmp_path / "evidence.npz")
+    loaded = evidence()
+    loaded.load(tmp_path / "evidence.npz")
+    np.testing.assert_allclose(loaded.weigh(QUERIES, ROWS, WEIGHTS), expected, rtol=1e-4, atol=1e-4)
+    assert loaded.shown == pytest.approx(at_once.shown, rel=1e-4)
+
+
+def test_silence_needs_as_many_customers_as_clicks_and_is_taken_back() -> None:
+    full = evidence(distinct=3)
+    alone = np.append(0.0, np.ones(NUM))[None]  # counts silences
+
+    def seen_by(customer: str | None) -> np.ndarray:
+        return full.weigh([Query("q", "love", Context(customer))], np.array([[1, 2]]), alone)[0, :, 0]
+
+    def show(customer: str, n: int) -> None:
+        full.take([ImpressionRow(f"{customer}{n}", f"{customer}{n}", customer, 10**15 + n, "love", [1, 2])], [])
+
+    for n in range(20):
+        show("loud", n)
+    assert seen_by(None).tolist() == [0, 0]
+    assert (seen_by("loud") > 0).all()
+    show("b", 30)
+    assert seen_by("c").tolist() == [0, 0]
+    show("c", 31)
+    assert (seen_by(None) > 2).all()
+    full.erase("loud")
+    assert seen_by(None).tolist() == [0, 0]
+    assert seen_by("b") == pytest.approx([1, 1], rel=1e-3)
+
+
+@pytest.mark.parametrize("customers", [Customers(), Customers(eta=2.0, noise=0.2), Customers(satisfied=0.7)])
+def test_how_customers_look_is_recovered_from_what_was_shown(customers: Customers) -> None:
+    rng, tally = np.random.default_rng(0), Tally()
+    wanted = rng.random((150, 12)) < 0.25
+    looked = np.zeros((2, NUM))
+    for n in range(12_000):
+        q = rng.integers(150)
+        rows = np.argsort(-(wanted[q] + rng.normal(size=12)))[:8]
+        draws = rng.random((2, 8))
+        clicks = customers.clicks(wanted[q, rows].astype(float), draws)
+        all_of = customers.clicks(np.ones(8), draws)  # everything that is looked at attracts
+        np.add.at(looked[0], cells_of(clicks), all_of if customers.satisfied is None else 0)
+        np.add.at(looked[1], cells_of(clicks), 1)
+        actions = [ActionRow(f"{n}-{k}", str(n), int(rows[k]), "click", n, None) for k in np.flatnonzero(clicks)]
+        tally.take([ImpressionRow(str(n), str(n), "", n, f"q{q}", rows.tolist())], actions)
+    found = fit_looks(tally.shows(), usual_looks())
+    assert found.noise == pytest.approx(customers.noise, abs=0.04)
+    assert found.attraction > 0.9
+    often = looked[1] > 1_000
+    if customers.satisfied is None:
+        np.testing.assert_allclose(found.examined[often], looked[0, often] / looked[1, often], atol=0.06)
+    else:  # fewer look below a click
+        assert found.examined[1] > 0.75
+        assert found.examined[1 + RANGES] < 0.5
+
+
+def test_a_click_speaks_for_a_candidate_and_silence_against_it_the_more_the_higher_it_stood() -> None:
+    ratios = usual_looks().log_ratios()
+    assert ratios[0] == pytest.approx(np.log(9))
+    assert (ratios[1:] < 0).all()
+    assert (np.diff(ratios[1 : 1 + RANGES]) > 0).all()
+    blind = Looks(np.full(NUM, 1e-3), 0.9, 0.1).log_ratios()
+    assert np.abs(blind[1:]).max() < 0.001

@@ -1,0 +1,103 @@
+"""The belief is the calibration where nothing was seen, and moves with clicks and silence under the rules of trust."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from ltrr.data.beir import open_dataset
+from ltrr.feedback.evidence.tally import Tally
+from ltrr.policies.belief import Belief
+from ltrr.policies.boost import ClickBoost
+from ltrr.policies.rules import Calibrated
+from ltrr.protocols import Learning, offers
+from ltrr.types import ActionRow, Context, ImpressionRow, Pool, Query
+
+SCORES = np.array([[0.9, 0.7, 0.6, 0.3, 0.2]])
+POOL = Pool(("all", "fused"), np.arange(5, dtype=np.int32)[None], *[np.repeat(SCORES[:, :, None], 2, axis=2)] * 2)
+WEIGHTS = [3.0, 0.0, -0.5, -2.0]
+GIVEN = {"arms": ["all"], "depths": {"all": 5}, "budget": 2.0, "num": 5, "calibration": WEIGHTS}
+LOVE = Query("q", "Love!")
+
+
+def teach(belief: Belief | ClickBoost, rows: list[int], clicked: list[int], customer: str = "", n: int = 0) -> None:
+    time = 1_780_000_000_000_000 + n
+    impression = ImpressionRow(f"i{customer}{n}", f"s{customer}{n}", customer, time, "love", rows)
+    actions = [ActionRow(f"a{customer}{n}{row}", impression.id, row, "click", time, None) for row in clicked]
+    belief.online(None, "").take([impression], actions)
+
+
+def odds(belief: Belief, query: Query = LOVE) -> np.ndarray:
+    return belief.odds([query], POOL)[0][0]
+
+
+def test_without_evidence_it_is_the_calibration() -> None:
+    belief = Belief(**GIVEN, coupling=-2.0, evidence=Tally())
+    prior = Calibrated(**GIVEN)
+    for ours, theirs in zip(belief.worth([LOVE], POOL), prior.worth([LOVE], POOL), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_click_raises_and_silence_lowers_and_only_for_this_query() -> None:
+    belief = Belief(**GIVEN, evidence=Tally())
+    before = odds(belief)
+    teach(belief, [0, 3], [3])
+    after = odds(belief)
+    assert after[3] - before[3] == pytest.approx(np.log(9))
+    assert after[0] < before[0]
+    np.testing.assert_array_equal(after[[1, 2, 4]], before[[1, 2, 4]])
+    np.testing.assert_array_equal(odds(belief, Query("x", "another")), before)
+    revised = belief.greedy().revise([LOVE], np.zeros((1, 0)), POOL, belief.decide([LOVE], np.zeros((1, 0))))
+    assert revised.order is not None
+    assert revised.order.docs[0, 0] == 3
+    assert (np.diff(revised.order.scores) <= 0).all()
+
+
+def test_where_one_thing_is_wanted_what_is_found_speaks_against_the_others() -> None:
+    single, free = (Belief(**GIVEN, coupling=c, evidence=Tally()) for c in (-4.0, 0.0))
+    for n in range(4):
+        for belief in (single, free):
+            teach(belief, [3], [3], n=n)
+    assert odds(single)[3] > odds(free)[3] - 0.1
+    others = [0, 1, 2, 4]
+    assert expit(odds(single)[others]).sum() < 0.7 * expit(odds(free)[others]).sum()
+
+
+def test_what_customers_teach_others_see_when_enough_agree_and_an_erasure_takes_it_back(
+    music: Path, tmp_path: Path
+) -> None:
+    corpus = open_dataset(music).corpus
+    belief = Belief(**GIVEN, corpus=corpus)
+    before = odds(belief)
+    learning = offers(belief.online(None, ""), Learning)
+    assert learning is not None
+    for n, customer in enumerate(("ann", "bob", "cyd")):
+        np.testing.assert_array_equal(odds(belief), before)
+        teach(belief, [0, 4], [4], customer, n)
+        assert odds(belief, Query("q", "love", Context(customer)))[4] > before[4]
+    seen = odds(belief)
+    assert seen[4] > before[4] + 5
+    assert seen[0] < before[0]
+    learning.save(tmp_path / "belief.npz")
+    other = Belief(**GIVEN, corpus=corpus)
+    other.online(None, "").load(tmp_path / "belief.npz")
+    np.testing.assert_allclose(odds(other), seen)
+    learning.erase("bob")
+    np.testing.assert_allclose(odds(belief), before)
+    assert sorted(learning.customers()) == ["ann", "cyd"]
+
+
+def test_a_boost_raises_what_was_clicked_for_this_query() -> None:
+    options = {name: value for name, value in GIVEN.items() if name != "calibration"}
+    boost = ClickBoost(**options, explore=None)
+    plain = boost.worth([LOVE], POOL)
+    assert plain.order is not None
+    assert plain.order[0].tolist() == [0, 1, 2, 3, 4]
+    for n in range(5):
+        teach(boost, [0, 1, 4], [4], n=n)
+    boosted = boost.worth([LOVE], POOL).order
+    assert boosted is not None
+    assert boosted[0, 0] == 4

@@ -1,0 +1,38 @@
+"""The calibration finds the weights that labels were drawn with, and how relevant candidates of a query go together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from ltrr.policies.calibration import COUPLING, fit, fit_coupling, log_odds
+
+RNG = np.random.default_rng(0)
+SCORES = -np.sort(-RNG.random((3_000, 20)), axis=1)
+REAL = np.arange(20) < RNG.integers(5, 21, 3_000)[:, None]
+WEIGHTS = [3.0, 1.0, -0.8, -2.0]
+
+
+def test_the_weights_of_drawn_labels_are_found() -> None:
+    gains = RNG.random(SCORES.shape) < expit(log_odds(SCORES, WEIGHTS))
+    found = fit(SCORES, REAL, gains)
+    np.testing.assert_allclose(log_odds(SCORES, found)[REAL], log_odds(SCORES, WEIGHTS)[REAL], atol=0.35)
+    assert np.sum(expit(log_odds(SCORES, found))[REAL]) == pytest.approx(gains[REAL].sum(), rel=0.01)
+    twice = fit(SCORES, REAL, gains, np.full(SCORES.shape, 2.0))
+    np.testing.assert_allclose(twice, found, atol=1e-3)
+    for none in (np.zeros(SCORES.shape), np.ones(SCORES.shape)):
+        with pytest.raises(ValueError, match="relevant and candidates that are not"):
+            fit(SCORES, REAL, none)
+
+
+def test_queries_that_want_one_thing_couple_their_candidates_against_each_other() -> None:
+    odds = log_odds(SCORES, WEIGHTS)
+    p = np.where(REAL, expit(odds), 0)
+    one = (RNG.random(len(p))[:, None] < np.cumsum(p / p.sum(axis=1, keepdims=True), axis=1)).argmax(axis=1)
+    single = np.arange(20) == one[:, None]
+    assert fit_coupling(np.where(REAL, np.log(p / p.sum(axis=1, keepdims=True) + 1e-9), -9), REAL, single) < -2
+    independent = RNG.random(SCORES.shape) < p
+    assert abs(fit_coupling(odds, REAL, independent)) < 0.1
+    shifted = RNG.random(SCORES.shape) < np.where(REAL, expit(odds + RNG.normal(0, 2, (3_000, 1))), 0)
+    assert 0.1 < fit_coupling(odds, REAL, shifted) < COUPLING

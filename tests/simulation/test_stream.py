@@ -1,0 +1,120 @@
+"""A stream is what it is said to be, systems are scored before they learn, and all see the same customers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ltrr.policies.belief import Belief
+from ltrr.policies.rules import RangeScaled, SameCut
+from ltrr.policies.worth import ReservedPlace
+from ltrr.simulation.pools import JudgedPools
+from ltrr.simulation.stream import Customers, play, play_still, times_before, zipf
+from ltrr.types import ActionRow, Decision, ImpressionRow, Pool, Query
+
+WIDTH, NUM = 12, 40
+
+
+def world() -> JudgedPools:
+    rng = np.random.default_rng(0)
+    scores = -np.sort(-rng.random((NUM, WIDTH)), axis=1)
+    docs = np.stack([rng.permutation(100)[:WIDTH] for _ in range(NUM)]).astype(np.int32)
+    grades = (rng.random((NUM, WIDTH)) < 0.6 * scores**2).astype(int)
+    grades[:, 5] = 1
+    pool = Pool(("all", "fused"), docs, *[np.repeat(scores[:, :, None], 2, axis=2).astype(np.float32)] * 2)
+    queries = [Query(str(i), f"Query {i // 2}") for i in range(NUM)]  # each text twice
+    return JudgedPools(queries, np.zeros((NUM, 0)), pool, grades, 1, grades.sum(axis=1) + 1.0, np.arange(NUM))
+
+
+POOLS = world()
+GIVEN: dict[str, Any] = {"arms": ["all"], "depths": {"all": WIDTH}, "num": WIDTH}
+
+
+class Watched:
+    """Shows the first three and writes down what happens."""
+
+    id = "watched"
+
+    def __init__(self) -> None:
+        self.log: list[Any] = []
+
+    def decide(self, queries: Sequence[Query], features: np.ndarray) -> Decision:
+        self.log.append(queries[0].text)
+        return Decision(np.array([[WIDTH]]), np.array([3]), np.ones(1), np.ones((1, 2)))
+
+    def online(self, store: Any, policy: str) -> Watched:
+        return self
+
+    def take(self, impressions: Sequence[ImpressionRow], actions: Sequence[ActionRow], /) -> None:
+        self.log.append((impressions[0], actions))
+
+
+def test_queries_come_by_zipf_and_the_seed_alone_decides() -> None:
+    stream = zipf(50, 200_000, 1.0, 3)
+    share = np.sort(np.bincount(stream.asked, minlength=50))[::-1] / 200_000
+    expected = 1 / np.arange(1, 51) / np.sum(1 / np.arange(1, 51))
+    np.testing.assert_allclose(share, expected, rtol=0.08)
+    np.testing.assert_array_equal(stream.asked, zipf(50, 200_000, 1.0, 3).asked)
+    assert (stream.asked != zipf(50, 200_000, 1.0, 4).asked).any()
+    with pytest.raises(ValueError, match="exponent"):
+        zipf(5, 5, -1.0, 0)
+
+
+def test_earlier_askings_are_of_the_same_normalised_text() -> None:
+    texts, asked = ["Love", "love!", "sad"], np.array([0, 1, 2, 0, 1, 2, 2])
+    assert times_before(texts, asked).tolist() == [0, 1, 0, 2, 3, 1, 2]
+
+
+def test_every_round_is_scored_before_it_teaches_and_delays_hold_clicks_back() -> None:
+    stream, watched = zipf(NUM, 300, 1.0, 0), Watched()
+    out = play(watched, POOLS, stream, Customers())
+    assert watched.log[0] == f"query {stream.asked[0] // 2}"
+    assert isinstance(watched.log[1][0], ImpressionRow)  # learned between the first and the second round
+    gains = POOLS.grades[:, :3].sum(axis=1) / POOLS.positives
+    np.testing.assert_allclose(out.recall, gains[stream.asked], rtol=1e-6)
+    assert (out.cost == 3).all()
+    late = Watched()
+    play(late, POOLS, stream, Customers(delay=5))
+    assert [isinstance(entry, str) for entry in late.log[:7]] == [True] * 6 + [False]
+    taught = lambda log: [entry for entry in log if not isinstance(entry, str)]  # noqa: E731
+    assert taught(late.log) == taught(watched.log)[: len(taught(late.log))]  # the same customers and random numbers
+
+
+def test_customers_look_and_click_as_they_are_said_to() -> None:
+    rng = np.random.default_rng(0)
+    gains = np.array([1.0, 0.0, 0.5, 1.0])
+    draws = rng.random((40_000, 2, 4))
+    rate = np.mean([Customers(eta=1.0, noise=0.1, attraction=0.8).clicks(gains, d) for d in draws], axis=0)
+    np.testing.assert_allclose(rate, np.array([0.8, 0.1, 0.45, 0.8]) / np.arange(1, 5), atol=0.01)
+    cascade = Customers(noise=0.0, satisfied=0.7, leaves=0.1)
+    rate = np.mean([cascade.clicks(np.ones(4), d) for d in draws], axis=0)
+    np.testing.assert_allclose(rate, 0.3 ** np.arange(4), atol=0.01)
+    with pytest.raises(ValueError, match=r"customers\.noise"):
+        Customers(noise=2.0)
+
+
+def test_a_rule_has_the_price_that_holds_the_mean_of_this_stream() -> None:
+    stream = zipf(NUM, 3_000, 1.0, 1)
+    played = play_still(RangeScaled(**GIVEN, budget=4.0), POOLS, stream)
+    assert played.cost.mean() == pytest.approx(4.0, abs=0.3)
+    assert played.cost.mean() <= 4.0
+    assert played.cost.std() > 0.5
+    same = play_still(SameCut(**GIVEN, budget=4.0), POOLS, stream)
+    gains = POOLS.grades[:, :4].sum(axis=1) / POOLS.positives
+    np.testing.assert_allclose(same.recall, gains[stream.asked])
+
+
+def test_a_belief_learns_what_recurs_within_its_budget() -> None:
+    stream = zipf(NUM, 6_000, 0.8, 2)
+    still = play_still(RangeScaled(**GIVEN, budget=3.0), POOLS, stream)
+    belief = Belief(**GIVEN, budget=3.0, calibration=[2.0, 1.0, -0.5, -1.0], explore=ReservedPlace(), seed=0)
+    out = play(belief, POOLS, stream, Customers())
+    assert out.cost.mean() == pytest.approx(3.0, abs=0.15)
+    assert out.recall[-2_000:].mean() > still.recall.mean() + 0.05
+    assert out.recall[-2_000:].mean() > out.recall[:500].mean() + 0.03
+    again = Belief(**GIVEN, budget=3.0, calibration=[2.0, 1.0, -0.5, -1.0], explore=ReservedPlace(), seed=0)
+    for one, other in zip(out, play(again, POOLS, stream, Customers()), strict=True):
+        np.testing.assert_array_equal(one, other)
