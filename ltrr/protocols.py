@@ -356,6 +356,15 @@ class Online(Protocol):
 
 
 @runtime_checkable
+class ComparesQueries(Protocol):
+    """Learns from queries that are alike, and is told which are."""
+
+    def compare(self, alike: Mapping[str, Sequence[tuple[str, float]]]) -> None:
+        """Normalised text -> the most similar other texts and their similarities."""
+        ...
+
+
+@runtime_checkable
 class Refitted(Protocol):
     """Learns from logged rounds."""
 

@@ -15,7 +15,7 @@ killed run goes on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,12 @@ from ltrr.config import ConfigError
 from ltrr.evaluation.stream_report import Asked, Served, by_round, paired, report, strata_of
 from ltrr.evaluation.tables import write_experiment
 from ltrr.files import content_key
-from ltrr.protocols import Weighted, offers
+from ltrr.protocols import ComparesQueries, Weighted, offers
 from ltrr.simulation.kept import check_world, kept
 from ltrr.simulation.pools import JudgedPools
 from ltrr.simulation.stream import Customers, Played, play, play_still, times_before, zipf
 from ltrr.system.simulated import world_of
-from ltrr.system.streams import World, fitted_arguments, learns, section_with, stream_world
+from ltrr.system.streams import World, fitted_arguments, learns, queries_alike, section_with, stream_world
 from ltrr.system.system import System, open_systems
 
 _CHOOSES = range(10, 15)  # seeds of the streams on which the rule is chosen
@@ -91,13 +91,17 @@ def compare(system: System, flags: Any, customers: Customers) -> tuple[dict[str,
     sections = {name: section | fitted[name] for name, section in sections.items()}
     still = [name for name, section in sections.items() if not learns(system.policies.unpriced(section))]
 
+    alike = queries_alike(system, pools.queries)
+
     # 2) Every system serves the stream of every seed.
     played: dict[str, list[Played]] = {name: [] for name in sections}
     streams = []
     for seed in range(flags.first_seed, flags.first_seed + flags.seeds):
         streams.append(zipf(len(pools.queries), flags.rounds, flags.zipf, seed))
         for name in sections:
-            played[name].append(_rounds(system, flags, customers, pools, sections[name], name, seed, name in still))
+            played[name].append(
+                _rounds(system, flags, customers, pools, sections[name], alike, name, seed, name in still)
+            )
     served = {name: Served(*map(np.stack, zip(*each, strict=True))) for name, each in played.items()}
 
     # 3) The best rule, by train and dev.
@@ -138,6 +142,7 @@ def _rounds(
     customers: Customers,
     pools: JudgedPools,
     section: Mapping[str, Any],
+    alike: Mapping[str, Sequence[tuple[str, float]]],
     name: str,
     seed: int,
     still: bool,
@@ -147,6 +152,8 @@ def _rounds(
 
     def simulate() -> dict[str, np.ndarray]:
         policy = system.policies.unpriced(section, seed)
+        if (comparing := offers(policy, ComparesQueries)) is not None:
+            comparing.compare(alike)
         stream = zipf(len(pools.queries), flags.rounds, flags.zipf, seed)
         if still:
             return play_still(policy, pools, stream)._asdict()

@@ -9,16 +9,27 @@ Legend: Q queries, M candidates that are looked at, B cells.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import expit
 
 from ltrr.data.beir import Corpus
-from ltrr.feedback.evidence.cells import Looks, ShowEvidence, fit_looks, usual_looks
-from ltrr.feedback.evidence.evidence import Evidence
+from ltrr.feedback.events import normalised
+from ltrr.feedback.evidence.cells import (
+    ALIKE,
+    GROUPS,
+    RANGES,
+    Looks,
+    ShowEvidence,
+    cells_of,
+    fit_looks,
+    usual_looks,
+)
+from ltrr.feedback.evidence.evidence import CorpusEvidence
 from ltrr.feedback.evidence.tally import Tally
 from ltrr.policies.calibration import fit, fit_coupling, log_odds
 from ltrr.policies.rules import Calibrated, by_value
@@ -28,6 +39,19 @@ from ltrr.types import ActionRow, ImpressionRow, Pool, Query, Worth
 _FIRST_FIT = 1_000  # shows of candidates before looks are estimated; again whenever there are half as many more
 _GROWTH = 1.5
 _STEPS = 4
+_USUAL = 0.3 * np.append((ALIKE[1:] + ALIKE[:-1]) / 2, 0.98) ** 2  # weights of queries alike before anything is learned
+_CERTAIN = 12.0  # log odds that a query's own shows say of one candidate, at most
+_STEP, _HEAVIEST = 0.05, 1.5  # of the weights of evidence
+_FALLEN = 0.1  # own evidence that counts less is as good as none
+_RECENT = 4_096  # decisions that are remembered until their clicks come
+
+
+class _Said(NamedTuple):
+    """What evidence said of one query's candidates when it was decided."""
+
+    docs: np.ndarray  # (M,) corpus rows
+    prior: np.ndarray  # (M,) log odds
+    said: np.ndarray  # (M, 1 + G)
 
 
 class Belief(Calibrated):
@@ -39,8 +63,7 @@ class Belief(Calibrated):
         explore: one candidate below the cut; None = nothing is explored.
         looks: how customers look; None = estimated, starting at 1 / rank.
         evidence: shows and clicks; None = what customers of this corpus do, under the rules of trust.
-        corpus: gives each entity its row; None = evidence without trust, for simulations.
-        distinct: customers who have to agree before others see what they taught, for success as for failure.
+        corpus: of the entities; None = evidence without trust, for simulations.
         num: M. seed: of what is explored.
     """
 
@@ -58,16 +81,20 @@ class Belief(Calibrated):
         looks: Looks | None = None,
         evidence: ShowEvidence | None = None,
         corpus: Corpus | None = None,
-        distinct: int = 3,
         num: int = 100,
         seed: int | None = None,
     ) -> None:
         super().__init__(arms, depths, budget=budget, calibration=calibration, num=num, explore=explore, seed=seed)
         self._coupling = coupling
-        self._evidence = _evidence(corpus, distinct) if evidence is None else evidence
+        if evidence is None:
+            evidence = Tally() if corpus is None else CorpusEvidence(corpus)
+        self._evidence = evidence
+        self.weights = np.append(1.0, _USUAL)
+        self._squares = np.ones(1 + GROUPS)  # of gradients
+        self._recent: OrderedDict[tuple[str, str], _Said] = OrderedDict()
         self._estimates, self._due = looks is None, _FIRST_FIT
         self.looks = looks or usual_looks()
-        self._ratios = self.looks.log_ratios()[None]
+        self._ratios = self.looks.log_ratios()
 
     def worth(self, queries: Sequence[Query], pool: Pool) -> Worth:
         """What candidates add to expected recall, in order of P(wanted)."""
@@ -77,8 +104,11 @@ class Belief(Calibrated):
     def odds(self, queries: Sequence[Query], pool: Pool) -> tuple[np.ndarray, np.ndarray]:
         """(Q, M) log odds of being wanted, and (Q, M) bool: which candidates are none."""
         prior, real = self.prior(pool)
-        evidence = self._evidence.weigh(queries, pool.docs[:, : self._num], self._ratios)[:, :, 0]
+        said = self._said(queries, pool)
+        evidence = said @ self.weights
         odds = prior + evidence
+        for q, query in enumerate(queries):
+            self._remember(query, _Said(pool.docs[q, : self._num], prior[q], said[q]))
         if self._coupling and evidence.any():
             before = np.where(real, expit(prior), 0.0)
             surprise = np.zeros_like(before)
@@ -94,18 +124,77 @@ class Belief(Calibrated):
         weights = fit(scores, real, gains)
         return {"calibration": weights, "coupling": fit_coupling(log_odds(scores, weights), real, gains)}
 
+    def _said(self, queries: Sequence[Query], pool: Pool) -> np.ndarray:
+        """(Q, M, 1 + G) log odds from what was shown for the query itself, and for each group of queries like it."""
+        docs = pool.docs[:, : self._num]
+        own = self._evidence.weigh(queries, docs, self._ratios[None])
+        near = self._evidence.near(queries, docs, self._ratios)
+        return np.concatenate([np.clip(own, -_CERTAIN, _CERTAIN), near], axis=2)
+
+    def status(self) -> dict[str, Any]:
+        """How much evidence counts and how customers are believed to look: what an operator wants to know."""
+        own, *near = self.weights.round(3).tolist()
+        return {
+            "own evidence counts": own,
+            "queries alike count": dict(zip([f"from {least:g}" for least in ALIKE], near, strict=True)),
+            "looked at, by place": self.looks.examined[:RANGES].round(3).tolist(),
+            "looked at below a click": self.looks.examined[RANGES:].round(3).tolist(),
+            "attraction": round(self.looks.attraction, 3),
+            "noise": round(self.looks.noise, 3),
+            "fallen back to the prior": bool(self.weights[0] < _FALLEN),
+        }
+
     # -- learning
 
     def online(self, store: Any, policy: str) -> Taught:
         """What a loop feeds."""
         return Taught(self, self._evidence)
 
+    def compare(self, alike: Mapping[str, Sequence[tuple[str, float]]]) -> None:
+        """Sets which queries are alike, for evidence that does not find them itself: normalised text -> others."""
+        self._evidence.alike = alike  # type: ignore[attr-defined]
+
+    def weigh_evidence(self, impressions: Sequence[ImpressionRow], actions: Sequence[ActionRow]) -> None:
+        """Moves the weights of evidence by how well it foretold these clicks, before they are evidence themselves.
+
+        One step up the log likelihood of the clicks on each page (AdaGrad, Duchi et al. 2011); a weight is at least 0,
+        where evidence of this kind misleads. Pages whose decision is no longer remembered are left out.
+        """
+        clicked: dict[str, set[int]] = {}
+        for action in actions:
+            clicked.setdefault(action.impression, set()).add(action.row)
+        for impression in impressions:
+            if (said := self._recent.get((impression.query, impression.customer))) is None:
+                continue
+            rows = np.fromiter(impression.rows, np.int64, len(impression.rows))
+            clicks = np.isin(rows, [*clicked.get(impression.id, ())])
+            cells = cells_of(clicks)
+            order = np.argsort(said.docs)
+            place = order[np.minimum(np.searchsorted(said.docs, rows, sorter=order), len(order) - 1)]
+            known = said.docs[place] == rows
+            place, clicks, cells = place[known], clicks[known], cells[known]
+            features, looks = said.said[place], self.looks
+            p = expit(said.prior[place] + features @ self.weights)
+            rise = (looks.attraction - looks.noise) * p * (1 - p)  # of the click rate, if looked at, by log odds
+            rate = looks.noise + (looks.attraction - looks.noise) * p
+            examined = looks.examined[cells]
+            gradient = np.where(clicks, rise / rate, -examined * rise / (1 - examined * rate)) @ features
+            self._squares += gradient**2
+            self.weights = np.clip(self.weights + _STEP * gradient / np.sqrt(self._squares), 0.0, _HEAVIEST)
+
+    def _remember(self, query: Query, said: _Said) -> None:
+        key = normalised(query.text), query.context.customer or ""
+        self._recent[key] = said
+        self._recent.move_to_end(key)
+        if len(self._recent) > _RECENT:
+            self._recent.popitem(last=False)
+
     def learned(self) -> None:
         """Estimates anew how customers look, where enough was shown since the last time."""
         if self._estimates and self._evidence.shown >= self._due:
             self._due = int(self._evidence.shown * _GROWTH)
             self.looks = fit_looks(self._evidence.shows(), usual_looks())
-            self._ratios = self.looks.log_ratios()[None]
+            self._ratios = self.looks.log_ratios()
 
 
 class Taught:
@@ -116,6 +205,7 @@ class Taught:
 
     def take(self, impressions: Sequence[ImpressionRow], actions: Sequence[ActionRow], /) -> None:
         """Learns from the rows of an event store; now and then how customers look is estimated anew."""
+        self._belief.weigh_evidence(impressions, actions)
         self._evidence.take(impressions, actions)
         self._belief.learned()
 
@@ -139,10 +229,3 @@ class Taught:
         """Continues from what `save` wrote."""
         self._evidence.load(path)
         self._belief.learned()
-
-
-def _evidence(corpus: Corpus | None, distinct: int) -> ShowEvidence:
-    if corpus is None:
-        return Tally()
-    rows = {entity: row for row, entity in enumerate(corpus.ids)}
-    return Evidence(rows, (), distinct=distinct, neighbours=0, cells=True)

@@ -53,6 +53,8 @@ class Parts:
         parts = {name: self.make(f"{where}.{name}", section, **given) for name, section in sections.items()}
         arguments = {**spec, **parts}
         for parameter in LOADERS.keys() & (parameters.keys() - parts.keys()):
+            if parameter in arguments and arguments[parameter] is None and "model" not in arguments:
+                continue  # `encoder: null`: it goes without
             options = {"model": arguments.pop("model")} if "model" in arguments else {}
             options |= arguments.pop("encoder", None) or {}
             if options or parameter != "learner":

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ltrr.config import ConfigError, find_class
 from ltrr.evaluation.regret import query_groups
+from ltrr.feedback.evidence.tally import alike_by_meaning
 from ltrr.files import content_key
 from ltrr.funnel import FUSED
-from ltrr.protocols import Calibrating, Online, Policy, offers
+from ltrr.protocols import Calibrating, Embedding, Online, Policy, offers
 from ltrr.simulation.kept import kept
 from ltrr.simulation.pools import JudgedPools, judged_pools
 from ltrr.system.system import System
-from ltrr.types import Pool
+from ltrr.types import Pool, Query
 
 NUM = 100  # candidates of a query, in fused order, that policies look at
 _SPLITS = ("train", "dev", "test")
@@ -114,6 +115,22 @@ def fitted_arguments(system: System, section: Mapping[str, Any], teaches: Judged
         warnings.warn(f"{section['class']}: no train queries to calibrate on; its usual numbers are used", stacklevel=2)
         return {}
     return calibrating.calibrate(teaches.pool, teaches.gains)
+
+
+def queries_alike(system: System, queries: Sequence[Query]) -> dict[str, list[tuple[str, float]]]:
+    """Normalised text -> the most similar other texts, as the first arm that embeds queries compares them; kept.
+
+    Empty where no arm embeds queries.
+    """
+    for name in system.drawn:
+        if (embedding := offers(system.arm(name), Embedding)) is not None:
+            texts = list(dict.fromkeys(query.text for query in queries))
+            key = content_key(system.indexes.identity(name), texts)
+            path = system.folder / "policy" / f"embedded-{key}.npz"
+            asked = [Query(str(i), text) for i, text in enumerate(texts)]
+            vectors = kept(path, lambda e=embedding, q=asked: {"vectors": e.embed(q)})["vectors"]
+            return alike_by_meaning(texts, vectors)
+    return {}
 
 
 def learns(policy: Policy) -> bool:

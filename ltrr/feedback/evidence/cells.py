@@ -3,7 +3,7 @@
 A cell is a range of places, and whether anything above was clicked: customers who found what they wanted look at less.
 Counts by cell keep evidence apart from what is believed about looking, so a better belief counts for old evidence too.
 Knows places and clicks; does not know queries, candidates or customers.
-Legend: B cells, K places of a page, P pairs of a query and a candidate, I iterations.
+Legend: B cells, G groups of neighbours, K places of a page, P pairs of a query and a candidate.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from ltrr.types import ActionRow, ImpressionRow, Query
 _FIRST = np.array([0, 1, 2, 3, 5, 10, 20])  # first place of each range
 RANGES = len(_FIRST)
 NUM = 2 * RANGES  # B
+ALIKE = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 0.97])  # least similarity of each group of neighbours
+GROUPS = len(ALIKE)  # G
+MOST = 4.0  # log odds that one neighbour says of one candidate, either way
 _LAST = 1_000  # places beyond are in the last range
 _RANGE_OF = np.searchsorted(_FIRST, np.arange(_LAST), side="right") - 1  # place -> its range
 
@@ -45,9 +48,21 @@ class ShowEvidence(Protocol):
         """(Q, K, W) sums of counts by weights (W, 1 + B): of a click, of a show without one in each cell."""
         ...
 
+    def near(self, queries: Sequence[Query], rows: np.ndarray, ratios: np.ndarray) -> np.ndarray:
+        """(Q, K, G) log odds that remembered queries like each one have for its candidates, by group of similarity.
+
+        ratios: (1 + B,) of a click, of a show without one in each cell. Each neighbour says at most `MOST`.
+        """
+        ...
+
     def shows(self) -> Shows:
         """All that was shown."""
         ...
+
+
+def group_of(similarity: np.ndarray) -> np.ndarray:
+    """Groups of similarities, -1 = not alike."""
+    return np.searchsorted(ALIKE, similarity, side="right") - 1
 
 
 def cells_of(clicked: np.ndarray, place: np.ndarray | None = None, start: np.ndarray | None = None) -> np.ndarray:

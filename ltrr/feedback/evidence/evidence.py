@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ltrr.data.beir import Corpus
 from ltrr.feedback.events import Action, Impression, Reward, normalised
-from ltrr.feedback.evidence.cells import Shows
+from ltrr.feedback.evidence.cells import GROUPS, MOST, Shows, group_of
 from ltrr.feedback.evidence.ledger import Ledger
 from ltrr.feedback.evidence.lookup import VectorIndex, WordIndex, WordWeights
 from ltrr.feedback.evidence.sums import Counts, Sums
@@ -251,6 +252,29 @@ class Evidence:
             successes, silences = self._sums.counts(pairs, customers).successes, self._sums.silences(pairs, customers)
             return _scattered(np.concatenate([successes[:, None], silences], axis=1) @ weights.T, known)
 
+    def near(self, queries: Sequence[Query], rows: np.ndarray, ratios: np.ndarray) -> np.ndarray:
+        """(Q, K, G) log odds that remembered queries like each one have for its candidates; needs `cells`.
+
+        rows: (Q, K) corpus rows, pad -1. ratios: (1 + B,) of a success, of a show without one in each cell.
+        """
+        out = np.zeros((*rows.shape, GROUPS))
+        with self._lock:
+            like = self.like(queries)
+            which = np.flatnonzero((like.kind != EXACT) & (group_of(like.similarity) >= 0))
+            if not len(which):
+                return out
+            asked, numbers, group = like.asked[which], like.numbers[which], group_of(like.similarity[which])
+            customers = np.array([self._sums.find_customer(query.context.customer) for query in queries], np.int64)
+            wanted = rows[asked]  # (N, K)
+            pairs = self._sums.find_pairs(np.repeat(numbers, rows.shape[1]), wanted.ravel())
+            known = np.flatnonzero(pairs >= 0)
+            near, place = known // rows.shape[1], known % rows.shape[1]
+            who = customers[asked[near]]
+            successes = self._sums.counts(pairs[known], who).successes[:, None]
+            said = np.concatenate([successes, self._sums.silences(pairs[known], who)], axis=1) @ ratios
+            np.add.at(out, (asked[near], place, group[near]), np.clip(said, -MOST, MOST))
+        return out
+
     def shows(self) -> Shows:
         """All that was shown and counts; needs `cells`."""
         with self._lock:
@@ -336,3 +360,38 @@ def _scattered(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     out = np.zeros((*known.shape, *values.shape[1:]), values.dtype)
     out[known] = values
     return out
+
+
+class CorpusEvidence(Evidence):
+    """Evidence of shows by cell on the documents of a corpus, for policies.
+
+    Args:
+        corpus: gives each entity its row, and titles whose words weigh the more the rarer they are.
+        encoder: for remembered queries of similar meaning; null = by words alone.
+        distinct, cap, budget, half_life, neighbours, alike: as of `Evidence`.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        encoder: Encoder | None = None,
+        *,
+        distinct: int = 3,
+        cap: float = 3.0,
+        budget: float = 300.0,
+        half_life: float = 90.0,
+        neighbours: int = 20,
+        alike: float = 0.5,
+    ) -> None:
+        super().__init__(
+            {entity: row for row, entity in enumerate(corpus.ids)},
+            (document.title for document in corpus),
+            encoder,
+            distinct=distinct,
+            cap=cap,
+            budget=budget,
+            half_life=half_life,
+            neighbours=neighbours,
+            alike=alike,
+            cells=True,
+        )

@@ -2,21 +2,22 @@
 
 Everybody's events count in full and for ever: trust, caps, decay and erasure are `Evidence`'s, which a service uses. A
 test compares the two where those are off. Knows the rows of an event store; does not know who reads the counts.
-Legend: Q queries, K candidates, P pairs of a query and a candidate, B cells (`cells`), L places of a page.
+Legend: Q queries, K candidates, P pairs of a query and a candidate, B cells and G groups of neighbours (`cells`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 
 from ltrr.feedback.events import normalised
-from ltrr.feedback.evidence.cells import NUM, Shows, cells_of
+from ltrr.feedback.evidence.cells import ALIKE, GROUPS, MOST, NUM, Shows, cells_of, group_of
 from ltrr.types import ActionRow, ImpressionRow, Query
 
 _key = lru_cache(maxsize=1 << 17)(normalised)
+_COMPARED = 1_000  # texts compared with all at once
 _ROOM = 8  # candidates of a query before its arrays grow
 
 
@@ -47,6 +48,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._of: dict[str, _Shown] = {}  # normalised query -> what was shown
+        self.alike: Mapping[str, Sequence[tuple[str, float]]] = {}  # normalised query -> queries like it, similarities
         self._clicks = np.zeros(NUM)  # of all pairs
         self.shown = 0  # candidates, in all
 
@@ -78,14 +80,51 @@ class Tally:
             if (shown := self._of.get(_key(query.text))) is None:
                 continue
             num = len(shown.place)
-            order = np.argsort(rows[q])
-            at = np.minimum(np.searchsorted(rows[q], shown.rows[:num], sorter=order), rows.shape[1] - 1)
-            place = order[at]
-            found = rows[q, place] == shown.rows[:num]
-            out[q, place[found]] = shown.counts[:num][found] @ weights.T
+            place, found = _places(rows[q], shown.rows[:num])
+            out[q, place] = shown.counts[:num][found] @ weights.T
+        return out
+
+    def near(self, queries: Sequence[Query], rows: np.ndarray, ratios: np.ndarray) -> np.ndarray:
+        """(Q, K, G) log odds that the queries in `alike` have for candidates, by group of similarity."""
+        out = np.zeros((*rows.shape, GROUPS))
+        for q, query in enumerate(queries):
+            near = [(self._of[text], s) for text, s in self.alike.get(_key(query.text), ()) if text in self._of]
+            if not near:
+                continue
+            nums = [len(shown.place) for shown, _ in near]
+            theirs = np.concatenate([shown.rows[:num] for (shown, _), num in zip(near, nums, strict=True)])
+            counts = np.concatenate([shown.counts[:num] for (shown, _), num in zip(near, nums, strict=True)])
+            group = np.repeat(group_of(np.array([similarity for _, similarity in near])), nums)
+            place, found = _places(rows[q], theirs)
+            np.add.at(out[q], (place, group[found]), np.clip(counts[found] @ ratios, -MOST, MOST))
         return out
 
     def shows(self) -> Shows:
         """All that was shown."""
         counts = np.concatenate([np.zeros((0, 1 + NUM)), *(s.counts[: len(s.place)] for s in self._of.values())])
         return Shows(counts[:, 0], counts[:, 1:], self._clicks)
+
+
+def _places(rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where `others` stand in `rows` (K,), of those that do, and which do."""
+    order = np.argsort(rows)
+    place = order[np.minimum(np.searchsorted(rows, others, sorter=order), len(rows) - 1)]
+    found = np.flatnonzero(rows[place] == others)
+    return place[found], found
+
+
+def alike_by_meaning(texts: Sequence[str], vectors: np.ndarray, num: int = 20) -> dict[str, list[tuple[str, float]]]:
+    """Normalised text -> the most similar other texts; vectors (N, D) of unit length, of the texts."""
+    keys = {normalised(text): i for i, text in reversed([*enumerate(texts)])}
+    names, distinct = [*keys], vectors[[*keys.values()]]
+    out: dict[str, list[tuple[str, float]]] = {}
+    for start in range(0, len(names), _COMPARED):
+        similarity = distinct[start : start + _COMPARED] @ distinct.T
+        each = np.arange(len(similarity))
+        similarity[each, start + each] = -1.0
+        some = min(num, len(names) - 1)
+        best = np.argpartition(-similarity, max(some - 1, 0), axis=1)[:, :some]
+        for i, places in enumerate(best):
+            near = [(names[j], float(similarity[i, j])) for j in places.tolist() if similarity[i, j] >= ALIKE[0]]
+            out[names[start + i]] = near
+    return out
