@@ -134,6 +134,8 @@ def play(
         for n in range(start, stop):
             # 1) The policy decides.
             query, features, pool, gains = world.of(int(stream.asked[n]))
+            if query.context.customer is None:
+                query = replace(query, context=replace(query.context, customer=f"customer {stream.customers[n]}"))
             decision = policy.decide([query], features)
             fused = Candidates(pool.docs, pool.scores[:, :, -1])
             if after is not None:
@@ -151,7 +153,7 @@ def play(
                 each = gains.of(page)
             clicks = customers.clicks(each, draws[n - start])
             if learner is not None:
-                late.append(_events(n, stream.customers[n], query.text, page, clicks))
+                late.append(_events(n, query, page, clicks))
                 # 4) The policy learns from clicks that are known by now.
                 while len(late) > customers.delay:
                     impression, actions = late.popleft()
@@ -219,12 +221,9 @@ class _World:
         return self._kept[q]
 
 
-def _events(
-    number: int, customer: int, text: str, page: np.ndarray, clicks: np.ndarray
-) -> tuple[ImpressionRow, list[ActionRow]]:
-    time, name = _START + _PAUSE * number, str(number)
-    rows = page.tolist()
-    impression = ImpressionRow(name, name, f"customer {customer}", time, text, rows)
+def _events(number: int, query: Query, page: np.ndarray, clicks: np.ndarray) -> tuple[ImpressionRow, list[ActionRow]]:
+    time, name, rows = _START + _PAUSE * number, str(number), page.tolist()
+    impression = ImpressionRow(name, name, query.context.customer or "", time, query.text, rows)
     actions = [
         ActionRow(f"{name}-{k}", name, rows[k], "click", time + (2 + k) * _SECOND, None)
         for k in np.flatnonzero(clicks).tolist()
