@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 import numpy as np
@@ -164,6 +165,7 @@ class Reward:
         return sum(self.of_entities(time, actions).values())
 
 
+@lru_cache(maxsize=1 << 16)
 def normalised(query: str) -> str:
     """Normalises case, accents, punctuation, spaces and compatibility forms: "Tayler  LOVE!" -> "tayler love".
 

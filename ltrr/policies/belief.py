@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from ltrr.feedback.evidence.cells import (
     Looks,
     ShowEvidence,
     cells_of,
+    clicks_on,
     fit_looks,
     usual_looks,
 )
@@ -41,7 +43,8 @@ _GROWTH = 1.5
 _STEPS = 4
 _USUAL = 0.3 * np.append((ALIKE[1:] + ALIKE[:-1]) / 2, 0.98) ** 2  # weights of queries alike before anything is learned
 _CERTAIN = 12.0  # log odds that a query's own shows say of one candidate, at most
-_STEP, _HEAVIEST = 0.05, 1.5  # of the weights of evidence
+_STEP, _HEAVIEST = 0.05, 1.0  # of the weights of evidence, which never counts more than its likelihood says
+_TELLING = 2.0  # log odds of a click from which exploring has its whole share
 _FALLEN = 0.1  # own evidence that counts less is as good as none
 _RECENT = 4_096  # decisions that are remembered until their clicks come
 
@@ -85,7 +88,7 @@ class Belief(Calibrated):
         seed: int | None = None,
     ) -> None:
         super().__init__(arms, depths, budget=budget, calibration=calibration, num=num, explore=explore, seed=seed)
-        self._coupling = coupling
+        self._coupling, self._usual_share = coupling, None if explore is None else explore.share
         if evidence is None:
             evidence = Tally() if corpus is None else CorpusEvidence(corpus)
         self._evidence = evidence
@@ -167,7 +170,7 @@ class Belief(Calibrated):
             if (said := self._recent.get((impression.query, impression.customer))) is None:
                 continue
             rows = np.fromiter(impression.rows, np.int64, len(impression.rows))
-            clicks = np.isin(rows, [*clicked.get(impression.id, ())])
+            clicks = clicks_on(impression.rows, clicked.get(impression.id, ()))
             cells = cells_of(clicks)
             order = np.argsort(said.docs)
             place = order[np.minimum(np.searchsorted(said.docs, rows, sorter=order), len(order) - 1)]
@@ -194,6 +197,11 @@ class Belief(Calibrated):
         if self._estimates and self._evidence.shown >= self._due:
             self._due = int(self._evidence.shown * _GROWTH)
             self.looks = fit_looks(self._evidence.shows(), usual_looks())
+            if (
+                self._usual_share is not None and self._explore is not None
+            ):  # what little can be learned from is not worth much
+                tells = min(1.0, float(self.looks.log_ratios()[0]) / _TELLING)
+                self._explore = replace(self._explore, share=self._usual_share * tells)
             self._ratios = self.looks.log_ratios()
 
 

@@ -15,7 +15,9 @@ import numpy as np
 
 from ltrr.config import ConfigError, find_class
 from ltrr.evaluation.regret import query_groups
-from ltrr.feedback.evidence.tally import alike_by_meaning
+from ltrr.feedback.events import normalised
+from ltrr.feedback.evidence.cells import ALIKE
+from ltrr.feedback.evidence.tally import nearest
 from ltrr.files import content_key
 from ltrr.funnel import FUSED
 from ltrr.protocols import Calibrating, Embedding, Online, Policy, offers
@@ -124,12 +126,20 @@ def queries_alike(system: System, queries: Sequence[Query]) -> dict[str, list[tu
     """
     for name in system.drawn:
         if (embedding := offers(system.arm(name), Embedding)) is not None:
-            texts = list(dict.fromkeys(query.text for query in queries))
+            texts = list(dict.fromkeys(normalised(query.text) for query in queries))
             key = content_key(system.indexes.identity(name), texts)
-            path = system.folder / "policy" / f"embedded-{key}.npz"
             asked = [Query(str(i), text) for i, text in enumerate(texts)]
-            vectors = kept(path, lambda e=embedding, q=asked: {"vectors": e.embed(q)})["vectors"]
-            return alike_by_meaning(texts, vectors)
+
+            def compare(embedding: Embedding = embedding, asked: list[Query] = asked) -> dict[str, np.ndarray]:
+                return dict(zip(("places", "similarity"), nearest(embedding.embed(asked)), strict=True))
+
+            found = kept(system.folder / "policy" / f"alike-{key}.npz", compare)
+            return {
+                text: [(texts[j], s) for j, s in zip(places, near, strict=True) if s >= ALIKE[0]]
+                for text, places, near in zip(
+                    texts, found["places"].tolist(), found["similarity"].tolist(), strict=True
+                )
+            }
     return {}
 
 

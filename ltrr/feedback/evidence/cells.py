@@ -8,7 +8,7 @@ Legend: B cells, G groups of neighbours, K places of a page, P pairs of a query 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -58,6 +58,11 @@ class ShowEvidence(Protocol):
     def shows(self) -> Shows:
         """All that was shown."""
         ...
+
+
+def clicks_on(rows: Sequence[int], clicked: Collection[int]) -> np.ndarray:
+    """(K,) bool: which corpus rows of a page were clicked."""
+    return np.fromiter((row in clicked for row in rows), bool, len(rows))
 
 
 def group_of(similarity: np.ndarray) -> np.ndarray:

@@ -8,15 +8,13 @@ Legend: Q queries, K candidates, P pairs of a query and a candidate, B cells and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 import numpy as np
 
 from ltrr.feedback.events import normalised
-from ltrr.feedback.evidence.cells import ALIKE, GROUPS, MOST, NUM, Shows, cells_of, group_of
+from ltrr.feedback.evidence.cells import GROUPS, MOST, NUM, Shows, cells_of, clicks_on, group_of
 from ltrr.types import ActionRow, ImpressionRow, Query
 
-_key = lru_cache(maxsize=1 << 17)(normalised)
 _COMPARED = 1_000  # texts compared with all at once
 _ROOM = 8  # candidates of a query before its arrays grow
 
@@ -59,7 +57,7 @@ class Tally:
             clicked.setdefault(action.impression, set()).add(action.row)
         for impression in impressions:
             rows = np.fromiter(impression.rows, np.int64, len(impression.rows))
-            clicks = np.isin(rows, [*clicked.get(impression.id, ())])
+            clicks = clicks_on(impression.rows, clicked.get(impression.id, ()))
             shown = self._of.get(impression.query)
             if shown is None:
                 shown = self._of[impression.query] = _Shown()
@@ -77,7 +75,7 @@ class Tally:
         """
         out = np.zeros((*rows.shape, len(weights)))
         for q, query in enumerate(queries):
-            if (shown := self._of.get(_key(query.text))) is None:
+            if (shown := self._of.get(normalised(query.text))) is None:
                 continue
             num = len(shown.place)
             place, found = _places(rows[q], shown.rows[:num])
@@ -88,7 +86,7 @@ class Tally:
         """(Q, K, G) log odds that the queries in `alike` have for candidates, by group of similarity."""
         out = np.zeros((*rows.shape, GROUPS))
         for q, query in enumerate(queries):
-            near = [(self._of[text], s) for text, s in self.alike.get(_key(query.text), ()) if text in self._of]
+            near = [(self._of[text], s) for text, s in self.alike.get(normalised(query.text), ()) if text in self._of]
             if not near:
                 continue
             nums = [len(shown.place) for shown, _ in near]
@@ -113,18 +111,15 @@ def _places(rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return place[found], found
 
 
-def alike_by_meaning(texts: Sequence[str], vectors: np.ndarray, num: int = 20) -> dict[str, list[tuple[str, float]]]:
-    """Normalised text -> the most similar other texts; vectors (N, D) of unit length, of the texts."""
-    keys = {normalised(text): i for i, text in reversed([*enumerate(texts)])}
-    names, distinct = [*keys], vectors[[*keys.values()]]
-    out: dict[str, list[tuple[str, float]]] = {}
-    for start in range(0, len(names), _COMPARED):
-        similarity = distinct[start : start + _COMPARED] @ distinct.T
+def nearest(vectors: np.ndarray, num: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """(N, num or fewer) places and similarities of the most similar other vectors (N, D) of unit length."""
+    some = min(num, len(vectors) - 1)
+    places, similarities = [np.zeros((0, some), np.int64)], [np.zeros((0, some), np.float32)]
+    for start in range(0, len(vectors), _COMPARED):
+        similarity = vectors[start : start + _COMPARED] @ vectors.T
         each = np.arange(len(similarity))
         similarity[each, start + each] = -1.0
-        some = min(num, len(names) - 1)
-        best = np.argpartition(-similarity, max(some - 1, 0), axis=1)[:, :some]
-        for i, places in enumerate(best):
-            near = [(names[j], float(similarity[i, j])) for j in places.tolist() if similarity[i, j] >= ALIKE[0]]
-            out[names[start + i]] = near
-    return out
+        best = np.argpartition(similarity, -max(some, 1), axis=1)[:, len(vectors) - some :]
+        places.append(best)
+        similarities.append(np.take_along_axis(similarity, best, 1))
+    return np.concatenate(places), np.concatenate(similarities)
