@@ -2,7 +2,7 @@
 
 python scripts/simulate.py --stream --config configs/stream.yaml --data FOLDER --out DIR [--zipf 1] [--rounds 60000]
     [--mean-cut 5] [--seeds 10] [--first-seed 0] [--groups known] [--eta 1] [--noise 0.1] [--attraction 1] [--cascade]
-    [--delay 0] [--dotted.overrides …]
+    [--delay 0] [--duplicates 0.5] [--change drift|dies:ARM|joins:ARM|arrives] [--at 30000] [--dotted.overrides …]
 
 Queries are drawn by Zipf's law from all judged ones. Every system sees the same queries, customers and random numbers,
 and keeps a mean of --mean-cut candidates a query, explored ones among them. `rule` is the best of the systems that do
@@ -16,20 +16,21 @@ killed run goes on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from ltrr.cli.arguments import arguments
 from ltrr.config import ConfigError
-from ltrr.evaluation.stream_report import Asked, Served, by_round, paired, report, strata_of
+from ltrr.evaluation.stream_report import Asked, Served, by_round, paired, report, rounds_below, strata_of
 from ltrr.evaluation.tables import write_experiment
 from ltrr.files import content_key
 from ltrr.protocols import ComparesQueries, Weighted, offers
+from ltrr.simulation.changes import phases, texts_of
 from ltrr.simulation.kept import check_world, kept
 from ltrr.simulation.pools import JudgedPools
-from ltrr.simulation.stream import Customers, Played, play, play_still, times_before, zipf
+from ltrr.simulation.stream import Customers, Played, Stream, play, play_still, times_before, zipf
 from ltrr.system.simulated import world_of
 from ltrr.system.streams import World, fitted_arguments, learns, queries_alike, section_with, stream_world
 from ltrr.system.system import System, open_systems
@@ -56,9 +57,16 @@ def run() -> None:
             parser.add_argument("--noise", type=float, default=0.1, help="clicks on what is seen and not relevant"),
             parser.add_argument("--attraction", type=float, default=1.0, help="clicks on what is seen and relevant"),
             parser.add_argument("--cascade", action="store_true", help="customers stop at what they want"),
+            parser.add_argument("--duplicates", type=float, default=0.0, help="share of rounds in another text"),
+            parser.add_argument("--change", help="drift, dies:ARM, joins:ARM or arrives"),
+            parser.add_argument("--at", type=int, help="round of the change; default: half of the rounds"),
             parser.add_argument("--delay", type=int, default=0, help="rounds until a click is known"),
         ),
     )  # fmt: skip
+    if not 0 <= flags.duplicates <= 1:
+        raise ConfigError(f"--duplicates: {flags.duplicates} is not a share from 0 to 1")
+    if flags.at is not None and not (flags.change and 0 < flags.at < flags.rounds):
+        raise ConfigError(f"--at: {flags.at} is not a round of a stream with --change")
     for name, least in (("seeds", 1), ("rounds", 1), ("mean_cut", 1), ("zipf", 0)):
         if getattr(flags, name) < least:
             raise ConfigError(f"--{name.replace('_', '-')}: {getattr(flags, name)} is below {least}")
@@ -91,17 +99,17 @@ def compare(system: System, flags: Any, customers: Customers) -> tuple[dict[str,
     sections = {name: section | fitted[name] for name, section in sections.items()}
     still = [name for name, section in sections.items() if not learns(system.policies.unpriced(section))]
 
-    alike = queries_alike(system, pools.queries)
+    texts = texts_of([query.text for query in pools.queries], flags.duplicates > 0)
+    at = None if flags.change is None else flags.rounds // 2 if flags.at is None else flags.at
+    setting = _Setting(pools, customers, texts, queries_alike(system, texts), at)
 
     # 2) Every system serves the stream of every seed.
     played: dict[str, list[Played]] = {name: [] for name in sections}
     streams = []
     for seed in range(flags.first_seed, flags.first_seed + flags.seeds):
-        streams.append(zipf(len(pools.queries), flags.rounds, flags.zipf, seed))
-        for name in sections:
-            played[name].append(
-                _rounds(system, flags, customers, pools, sections[name], alike, name, seed, name in still)
-            )
+        streams.append(_stream(flags, len(pools.queries), seed))
+        for name, section in sections.items():
+            played[name].append(_rounds(system, flags, setting, section, name, streams[-1], name in still))
     served = {name: Served(*map(np.stack, zip(*each, strict=True))) for name, each in played.items()}
 
     # 3) The best rule, by train and dev.
@@ -109,8 +117,7 @@ def compare(system: System, flags: Any, customers: Customers) -> tuple[dict[str,
     if chosen is not None:
         served = {"rule": served[chosen], **served}
     queries = np.stack([stream.asked for stream in streams])
-    texts = [query.text for query in pools.queries]
-    before = np.stack([times_before(texts, row) for row in queries])
+    before = np.stack([times_before(texts, stream) for stream in streams])
     asked = Asked(queries, before, np.isin(queries, _tested(world, flags.groups)))
     results: dict[str, Any] = {
         "settings": {
@@ -123,6 +130,9 @@ def compare(system: System, flags: Any, customers: Customers) -> tuple[dict[str,
             "first_seed": flags.first_seed,
             "groups": flags.groups,
             "customers": vars(customers),
+            "duplicates": flags.duplicates,
+            "change": flags.change,
+            "change_at": at,
             "rule": chosen,
             "systems": sections,
             "fused_order": _weights(system),
@@ -133,34 +143,56 @@ def compare(system: System, flags: Any, customers: Customers) -> tuple[dict[str,
     of = "belief" if "belief" in served else [*served][-1]
     results["paired"] = paired(asked, served, of)
     results["paired_by_query"] = paired(asked, served, of, "by-query")
+    if at is not None:
+        others = {name: rounds_below(served[of], served[name], at) for name in served if name != of}
+        results["rounds_until_above"] = others
     return results, asked, served
 
 
+class _Setting(NamedTuple):
+    """What all systems meet."""
+
+    pools: JudgedPools
+    customers: Customers
+    texts: list[list[str]]  # of each query
+    alike: Mapping[str, Sequence[tuple[str, float]]]
+    at: int | None  # round of the change
+
+
+def _stream(flags: Any, num_queries: int, seed: int) -> Stream:
+    return zipf(num_queries, flags.rounds, flags.zipf, seed, duplicates=flags.duplicates)
+
+
 def _rounds(
-    system: System,
-    flags: Any,
-    customers: Customers,
-    pools: JudgedPools,
-    section: Mapping[str, Any],
-    alike: Mapping[str, Sequence[tuple[str, float]]],
-    name: str,
-    seed: int,
-    still: bool,
+    system: System, flags: Any, setting: _Setting, section: Mapping[str, Any], name: str, stream: Stream, still: bool
 ) -> Played:
     """A system's rounds with one seed; read where they were played before."""
-    key = content_key(_REVISION, section, flags.zipf, flags.rounds, flags.groups, vars(customers))
+    world = flags.zipf, flags.rounds, flags.groups, vars(setting.customers), flags.duplicates, flags.change, setting.at
+    key = content_key(_REVISION, section, world)
 
     def simulate() -> dict[str, np.ndarray]:
-        policy = system.policies.unpriced(section, seed)
-        if (comparing := offers(policy, ComparesQueries)) is not None:
-            comparing.compare(alike)
-        stream = zipf(len(pools.queries), flags.rounds, flags.zipf, seed)
+        policy = system.policies.unpriced(section, stream.seed)
+        first, later = phases(setting.pools, flags.change, system.order(), stream.seed)
         if still:
-            return play_still(policy, pools, stream)._asdict()
-        with tqdm(total=flags.rounds, desc=f"{name}, seed {seed}", unit="round", unit_scale=True) as bar:
-            return play(policy, pools, stream, customers, progress=bar.update)._asdict()
+            cut = len(stream.asked) if setting.at is None else setting.at
+            parts = [(first, stream.part(slice(cut))), (later, stream.part(slice(cut, None)))]
+            played = [play_still(policy, pools, part) for pools, part in parts if len(part.asked)]
+            return dict(zip(Played._fields, map(np.concatenate, zip(*played, strict=True)), strict=True))
+        if (comparing := offers(policy, ComparesQueries)) is not None:
+            comparing.compare(setting.alike)
+        with tqdm(total=flags.rounds, desc=f"{name}, seed {stream.seed}", unit="round", unit_scale=True) as bar:
+            return play(
+                policy,
+                first,
+                stream,
+                setting.customers,
+                texts=setting.texts,
+                later=later,
+                change_at=setting.at,
+                progress=bar.update,
+            )._asdict()
 
-    return Played(**kept(flags.out / "rounds" / f"{name}-{seed}-{key}.npz", simulate))
+    return Played(**kept(flags.out / "rounds" / f"{name}-{stream.seed}-{key}.npz", simulate))
 
 
 def _best_rule(

@@ -91,12 +91,22 @@ def paired(asked: Asked, systems: Mapping[str, Served], of: str, stratum: str = 
             }
             continue
         interval = over_seeds(difference.tolist())
-        p = float(stats.ttest_1samp(difference, 0.0)[1]) if difference.std() > 0 else 1.0
+        tested: Any = stats.ttest_1samp(difference, 0.0)
+        p = float(tested.pvalue) if difference.std() > 0 else 1.0
         out[f"{of}-{name}"] = interval._asdict() | {"p": p}
-    tested = [row for row in out.values() if row["p"] is not None]
-    for row, value in zip(tested, holm([row["p"] for row in tested]).tolist(), strict=True):
+    known = [row for row in out.values() if row["p"] is not None]
+    for row, value in zip(known, holm([row["p"] for row in known]).tolist(), strict=True):
         row["p_holm"] = value
     return out
+
+
+def rounds_below(own: Served, other: Served, at: int, window: int = 500) -> int | None:
+    """Rounds after a change until a window's mean recall is at least the other's; None = never again."""
+    for start in range(at, own.recall.shape[1], window):
+        part = slice(start, start + window)
+        if own.recall[:, part].mean() >= other.recall[:, part].mean():
+            return start - at
+    return None
 
 
 def report(results: Mapping[str, Any]) -> list[str]:

@@ -46,7 +46,8 @@ _CERTAIN = 12.0  # log odds that a query's own shows say of one candidate, at mo
 _STEP, _HEAVIEST = 0.05, 1.0  # of the weights of evidence, which never counts more than its likelihood says
 _TELLING = 2.0  # log odds of a click from which exploring has its whole share
 _FALLEN = 0.1  # own evidence that counts less is as good as none
-_RECENT = 4_096  # decisions that are remembered until their clicks come
+_RECENT = 4_096  # decisions, and pages that wait for clicks, that are remembered
+_PATIENCE = 600_000_000  # microseconds in which clicks come
 
 
 class _Said(NamedTuple):
@@ -55,6 +56,14 @@ class _Said(NamedTuple):
     docs: np.ndarray  # (M,) corpus rows
     prior: np.ndarray  # (M,) log odds
     said: np.ndarray  # (M, 1 + G)
+
+
+class _Page(NamedTuple):
+    """A page that waits for its clicks."""
+
+    impression: ImpressionRow
+    said: _Said
+    clicked: set[int]
 
 
 class Belief(Calibrated):
@@ -95,6 +104,8 @@ class Belief(Calibrated):
         self.weights = np.append(1.0, _USUAL)
         self._squares = np.ones(1 + GROUPS)  # of gradients
         self._recent: OrderedDict[tuple[str, str], _Said] = OrderedDict()
+        self._waiting: OrderedDict[str, _Page] = OrderedDict()
+        self._now = 0  # time of the latest event
         self._estimates, self._due = looks is None, _FIRST_FIT
         self.looks = looks or usual_looks()
         self._ratios = self.looks.log_ratios()
@@ -157,33 +168,46 @@ class Belief(Calibrated):
         """Sets which queries are alike, for evidence that does not find them itself: normalised text -> others."""
         self._evidence.alike = alike  # type: ignore[attr-defined]
 
-    def weigh_evidence(self, impressions: Sequence[ImpressionRow], actions: Sequence[ActionRow]) -> None:
-        """Moves the weights of evidence by how well it foretold these clicks, before they are evidence themselves.
+    def note(self, impressions: Sequence[ImpressionRow], actions: Sequence[ActionRow]) -> None:
+        """Pages wait for their clicks; when these have had time to come, the weights of evidence move.
 
-        One step up the log likelihood of the clicks on each page (AdaGrad, Duchi et al. 2011); a weight is at least 0,
-        where evidence of this kind misleads. Pages whose decision is no longer remembered are left out.
+        Pages whose decision is no longer remembered are left out.
         """
-        clicked: dict[str, set[int]] = {}
-        for action in actions:
-            clicked.setdefault(action.impression, set()).add(action.row)
         for impression in impressions:
-            if (said := self._recent.get((impression.query, impression.customer))) is None:
-                continue
-            rows = np.fromiter(impression.rows, np.int64, len(impression.rows))
-            clicks = clicks_on(impression.rows, clicked.get(impression.id, ()))
-            cells = cells_of(clicks)
-            order = np.argsort(said.docs)
-            place = order[np.minimum(np.searchsorted(said.docs, rows, sorter=order), len(order) - 1)]
-            known = said.docs[place] == rows
-            place, clicks, cells = place[known], clicks[known], cells[known]
-            features, looks = said.said[place], self.looks
-            p = expit(said.prior[place] + features @ self.weights)
-            rise = (looks.attraction - looks.noise) * p * (1 - p)  # of the click rate, if looked at, by log odds
-            rate = looks.noise + (looks.attraction - looks.noise) * p
-            examined = looks.examined[cells]
-            gradient = np.where(clicks, rise / rate, -examined * rise / (1 - examined * rate)) @ features
-            self._squares += gradient**2
-            self.weights = np.clip(self.weights + _STEP * gradient / np.sqrt(self._squares), 0.0, _HEAVIEST)
+            if (said := self._recent.get((impression.query, impression.customer))) is not None:
+                self._waiting.setdefault(impression.id, _Page(impression, said, set()))
+        for action in actions:
+            if (page := self._waiting.get(action.impression)) is not None:
+                page.clicked.add(action.row)
+        self._now = max([self._now, *(i.time for i in impressions), *(a.time for a in actions)])
+        while self._waiting:
+            first = next(iter(self._waiting.values()))
+            if first.impression.time > self._now - _PATIENCE and len(self._waiting) <= _RECENT:
+                break
+            self._weigh(self._waiting.popitem(last=False)[1])
+
+    def _weigh(self, page: _Page) -> None:
+        """Moves the weights of evidence by how well it foretold the clicks of a page, before they were evidence.
+
+        One step up the log likelihood (AdaGrad, Duchi et al. 2011); a weight is at least 0, where evidence of this kind
+        misleads.
+        """
+        said, looks = page.said, self.looks
+        rows = np.fromiter(page.impression.rows, np.int64, len(page.impression.rows))
+        clicks = clicks_on(page.impression.rows, page.clicked)
+        cells = cells_of(clicks)
+        order = np.argsort(said.docs)
+        place = order[np.minimum(np.searchsorted(said.docs, rows, sorter=order), len(order) - 1)]
+        known = said.docs[place] == rows
+        place, clicks, cells = place[known], clicks[known], cells[known]
+        features = said.said[place]
+        p = expit(said.prior[place] + features @ self.weights)
+        rise = (looks.attraction - looks.noise) * p * (1 - p)  # of the click rate, if looked at, by log odds
+        rate = looks.noise + (looks.attraction - looks.noise) * p
+        examined = looks.examined[cells]
+        gradient = np.where(clicks, rise / rate, -examined * rise / (1 - examined * rate)) @ features
+        self._squares += gradient**2
+        self.weights = np.clip(self.weights + _STEP * gradient / np.sqrt(self._squares), 0.0, _HEAVIEST)
 
     def _remember(self, query: Query, said: _Said) -> None:
         key = normalised(query.text), query.context.customer or ""
@@ -213,7 +237,7 @@ class Taught:
 
     def take(self, impressions: Sequence[ImpressionRow], actions: Sequence[ActionRow], /) -> None:
         """Learns from the rows of an event store; now and then how customers look is estimated anew."""
-        self._belief.weigh_evidence(impressions, actions)
+        self._belief.note(impressions, actions)
         self._evidence.take(impressions, actions)
         self._belief.learned()
 

@@ -8,7 +8,7 @@ Legend: R rounds, Q queries, K candidates of the union, L places of the longest 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
@@ -76,6 +76,12 @@ class Stream(NamedTuple):
     asked: np.ndarray  # (R,) which of the Q
     customers: np.ndarray  # (R,) number of the customer
     seed: int
+    way: np.ndarray | None = None  # (R,) which of the query's texts is typed; None = the first
+
+    def part(self, some: slice) -> Stream:
+        """Some of the rounds."""
+        way = None if self.way is None else self.way[some]
+        return Stream(self.asked[some], self.customers[some], self.seed, way)
 
 
 class Played(NamedTuple):
@@ -86,25 +92,33 @@ class Played(NamedTuple):
     cost: np.ndarray  # (R,) candidates, with what was explored
 
 
-def zipf(num_queries: int, rounds: int, exponent: float, seed: int, num_customers: int = 1_000) -> Stream:
-    """Queries by Zipf's law: the r-th most frequent, in random order, has a share of r^-exponent."""
+def zipf(
+    num_queries: int, rounds: int, exponent: float, seed: int, num_customers: int = 1_000, duplicates: float = 0.0
+) -> Stream:
+    """Queries by Zipf's law: the r-th most frequent, in random order, has a share of r^-exponent.
+
+    duplicates: share of the rounds in which the query's second text is typed.
+    """
     if exponent < 0 or rounds < 1 or num_queries < 1:
         raise ValueError("stream: needs a query, a round and an exponent of at least 0")
     rng = np.random.default_rng(seed)
     weight = np.arange(1, num_queries + 1) ** -float(exponent)
     shares = np.empty(num_queries)
     shares[rng.permutation(num_queries)] = weight / weight.sum()
-    return Stream(rng.choice(num_queries, rounds, p=shares), rng.integers(num_customers, size=rounds), seed)
+    asked, customers = rng.choice(num_queries, rounds, p=shares), rng.integers(num_customers, size=rounds)
+    return Stream(asked, customers, seed, (rng.random(rounds) < duplicates).astype(np.int64) if duplicates else None)
 
 
-def times_before(texts: list[str], asked: np.ndarray) -> np.ndarray:
-    """(R,) how often the same normalised text was asked before each round."""
-    _, key = np.unique([normalised(text) for text in texts], return_inverse=True)
-    keys = key[asked]
+def times_before(texts: Sequence[Sequence[str]], stream: Stream) -> np.ndarray:
+    """(R,) how often the same text was typed before each round; texts: each query's, normalised."""
+    numbers: dict[str, int] = {}
+    of = [[numbers.setdefault(text, len(numbers)) for text in ways] for ways in texts]
+    way = np.zeros(len(stream.asked), np.int64) if stream.way is None else stream.way
+    keys = np.array([of[q][w] for q, w in zip(stream.asked.tolist(), way.tolist(), strict=True)])
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
-    out = np.empty(len(asked), np.int64)
-    out[order] = np.arange(len(asked)) - np.repeat(starts, np.diff(np.append(starts, len(asked))))
+    out = np.empty(len(keys), np.int64)
+    out[order] = np.arange(len(keys)) - np.repeat(starts, np.diff(np.append(starts, len(keys))))
     return out
 
 
@@ -114,17 +128,25 @@ def play(
     stream: Stream,
     customers: Customers,
     *,
+    texts: Sequence[Sequence[str]] | None = None,
+    later: JudgedPools | None = None,
+    change_at: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Played:
     """A policy that learns serves the stream; its prices follow what is spent.
 
-    pools: of the Q queries, in fused order. progress: is told rounds that are over, now and then.
+    Args:
+        pools: of the Q queries, in fused order.
+        texts: the ways in which each query is typed, normalised; None = its text.
+        later: the pools from round `change_at` on.
+        progress: is told rounds that are over, now and then.
     """
     after, online, priced = offers(policy, AfterRetrieval), offers(policy, Online), offers(policy, Priced)
     learner = online.online(None, policy.id) if online is not None else None
     rounds = len(stream.asked)
     out = Played(np.zeros(rounds, np.float32), np.zeros(rounds, bool), np.zeros(rounds, np.float32))
-    world, late = _World(pools), deque[tuple[ImpressionRow, list[ActionRow]]]()
+    texts = texts or [[normalised(query.text)] for query in pools.queries]
+    world, late = _World(pools, texts), deque[tuple[ImpressionRow, list[ActionRow]]]()
     if priced is not None:
         some = pools.some(np.random.default_rng(stream.seed).permutation(len(pools.queries))[:_PRICED])
         priced.set_prices(priced.find_prices(some.queries, some.features, lambda _: some.pool))
@@ -133,7 +155,10 @@ def play(
         draws = np.random.default_rng([stream.seed, start]).random((stop - start, 2, _LONGEST), np.float32)
         for n in range(start, stop):
             # 1) The policy decides.
-            query, features, pool, gains = world.of(int(stream.asked[n]))
+            if n == change_at and later is not None:
+                world = _World(later, texts)
+            way = 0 if stream.way is None else int(stream.way[n])
+            query, features, pool, gains = world.of(int(stream.asked[n]), way)
             if query.context.customer is None:
                 query = replace(query, context=replace(query.context, customer=f"customer {stream.customers[n]}"))
             decision = policy.decide([query], features)
@@ -205,20 +230,20 @@ class _Gains(NamedTuple):
 class _World:
     """Queries with their pools, one at a time."""
 
-    def __init__(self, pools: JudgedPools) -> None:
-        self._pools, self._gains = pools, pools.gains
-        self._kept: dict[int, tuple[Query, np.ndarray, Pool, _Gains]] = {}
+    def __init__(self, pools: JudgedPools, texts: Sequence[Sequence[str]]) -> None:
+        self._pools, self._gains, self._texts = pools, pools.gains, texts
+        self._kept: dict[tuple[int, int], tuple[Query, np.ndarray, Pool, _Gains]] = {}
 
-    def of(self, q: int) -> tuple[Query, np.ndarray, Pool, _Gains]:
-        """A query, its features (1, F), its pool and what is relevant."""
-        if q not in self._kept:
+    def of(self, q: int, way: int) -> tuple[Query, np.ndarray, Pool, _Gains]:
+        """A query as it is typed, its features (1, F), its pool and what is relevant."""
+        if (q, way) not in self._kept:
             pool, one = self._pools.pool, slice(q, q + 1)
             real = self._gains[q] > 0
             gains = dict(zip(pool.docs[q, real].tolist(), self._gains[q, real].tolist(), strict=True))
-            query = replace(self._pools.queries[q], text=normalised(self._pools.queries[q].text))
+            query = replace(self._pools.queries[q], text=self._texts[q][way])
             cut = Pool(pool.arms, pool.docs[one], pool.ranks[one], pool.scores[one])
-            self._kept[q] = query, self._pools.features[one], cut, _Gains(gains, float(self._pools.positives[q]))
-        return self._kept[q]
+            self._kept[q, way] = query, self._pools.features[one], cut, _Gains(gains, float(self._pools.positives[q]))
+        return self._kept[q, way]
 
 
 def _events(number: int, query: Query, page: np.ndarray, clicks: np.ndarray) -> tuple[ImpressionRow, list[ActionRow]]:

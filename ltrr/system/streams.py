@@ -15,7 +15,6 @@ import numpy as np
 
 from ltrr.config import ConfigError, find_class
 from ltrr.evaluation.regret import query_groups
-from ltrr.feedback.events import normalised
 from ltrr.feedback.evidence.cells import ALIKE
 from ltrr.feedback.evidence.tally import nearest
 from ltrr.files import content_key
@@ -119,14 +118,16 @@ def fitted_arguments(system: System, section: Mapping[str, Any], teaches: Judged
     return calibrating.calibrate(teaches.pool, teaches.gains)
 
 
-def queries_alike(system: System, queries: Sequence[Query]) -> dict[str, list[tuple[str, float]]]:
+def queries_alike(system: System, ways: Sequence[Sequence[str]]) -> dict[str, list[tuple[str, float]]]:
     """Normalised text -> the most similar other texts, as the first arm that embeds queries compares them; kept.
+
+    ways: the normalised texts in which each query is typed.
 
     Empty where no arm embeds queries.
     """
     for name in system.drawn:
         if (embedding := offers(system.arm(name), Embedding)) is not None:
-            texts = list(dict.fromkeys(normalised(query.text) for query in queries))
+            texts = list(dict.fromkeys(text for each in ways for text in each))
             key = content_key(system.indexes.identity(name), texts)
             asked = [Query(str(i), text) for i, text in enumerate(texts)]
 

@@ -47,12 +47,24 @@ def test_the_command_writes_its_contract_and_goes_on_where_it_was(music: Path, c
     assert all(path.stat().st_mtime_ns == time for path, time in made.items())
 
 
+def test_other_worlds_and_texts_are_played(music: Path, config: Path, tmp_path: Path) -> None:
+    flags = ("--stream", "--config", config, "--data", music, "--rounds", 300, "--mean-cut", 3, "--seeds", 1)
+    change = ("--change", "dies:structured", "--at", 100, "--duplicates", 0.5, "--cascade", "--delay", 3)
+    script("scripts/simulate.py", *flags, *change, "--out", tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (results["settings"]["change"], results["settings"]["change_at"]) == ("dies:structured", 100)
+    assert "rule" in results["rounds_until_above"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (("--rounds", 0), "--rounds: 0 is below 1"),
         (("--mean-cut", 500), "policy.budget"),
         (("--noise", 3), "customers.noise: 3.0"),
+        (("--change", "drfit"), "did you mean 'drift'"),
+        (("--at", 5), "--at: 5 is not a round"),
+        (("--duplicates", 2), "--duplicates: 2.0"),
         (("--stream.systems", "{}"), "stream.systems: names no system"),
     ],
 )

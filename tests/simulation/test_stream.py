@@ -11,8 +11,9 @@ import pytest
 from ltrr.policies.belief import Belief
 from ltrr.policies.rules import RangeScaled, SameCut
 from ltrr.policies.worth import ReservedPlace
+from ltrr.simulation.changes import drifted, phases, texts_of, without_documents
 from ltrr.simulation.pools import JudgedPools
-from ltrr.simulation.stream import Customers, play, play_still, times_before, zipf
+from ltrr.simulation.stream import Customers, Stream, play, play_still, times_before, zipf
 from ltrr.types import ActionRow, Decision, ImpressionRow, Pool, Query
 
 WIDTH, NUM = 12, 40
@@ -64,8 +65,12 @@ def test_queries_come_by_zipf_and_the_seed_alone_decides() -> None:
 
 
 def test_earlier_askings_are_of_the_same_normalised_text() -> None:
-    texts, asked = ["Love", "love!", "sad"], np.array([0, 1, 2, 0, 1, 2, 2])
-    assert times_before(texts, asked).tolist() == [0, 1, 0, 2, 3, 1, 2]
+    texts = texts_of(["Love song", "love, song!", "sad"], duplicates=True)
+    assert texts == [["love song", "song love"], ["love song", "song love"], ["sad", "saad"]]
+    stream = Stream(np.array([0, 1, 2, 0, 1, 2, 2]), np.zeros(7, int), 0)
+    assert times_before(texts, stream).tolist() == [0, 1, 0, 2, 3, 1, 2]
+    ways = stream._replace(way=np.array([0, 1, 0, 1, 1, 1, 0]))
+    assert times_before(texts, ways).tolist() == [0, 0, 0, 1, 2, 0, 1]
 
 
 def test_every_round_is_scored_before_it_teaches_and_delays_hold_clicks_back() -> None:
@@ -118,3 +123,40 @@ def test_a_belief_learns_what_recurs_within_its_budget() -> None:
     again = Belief(**GIVEN, budget=3.0, calibration=[2.0, 1.0, -0.5, -1.0], explore=ReservedPlace(), seed=0)
     for one, other in zip(out, play(again, POOLS, stream, Customers()), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_worlds_change_in_the_way_that_is_named() -> None:
+    rng = np.random.default_rng(0)
+    after = drifted(POOLS, rng)
+    changed = (after.grades != POOLS.grades).any(axis=1)
+    assert 1 <= changed.sum() <= NUM // 10
+    np.testing.assert_array_equal(after.grades.sum(axis=1), POOLS.grades.sum(axis=1))
+    gone = POOLS.pool.docs[0, [1, 4]]
+    fewer = without_documents(POOLS, gone)
+    assert not np.isin(fewer.pool.docs, gone).any()
+    for q in range(NUM):
+        kept = ~np.isin(POOLS.pool.docs[q], gone)
+        num = int(kept.sum())
+        np.testing.assert_array_equal(fewer.pool.docs[q, :num], POOLS.pool.docs[q, kept])
+        np.testing.assert_array_equal(fewer.pool.scores[q, :num], POOLS.pool.scores[q, kept])
+        np.testing.assert_array_equal(fewer.grades[q, :num], POOLS.grades[q, kept])
+        assert (fewer.pool.docs[q, num:] == -1).all()
+    assert phases(POOLS, None, None, 0) == (POOLS, POOLS)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="dies: there is no arm 'x'; the arms are all"):
+        phases(POOLS, "dies:x", None, 0)  # type: ignore[arg-type]
+    stream, watched = zipf(NUM, 50, 1.0, 0), Watched()
+    out = play(watched, POOLS, stream, Customers(), later=POOLS._replace(grades=0 * POOLS.grades), change_at=20)
+    assert out.recall[:20].any()
+    assert not out.recall[20:].any()
+
+
+def test_a_second_text_is_another_query_to_everybody_but_the_truth() -> None:
+    stream, watched = zipf(NUM, 400, 1.0, 0, duplicates=0.5), Watched()
+    assert stream.way is not None
+    assert 0.4 < stream.way.mean() < 0.6
+    texts = texts_of([query.text for query in POOLS.queries], duplicates=True)
+    out = play(watched, POOLS, stream, Customers(), texts=texts)
+    asked = [entry for entry in watched.log if isinstance(entry, str)]
+    assert asked == [texts[q][way] for q, way in zip(stream.asked, stream.way, strict=True)]
+    gains = POOLS.grades[:, :3].sum(axis=1) / POOLS.positives
+    np.testing.assert_allclose(out.recall, gains[stream.asked], rtol=1e-6)
