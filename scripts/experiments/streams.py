@@ -1,0 +1,162 @@
+"""What clicks teach on streams of recurring queries: four data sets, three budgets, other customers, other worlds.
+
+python scripts/experiments/streams.py [--shared ../shared/data] [--out runs/streams] [--seeds 10] [--only msrd boolq]
+    [--rows main|robust|all]
+
+Rows of `main`: Zipf 1 with 60,000 rounds at means of 5, 10 and 20 candidates, and Zipf .8 with 16,000 rounds at 5.
+Rows of `robust`: MSRD at a mean of 5, where customers look, click or ask otherwise than usual, or the world changes in
+the middle; half the seeds. Writes OUT/results.json, table.md and streams.png. Each system's rounds are kept below
+OUT/SET-…/rounds, so that a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ltrr.cli.arguments import main
+from ltrr.cli.stream import compare
+from ltrr.data.synthetic_music.catalogue import write_catalogue
+from ltrr.evaluation.plots import tidy
+from ltrr.evaluation.stream_report import STRATA
+from ltrr.evaluation.tables import markdown, write_experiment
+from ltrr.simulation.stream import Customers
+from ltrr.system.system import open_systems
+
+CONFIG = Path("configs/stream.yaml")
+SETS = {
+    "msrd": ("msrd-movies", "qrels-strict"),
+    "strategyqa": ("strategyqa-facts", "qrels"),
+    "boolq": ("boolq-passages", "qrels"),
+    "catalogue": (None, "qrels"),
+}
+MAIN = [(1.0, 60_000, 5.0), (1.0, 60_000, 10.0), (1.0, 60_000, 20.0), (0.8, 16_000, 5.0)]
+ROBUST: dict[str, dict[str, Any]] = {
+    "customers stop at what they want (cascade)": {"customers": Customers(satisfied=0.7)},
+    "they look at few places (eta 2)": {"customers": Customers(eta=2.0)},
+    "they click on 3 of 10 that they want": {"customers": Customers(attraction=0.3)},
+    "they click on 1 of 10 that they want, 1 of 20 others": {"customers": Customers(attraction=0.1, noise=0.05)},
+    "they click on 3 of 10 that they do not want": {"customers": Customers(noise=0.3)},
+    "clicks come 1,000 rounds late": {"customers": Customers(delay=1_000)},
+    "half of the rounds type another text": {"duplicates": 0.5},
+    "a tenth of the queries want something else": {"change": "drift"},
+    "dense dies": {"change": "dies:dense"},
+    "dense joins": {"change": "joins:dense"},
+    "a tenth of the documents arrive": {"change": "arrives"},
+}
+SYSTEMS = ("fixed", "rule", "prior", "boost", "belief")
+
+
+def row_of(flags: Any, name: str, label: str, **options: Any) -> dict[str, Any]:
+    """One comparison; options: those of `simulate --stream`."""
+    folder, qrels = SETS[name]
+    data = Path(flags.shared) / folder if folder else flags.out / "catalogue"
+    (system,) = open_systems(CONFIG, ["--data.path", str(data), "--data.qrels", qrels])
+    given: dict[str, Any] = {"customers": Customers(), "duplicates": 0.0, "change": None, "at": None} | options
+    out = flags.out / f"{name}-{given['zipf']:g}-{given['mean_cut']:g}"
+    setting = SimpleNamespace(out=out, first_seed=0, groups="all", **given)
+    results, *_ = compare(system, setting, given["customers"])
+    shown = {stratum: part["systems"] for stratum, part in results["strata"].items()}
+    return {
+        "set": name,
+        "label": label,
+        "settings": results["settings"],
+        "shares": {stratum: part["share"] for stratum, part in results["strata"].items()},
+        "recall": {s: {n: v[n]["recall"] for n in SYSTEMS} for s, v in shown.items() if v},
+        "success": {n: shown["all"][n]["success"] for n in SYSTEMS},
+        "cost": {n: shown["all"][n]["cost"] for n in SYSTEMS},
+        "paired": results["paired"],
+        "paired_by_query": results["paired_by_query"],
+        "rounds_until_above": results.get("rounds_until_above"),
+    }
+
+
+def run() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", default="../shared/data", help="folder of the data sets")
+    parser.add_argument("--out", type=Path, default=Path("runs/streams"))
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--only", nargs="*", choices=[*SETS], default=[*SETS], help="data sets")
+    parser.add_argument("--rows", choices=("main", "robust", "all"), default="all")
+    flags = parser.parse_args()
+    if "catalogue" in flags.only:
+        write_catalogue(flags.out / "catalogue")
+    rows = []
+    for zipf, rounds, mean in MAIN if flags.rows != "robust" else ():
+        for name in flags.only:
+            regime = {"zipf": zipf, "rounds": rounds, "mean_cut": mean, "seeds": flags.seeds}
+            rows.append(row_of(flags, name, f"{name}, Zipf {zipf:g}, {rounds:,} rounds, mean {mean:g}", **regime))
+    for label, options in ROBUST.items() if flags.rows != "main" and "msrd" in flags.only else ():
+        regime = {"zipf": 1.0, "rounds": 60_000, "mean_cut": 5.0, "seeds": max(2, flags.seeds // 2)}
+        rows.append(row_of(flags, "msrd", label, **regime, **options))
+    write_experiment(flags.out, {"rows": rows}, report(rows), streams=by_stratum(rows))
+
+
+def report(rows: list[dict[str, Any]]) -> list[str]:
+    """Recall, differences and what else each row tells."""
+
+    def difference(row: dict[str, Any], other: str) -> str:
+        value = row["paired"][f"belief-{other}"]
+        return f"{value['mean']:+.4f} ({value['low']:+.4f} to {value['high']:+.4f})"
+
+    lines = [
+        "Recall of the cut over all rounds, what is explored paid for; differences with 95 % intervals over seeds.",
+        "",
+    ]
+    head = ["stream", "best rule", *SYSTEMS, "belief − rule", "belief − boost"]
+    body = [
+        [
+            row["label"],
+            row["settings"]["rule"],
+            *(f"{row['recall']['all'][name]:.4f}" for name in SYSTEMS),
+            difference(row, "rule"),
+            difference(row, "boost"),
+        ]
+        for row in rows
+    ]
+    lines += [*markdown(head, body, text=(0, 1)), "", "Rule, boost and belief by earlier askings of the same text.", ""]
+    strata = [*STRATA, "by-query", "test"]
+    body = [
+        [
+            row["label"],
+            *(
+                " / ".join(f"{row['recall'][s][name]:.3f}" for name in ("rule", "boost", "belief"))
+                if s in row["recall"]
+                else "-"
+                for s in strata
+            ),
+        ]
+        for row in rows
+    ]
+    lines += markdown(["stream", *strata], body)
+    changes = [row for row in rows if row["rounds_until_above"]]
+    if changes:
+        lines += ["", "Rounds after the change until a window of 500 rounds is above the rule again.", ""]
+        lines += markdown(["change", "rounds"], [[row["label"], row["rounds_until_above"]["rule"]] for row in changes])
+    return lines
+
+
+def by_stratum(rows: list[dict[str, Any]]) -> Figure:
+    """Recall by earlier askings at a mean of 5 candidates, a panel for each data set."""
+    shown = [
+        row
+        for row in rows
+        if row["settings"]["mean_cut"] == 5 and row["settings"]["zipf"] == 1 and "Zipf" in row["label"]
+    ]
+    figure = Figure(figsize=(4 * max(len(shown), 1), 3.6), layout="constrained")
+    for panel, row in zip(figure.subplots(1, max(len(shown), 1), squeeze=False)[0], shown, strict=False):
+        strata = [s for s in STRATA if s in row["recall"]]
+        for name in SYSTEMS:
+            panel.plot(strata, [row["recall"][s][name] for s in strata], "o-", label=name)
+        panel.set(title=row["set"], xlabel="earlier askings", ylabel="recall of the cut")
+        tidy(panel)
+        panel.legend(frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    main(run)
