@@ -35,6 +35,7 @@ COMMANDS = {  # the word that a step below uses -> the start of its command line
     "attack": "scripts/experiments/attack.py",
     "arrivals": "scripts/experiments/arrivals.py",
     "policy": "scripts/simulate.py",
+    "streams": "scripts/experiments/streams.py",
     "arms": "scripts/experiments/arms.py",
     "rank_costs": "scripts/experiments/rank_costs.py",
     "off_policy": "scripts/ope.py",
@@ -196,6 +197,7 @@ STEPS = [
     folder_step("policy-msrd-joins", "policy", f"--data {MSRD} --change joins:dense --passes 1 2 --no-perfect"),
     folder_step("policy-msrd-leaves", "policy", f"--data {MSRD} --change leaves:title --passes 1 2 --no-perfect"),
     *map(peer, PEERS),
+    folder_step("streams", "streams", "--shared {data}"),
     folder_step("policy-weights", "policy", f"--data {MSRD} --no-perfect --weights"),
     folder_step("policy-ranked", "rank_costs", "--policy runs/policy-msrd --ranker runs/cross_encoder-msrd/export"),
     # Trained arms: the policy learns from queries that are new to them; then from those that they were trained on;

@@ -31,9 +31,9 @@ from ltrr.feedback.evidence.cells import (
     fit_looks,
     usual_looks,
 )
-from ltrr.feedback.evidence.evidence import CorpusEvidence
 from ltrr.feedback.evidence.tally import Tally
 from ltrr.policies.calibration import fit, fit_coupling, log_odds
+from ltrr.policies.evidence import CorpusEvidence
 from ltrr.policies.rules import Calibrated, by_value
 from ltrr.policies.worth import ReservedPlace, fused_scores
 from ltrr.types import ActionRow, ImpressionRow, Pool, Query, Worth

@@ -32,26 +32,29 @@ SETS = {
     "msrd": ("msrd-movies", "qrels-strict"),
     "strategyqa": ("strategyqa-facts", "qrels"),
     "boolq": ("boolq-passages", "qrels"),
-    "catalogue": (None, "qrels"),
+    "catalogue": (None, "qrels"),  # the synthetic one
 }
 MAIN = [(1.0, 60_000, 5.0), (1.0, 60_000, 10.0), (1.0, 60_000, 20.0), (0.8, 16_000, 5.0)]
-ROBUST: dict[str, dict[str, Any]] = {
-    "customers stop at what they want (cascade)": {"customers": Customers(satisfied=0.7)},
-    "they look at few places (eta 2)": {"customers": Customers(eta=2.0)},
-    "they click on 3 of 10 that they want": {"customers": Customers(attraction=0.3)},
-    "they click on 1 of 10 that they want, 1 of 20 others": {"customers": Customers(attraction=0.1, noise=0.05)},
-    "they click on 3 of 10 that they do not want": {"customers": Customers(noise=0.3)},
-    "clicks come 1,000 rounds late": {"customers": Customers(delay=1_000)},
-    "half of the rounds type another text": {"duplicates": 0.5},
-    "a tenth of the queries want something else": {"change": "drift"},
-    "dense dies": {"change": "dies:dense"},
-    "dense joins": {"change": "joins:dense"},
-    "a tenth of the documents arrive": {"change": "arrives"},
+ROBUST: dict[str, tuple[str, dict[str, Any]]] = {
+    "cascade": ("customers stop at what they want", {"customers": Customers(satisfied=0.7)}),
+    "eta2": ("they look at few places, eta 2", {"customers": Customers(eta=2.0)}),
+    "attraction.3": ("they click on 3 of 10 that they want", {"customers": Customers(attraction=0.3)}),
+    "attraction.1": (
+        "they click on 1 of 10 that they want and 1 of 20 others",
+        {"customers": Customers(attraction=0.1, noise=0.05)},
+    ),
+    "noise.3": ("they click on 3 of 10 that they do not want", {"customers": Customers(noise=0.3)}),
+    "delay": ("clicks come 1,000 rounds late", {"customers": Customers(delay=1_000)}),
+    "duplicates": ("half of the rounds type another text", {"duplicates": 0.5}),
+    "drift": ("a tenth of the queries want something else", {"change": "drift"}),
+    "dies": ("the dense arm dies", {"change": "dies:dense"}),
+    "joins": ("the dense arm joins", {"change": "joins:dense"}),
+    "arrives": ("a tenth of the documents arrive", {"change": "arrives"}),
 }
 SYSTEMS = ("fixed", "rule", "prior", "boost", "belief")
 
 
-def row_of(flags: Any, name: str, label: str, **options: Any) -> dict[str, Any]:
+def row_of(flags: Any, name: str, key: str, label: str, **options: Any) -> dict[str, Any]:
     """One comparison; options: those of `simulate --stream`."""
     folder, qrels = SETS[name]
     data = Path(flags.shared) / folder if folder else flags.out / "catalogue"
@@ -62,6 +65,7 @@ def row_of(flags: Any, name: str, label: str, **options: Any) -> dict[str, Any]:
     results, *_ = compare(system, setting, given["customers"])
     shown = {stratum: part["systems"] for stratum, part in results["strata"].items()}
     return {
+        "id": key,
         "set": name,
         "label": label,
         "settings": results["settings"],
@@ -87,12 +91,13 @@ def run() -> None:
         write_catalogue(flags.out / "catalogue")
     rows = []
     for zipf, rounds, mean in MAIN if flags.rows != "robust" else ():
+        regime = {"zipf": zipf, "rounds": rounds, "mean_cut": mean, "seeds": flags.seeds}
         for name in flags.only:
-            regime = {"zipf": zipf, "rounds": rounds, "mean_cut": mean, "seeds": flags.seeds}
-            rows.append(row_of(flags, name, f"{name}, Zipf {zipf:g}, {rounds:,} rounds, mean {mean:g}", **regime))
-    for label, options in ROBUST.items() if flags.rows != "main" and "msrd" in flags.only else ():
-        regime = {"zipf": 1.0, "rounds": 60_000, "mean_cut": 5.0, "seeds": max(2, flags.seeds // 2)}
-        rows.append(row_of(flags, "msrd", label, **regime, **options))
+            key = f"{name}-{mean:g}" if zipf == 1 else f"{name}-few"
+            rows.append(row_of(flags, name, key, f"{name}, Zipf {zipf:g}, {rounds:,} rounds, mean {mean:g}", **regime))
+    regime = {"zipf": 1.0, "rounds": 60_000, "mean_cut": 5.0, "seeds": max(2, flags.seeds // 2)}
+    for key, (label, options) in ROBUST.items() if flags.rows != "main" and "msrd" in flags.only else ():
+        rows.append(row_of(flags, "msrd", key, label, **regime, **options))
     write_experiment(flags.out, {"rows": rows}, report(rows), streams=by_stratum(rows))
 
 
@@ -142,11 +147,7 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
 
 def by_stratum(rows: list[dict[str, Any]]) -> Figure:
     """Recall by earlier askings at a mean of 5 candidates, a panel for each data set."""
-    shown = [
-        row
-        for row in rows
-        if row["settings"]["mean_cut"] == 5 and row["settings"]["zipf"] == 1 and "Zipf" in row["label"]
-    ]
+    shown = [row for row in rows if row["id"] == f"{row['set']}-5"]
     figure = Figure(figsize=(4 * max(len(shown), 1), 3.6), layout="constrained")
     for panel, row in zip(figure.subplots(1, max(len(shown), 1), squeeze=False)[0], shown, strict=False):
         strata = [s for s in STRATA if s in row["recall"]]

@@ -31,7 +31,7 @@ def test_policies_of_worth_are_evaluated(name: str, music: Path, fast_config: Pa
 
 def test_it_learns_what_is_served_and_shows_what_it_explores(music: Path, fast_config: Path, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/events.db"
-    evidence = json.dumps({"class": "ltrr.feedback.evidence.evidence.CorpusEvidence", "distinct": 2, "encoder": None})
+    evidence = json.dumps({"class": "ltrr.policies.evidence.CorpusEvidence", "distinct": 2, "encoder": None})
     flags = ["--data.path", str(music), "--serve.events", url, *BELIEF, "--policy.evidence", evidence]
 
     def start() -> tuple[TestClient, object, Belief]:

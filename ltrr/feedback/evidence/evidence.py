@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ltrr.data.beir import Corpus
 from ltrr.feedback.events import Action, Impression, Reward, normalised
 from ltrr.feedback.evidence.cells import GROUPS, MOST, Shows, group_of
 from ltrr.feedback.evidence.ledger import Ledger
@@ -360,38 +359,3 @@ def _scattered(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     out = np.zeros((*known.shape, *values.shape[1:]), values.dtype)
     out[known] = values
     return out
-
-
-class CorpusEvidence(Evidence):
-    """Evidence of shows by cell on the documents of a corpus, for policies.
-
-    Args:
-        corpus: gives each entity its row, and titles whose words weigh the more the rarer they are.
-        encoder: for remembered queries of similar meaning; null = by words alone.
-        distinct, cap, budget, half_life, neighbours, alike: as of `Evidence`.
-    """
-
-    def __init__(
-        self,
-        corpus: Corpus,
-        encoder: Encoder | None = None,
-        *,
-        distinct: int = 3,
-        cap: float = 3.0,
-        budget: float = 300.0,
-        half_life: float = 90.0,
-        neighbours: int = 20,
-        alike: float = 0.5,
-    ) -> None:
-        super().__init__(
-            {entity: row for row, entity in enumerate(corpus.ids)},
-            (document.title for document in corpus),
-            encoder,
-            distinct=distinct,
-            cap=cap,
-            budget=budget,
-            half_life=half_life,
-            neighbours=neighbours,
-            alike=alike,
-            cells=True,
-        )

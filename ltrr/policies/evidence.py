@@ -1,0 +1,45 @@
+"""The evidence that policies learn from in a service: shows and clicks on the documents of one corpus.
+
+Knows the corpus and `ltrr.feedback.evidence`; does not know what a policy makes of it.
+"""
+
+from __future__ import annotations
+
+from ltrr.data.beir import Corpus
+from ltrr.feedback.evidence.evidence import Evidence
+from ltrr.protocols import Encoder
+
+
+class CorpusEvidence(Evidence):
+    """Evidence of shows by cell on the documents of a corpus, for policies.
+
+    Args:
+        corpus: gives each entity its row, and titles whose words weigh the more the rarer they are.
+        encoder: for remembered queries of similar meaning; null = by words alone.
+        distinct, cap, budget, half_life, neighbours, alike: as of `Evidence`.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        encoder: Encoder | None = None,
+        *,
+        distinct: int = 3,
+        cap: float = 3.0,
+        budget: float = 300.0,
+        half_life: float = 90.0,
+        neighbours: int = 20,
+        alike: float = 0.5,
+    ) -> None:
+        super().__init__(
+            {entity: row for row, entity in enumerate(corpus.ids)},
+            (document.title for document in corpus),
+            encoder,
+            distinct=distinct,
+            cap=cap,
+            budget=budget,
+            half_life=half_life,
+            neighbours=neighbours,
+            alike=alike,
+            cells=True,
+        )
