@@ -356,6 +356,15 @@ class Online(Protocol):
 
 
 @runtime_checkable
+class Explaining(Protocol):
+    """Says why it decides as it does."""
+
+    def explain(self, query: Query, pool: Pool) -> Mapping[str, np.ndarray]:
+        """Column -> (M,) of each candidate, in the policy's order; `row` is the corpus row. pool: of one query."""
+        ...
+
+
+@runtime_checkable
 class ComparesQueries(Protocol):
     """Learns from queries that are alike, and is told which are."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ltrr.arms.structured import Structured
 from ltrr.cli.arguments import arguments, main
+from ltrr.protocols import Explaining, offers
 from ltrr.system.system import System, open_systems
 from ltrr.types import Query
 
@@ -35,6 +36,19 @@ def answers(system: System, text: str, k: int) -> str:
     return "\n".join(lines)
 
 
+def beliefs(system: System, explaining: Explaining, text: str, k: int) -> str:
+    """What the policy believes of each candidate, in its order."""
+    query = Query("explain", text)
+    columns = explaining.explain(query, system.retrieve([query], system.policy()))
+    names = [name for name in columns if name != "row"]
+    lines = [f"{'document':<60}" + "".join(f"{name:>17}" for name in names)]
+    for place, row in enumerate(columns["row"][:k].tolist()):
+        document = system.corpus[row]
+        cells = "".join(f"{columns[name][place]:>17.3g}" for name in names)
+        lines.append(f"{(document.title or document.text)[:58]:<60}" + cells)
+    return "\n".join(lines)
+
+
 def run() -> None:
     flags, overrides = arguments(
         __doc__,
@@ -51,6 +65,8 @@ def run() -> None:
         else:
             print(f"{system.dataset.name} has no metadata: there is nothing to interpret\n")
         print(answers(system, flags.query, flags.k))
+        if (explaining := offers(system.policy(), Explaining)) is not None:
+            print("\n" + beliefs(system, explaining, flags.query, flags.k))
 
 
 if __name__ == "__main__":

@@ -145,6 +145,26 @@ class Belief(Calibrated):
         near = self._evidence.near(queries, docs, self._ratios)
         return np.concatenate([np.clip(own, -_CERTAIN, _CERTAIN), near], axis=2)
 
+    def explain(self, query: Query, pool: Pool) -> dict[str, np.ndarray]:
+        """What is believed of each candidate, in the belief's order, (M,) each; log odds add up to `odds`.
+
+        `row`: of the corpus; `prior`, `own shows`, `queries alike`, `found elsewhere`: log odds; `wanted`: probability;
+        `worth`: what it adds to expected recall; `ranked`: whether that is worth the price.
+        """
+        prior, real = self.prior(pool)
+        said = self._said([query], pool)[0] * self.weights
+        odds, _ = self.odds([query], pool)
+        worth, order, _ = by_value(np.where(real, expit(odds), -np.inf))
+        assert order is not None
+        shown = order[0, : int(real.sum())]
+        own, alike = said[:, 0], said[:, 1:].sum(axis=1)
+        columns = {"row": pool.docs[0, : self._num], "prior": prior[0], "own shows": own, "queries alike": alike}
+        columns |= {"found elsewhere": odds[0] - prior[0] - own - alike, "odds": odds[0], "wanted": expit(odds[0])}
+        out = {name: values[shown] for name, values in columns.items()}
+        price = self._price.value
+        ranked = (worth[0, : len(shown)] >= price) | (np.arange(len(shown)) == 0)
+        return out | {"worth": worth[0, : len(shown)], "ranked": ranked}
+
     def status(self) -> dict[str, Any]:
         """How much evidence counts and how customers are believed to look: what an operator wants to know."""
         own, *near = self.weights.round(3).tolist()

@@ -13,18 +13,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from registry import Options, Row, benchmark
-from timing import median_ms, seconds
+from timing import each_ms, median_ms, seconds
+from tqdm import tqdm
 
+from ltrr.feedback.evidence.evidence import Evidence
+from ltrr.policies.belief import Belief
 from ltrr.policies.explorers import Softmax
 from ltrr.policies.features import RetrievalFeatures
 from ltrr.policies.table import Table
-from ltrr.types import Rounds
+from ltrr.types import ActionRow, ImpressionRow, Pool, Query, Rounds
 
 if TYPE_CHECKING:
     from ltrr.learners.relevance import RelevanceLearner
 
 _NUM, _QUERY, _EACH, _BATCH, _QUERIES, _ROUNDS = 60, 121, 14, 256, 2_000, 10_000
 _LEVELS = {"title": (0, 5, 10, 30, 100), "all": (0, 5, 10, 30, 100), "people": (0, 10, 30, 100), "dense": (0, 10, 100)}
+_PAIRS, _PAGES, _ENTITIES, _VOCABULARY = 1_000_000, 5_000, 20_000, 8_000  # of the belief's evidence
 _CUTS = (1, 2, 3, 5, 8, 10, 12, 15, 20, 30)
 
 
@@ -139,3 +143,34 @@ def update(options: Options) -> Iterator[Row]:
     for shown in (1, 10, _NUM):
         one = rounds.first(1)._replace(cut=np.array([shown]), clicks=np.arange(_NUM)[None] == 0)
         yield Row(f"{shown} shown", median_ms(lambda one=one: learner.update(one), 300), "ms").against(limit)
+
+
+@benchmark()
+def belief(options: Options) -> Iterator[Row]:
+    """One decision of the belief over 300 candidates where a million pairs are remembered, without encoding."""
+    rng, width = np.random.default_rng(0), 300
+    texts = [" ".join(f"w{w}" for w in rng.zipf(1.3, 3) % _VOCABULARY) for _ in range(_PAIRS // 30)]
+    titles = (f"w{word}" for word in rng.zipf(1.3, _ENTITIES) % _VOCABULARY)
+    evidence = Evidence({f"e{i}": i for i in range(_ENTITIES)}, titles, neighbours=20, distinct=1, cells=True)
+    for start in tqdm(range(0, _PAIRS // 10, _PAGES), "pages", unit_scale=_PAGES, disable=None):
+        pages, clicks = [], []
+        for n in range(start, start + _PAGES):
+            q = n // 3  # each text is asked three times, and shows ten other entities each time
+            rows = ((q * 7919 + np.arange(10) + 10 * (n % 3)) % _ENTITIES).tolist()
+            pages.append(ImpressionRow(f"i{n}", f"s{n}", f"c{n % 5_000}", n * 1_000_000, texts[q % len(texts)], rows))
+            clicks.append(ActionRow(f"a{n}", f"i{n}", rows[n % 4], "click", n * 1_000_000, None))
+        evidence.take(pages, clicks)
+    policy = Belief(["all"], {"all": width}, budget=5, num=width, evidence=evidence, seed=0)
+    scores = -np.sort(-rng.random((1, width, 2)), axis=1).astype(np.float32)
+    empty = np.zeros((1, 0), np.float32)
+
+    def decide(n: int) -> None:
+        q = (n * 7) % len(texts)
+        docs = ((q * 7919 + np.arange(width)) % _ENTITIES).astype(np.int32)[None]
+        query = [Query("q", texts[q])]
+        policy.revise(query, empty, Pool(("all", "fused"), docs, scores, scores), policy.decide(query, empty))
+
+    decide(0)  # indexes the words of all remembered queries
+    each = each_ms(decide, range(1, 1_001))
+    yield Row(f"decision over {width} candidates, a million pairs, median", float(np.median(each)), "ms")
+    yield Row("decision, p95", float(np.quantile(each, 0.95)), "ms")

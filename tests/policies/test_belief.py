@@ -101,3 +101,38 @@ def test_a_boost_raises_what_was_clicked_for_this_query() -> None:
     boosted = boost.worth([LOVE], POOL).order
     assert boosted is not None
     assert boosted[0, 0] == 4
+
+
+def test_an_explanation_adds_up_and_stands_in_the_order_of_the_page() -> None:
+    belief = Belief(**GIVEN, coupling=-1.0, evidence=Tally())
+    teach(belief, [0, 3], [3])
+    belief.set_prices({"candidates": 0.2})
+    columns = belief.explain(LOVE, POOL)
+    revised = belief.greedy().revise([LOVE], np.zeros((1, 0)), POOL, belief.decide([LOVE], np.zeros((1, 0))))
+    assert revised.order is not None
+    assert columns["row"].tolist() == revised.order.docs[0].tolist()
+    assert columns["ranked"].sum() == revised.decision.cut[0]
+    parts = columns["prior"] + columns["own shows"] + columns["queries alike"] + columns["found elsewhere"]
+    np.testing.assert_allclose(parts, columns["odds"])
+    np.testing.assert_allclose(expit(columns["odds"]), columns["wanted"])
+    assert columns["own shows"][columns["row"] == 3] > 2
+
+
+def test_evidence_that_foretells_nothing_loses_its_weight_and_the_status_says_so() -> None:
+    belief = Belief(**GIVEN, evidence=Tally())
+    rng = np.random.default_rng(0)
+    for n in range(3_000):  # clicks move at random among what this query's customers see
+        belief.odds([LOVE], POOL)
+        rows = rng.permutation(5)[:2].tolist()
+        time = n * 3_600_000_000
+        impression = ImpressionRow(f"i{n}", f"s{n}", "", time, "love", rows)
+        wanted = int(rng.integers(5))
+        actions = [ActionRow(f"a{n}", f"i{n}", wanted, "click", time, None)] if wanted in rows else []
+        if n % 50 == 0:  # and what was taught is wrong again
+            belief._evidence = Tally()
+            belief._evidence.take(
+                [ImpressionRow("x", "x", "", 0, "love", [n % 5])], [ActionRow("y", "x", n % 5, "click", 0, None)]
+            )
+        belief.note([impression], actions)
+    assert belief.weights[0] < 0.3
+    assert belief.status()["own evidence counts"] == pytest.approx(belief.weights[0], abs=1e-3)

@@ -33,8 +33,8 @@ class WordWeights:
             self._frequency.update({*normalised(title).split()})
 
     def of(self, word: str) -> float:
-        """log(1 + titles / (1 + titles with the word))."""
-        return math.log(1 + self._num_titles / (1 + self._frequency[word]))
+        """log(1 + titles / (1 + titles with the word)); without titles, all words weigh the same."""
+        return math.log(1 + max(self._num_titles, 1) / (1 + self._frequency[word]))
 
 
 class WordIndex:
