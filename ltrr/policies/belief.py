@@ -32,7 +32,7 @@ from ltrr.feedback.evidence.cells import (
     usual_looks,
 )
 from ltrr.feedback.evidence.tally import Tally
-from ltrr.policies.calibration import fit, fit_coupling, log_odds
+from ltrr.policies.calibration import columns, fit, fit_clicks, fit_coupling, log_odds
 from ltrr.policies.evidence import CorpusEvidence
 from ltrr.policies.rules import Calibrated, by_value
 from ltrr.policies.worth import ReservedPlace, fused_scores
@@ -46,6 +46,7 @@ _CERTAIN = 12.0  # log odds that a query's own shows say of one candidate, at mo
 _STEP, _HEAVIEST = 0.05, 1.0  # of the weights of evidence, which never counts more than its likelihood says
 _TELLING = 2.0  # log odds of a click from which exploring has its whole share
 _FALLEN = 0.1  # own evidence that counts less is as good as none
+_FITTED = 5_000  # latest pages from which a calibration is fitted
 _RECENT = 4_096  # decisions, and pages that wait for clicks, that are remembered
 _PATIENCE = 600_000_000  # microseconds in which clicks come
 
@@ -56,6 +57,7 @@ class _Said(NamedTuple):
     docs: np.ndarray  # (M,) corpus rows
     prior: np.ndarray  # (M,) log odds
     said: np.ndarray  # (M, 1 + G)
+    scores: np.ndarray  # (M,) fused
 
 
 class _Page(NamedTuple):
@@ -70,7 +72,7 @@ class Belief(Calibrated):
     """Ranks the candidates that add enough to the recall that is expected, by all that is known of this query.
 
     Args:
-        calibration: of the prior, 4 weights; null = fitted on judged queries.
+        calibration: of the prior, 4 weights; null = fitted on judged queries or, where none are, on clicks.
         coupling: what one more relevant candidate than expected adds to the log odds of all others of its query.
         explore: one candidate below the cut; None = nothing is explored.
         looks: how customers look; None = estimated, starting at 1 / rank.
@@ -98,6 +100,8 @@ class Belief(Calibrated):
     ) -> None:
         super().__init__(arms, depths, budget=budget, calibration=calibration, num=num, explore=explore, seed=seed)
         self._coupling, self._usual_share = coupling, None if explore is None else explore.share
+        self._calibrates, self._kept, self._refit = calibration is None, 0, _FIRST_FIT
+        self._shown: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []  # pages, for the calibration
         if evidence is None:
             evidence = Tally() if corpus is None else CorpusEvidence(corpus)
         self._evidence = evidence
@@ -122,7 +126,8 @@ class Belief(Calibrated):
         evidence = said @ self.weights
         odds = prior + evidence
         for q, query in enumerate(queries):
-            self._remember(query, _Said(pool.docs[q, : self._num], prior[q], said[q]))
+            scores = pool.scores[q, : self._num, -1]
+            self._remember(query, _Said(pool.docs[q, : self._num], prior[q], said[q], scores))
         if self._coupling and evidence.any():
             before = np.where(real, expit(prior), 0.0)
             surprise = np.zeros_like(before)
@@ -221,6 +226,8 @@ class Belief(Calibrated):
         known = said.docs[place] == rows
         place, clicks, cells = place[known], clicks[known], cells[known]
         features = said.said[place]
+        if self._calibrates:
+            self._keep(columns(np.nan_to_num(said.scores)[None])[0, place], features, clicks, cells)
         p = expit(said.prior[place] + features @ self.weights)
         rise = (looks.attraction - looks.noise) * p * (1 - p)  # of the click rate, if looked at, by log odds
         rate = looks.noise + (looks.attraction - looks.noise) * p
@@ -228,6 +235,21 @@ class Belief(Calibrated):
         gradient = np.where(clicks, rise / rate, -examined * rise / (1 - examined * rate)) @ features
         self._squares += gradient**2
         self.weights = np.clip(self.weights + _STEP * gradient / np.sqrt(self._squares), 0.0, _HEAVIEST)
+
+    def _keep(self, x: np.ndarray, features: np.ndarray, clicks: np.ndarray, cells: np.ndarray) -> None:
+        """Keeps what was shown, from which the calibration is fitted now and then where nothing is judged."""
+        self._shown.append((x, features @ self.weights, clicks, cells))
+        self._kept += len(clicks)
+        if self._kept < self._refit:
+            return
+        self._refit = int(self._kept * _GROWTH)
+        self._shown = self._shown[-_FITTED:]
+        x, offset, clicks, cells = (np.concatenate(column) for column in zip(*self._shown, strict=True))
+        looks = self.looks
+        if 0 < clicks.sum() < len(clicks):
+            self._calibration = tuple(
+                fit_clicks(x, offset, clicks, looks.examined[cells], looks.attraction, looks.noise)
+            )
 
     def _remember(self, query: Query, said: _Said) -> None:
         key = normalised(query.text), query.context.customer or ""

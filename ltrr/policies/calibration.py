@@ -60,6 +60,34 @@ def fit(scores: np.ndarray, real: np.ndarray, gains: np.ndarray, weight: np.ndar
     return [float(value) for value in w]
 
 
+def fit_clicks(
+    x: np.ndarray, offset: np.ndarray, clicks: np.ndarray, examined: np.ndarray, attraction: float, noise: float
+) -> list[float]:
+    """The 4 weights under which clicks on shown candidates are likeliest.
+
+    P(click) = examined · (noise + (attraction − noise) · P(wanted)), P(wanted) = sigmoid(x · weights + offset).
+
+    Args:
+        x: (N, 4) `columns` of what was shown. offset: (N,) log odds that other evidence gave.
+        clicks: (N,) bool. examined: (N,) probability that it was looked at.
+    """
+    centre, spread = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-9)
+    centre[3], spread[3] = 0.0, 1.0
+    scaled, ridge = (x - centre) / spread, _RIDGE * np.array([1.0, 1.0, 1.0, 0.0])
+
+    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
+        p = expit(scaled @ w + offset)
+        rate = np.clip(examined * (noise + (attraction - noise) * p), 1e-9, 1 - 1e-9)
+        slope = examined * (attraction - noise) * p * (1 - p)
+        value = -np.mean(np.where(clicks, np.log(rate), np.log1p(-rate)))
+        gradient = -(np.where(clicks, slope / rate, -slope / (1 - rate)) @ scaled) / len(scaled)
+        return float(value + ridge @ w**2 / 2), gradient + ridge * w
+
+    w = minimize(loss, np.append(np.zeros(3), -1.0), jac=True, method="L-BFGS-B").x / spread
+    w[3] -= centre[:3] @ w[:3]
+    return [float(value) for value in w]
+
+
 def fit_coupling(odds: np.ndarray, real: np.ndarray, gains: np.ndarray) -> float:
     """What one more relevant candidate than expected adds to the log odds of each other candidate of the query.
 

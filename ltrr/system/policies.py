@@ -115,7 +115,8 @@ class Policies:
                 return {}
 
         depends = section["class"], self._depths, [*self._identities()], judged.key
-        return self._tuning.fitted("calibration", depends, fit, judged.name)
+        fitted = self._tuning.fitted("calibration", depends, fit, judged.name)
+        return {name: value for name, value in fitted.items() if name not in section}
 
     def _set_prices(self, priced: Priced, policy: Policy, section: Mapping[str, Any]) -> None:
         judged = self._tuning.judged("fusion")

@@ -115,7 +115,8 @@ def fitted_arguments(system: System, section: Mapping[str, Any], teaches: Judged
     if not len(teaches.queries):
         warnings.warn(f"{section['class']}: no train queries to calibrate on; its usual numbers are used", stacklevel=2)
         return {}
-    return calibrating.calibrate(teaches.pool, teaches.gains)
+    fitted = calibrating.calibrate(teaches.pool, teaches.gains)
+    return {name: value for name, value in fitted.items() if name not in section}
 
 
 def queries_alike(system: System, ways: Sequence[Sequence[str]]) -> dict[str, list[tuple[str, float]]]:

@@ -46,6 +46,18 @@ ROBUST: dict[str, tuple[str, dict[str, Any]]] = {
     "noise.3": ("they click on 3 of 10 that they do not want", {"customers": Customers(noise=0.3)}),
     "delay": ("clicks come 1,000 rounds late", {"customers": Customers(delay=1_000)}),
     "duplicates": ("half of the rounds type another text", {"duplicates": 0.5}),
+    "unjudged": (
+        "nothing is judged: the belief is calibrated on clicks",
+        {"overrides": ["--stream.systems.belief.calibration", "null"]},
+    ),
+    "still": (
+        "the belief explores nothing",
+        {"overrides": ["--stream.systems.belief.explore", "{class: ltrr.policies.worth.ReservedPlace, share: 0}"]},
+    ),
+    "apart": (
+        "the belief's candidates tell nothing of each other",
+        {"overrides": ["--stream.systems.belief.coupling", "0"]},
+    ),
     "drift": ("a tenth of the queries want something else", {"change": "drift"}),
     "dies": ("the dense arm dies", {"change": "dies:dense"}),
     "joins": ("the dense arm joins", {"change": "joins:dense"}),
@@ -55,10 +67,11 @@ SYSTEMS = ("fixed", "rule", "prior", "boost", "belief")
 
 
 def row_of(flags: Any, name: str, key: str, label: str, **options: Any) -> dict[str, Any]:
-    """One comparison; options: those of `simulate --stream`."""
+    """One comparison; options: those of `simulate --stream`, and `overrides` of its config."""
     folder, qrels = SETS[name]
+    overrides = options.pop("overrides", [])
     data = Path(flags.shared) / folder if folder else flags.out / "catalogue"
-    (system,) = open_systems(CONFIG, ["--data.path", str(data), "--data.qrels", qrels])
+    (system,) = open_systems(CONFIG, ["--data.path", str(data), "--data.qrels", qrels, *overrides])
     given: dict[str, Any] = {"customers": Customers(), "duplicates": 0.0, "change": None, "at": None} | options
     out = flags.out / f"{name}-{given['zipf']:g}-{given['mean_cut']:g}"
     setting = SimpleNamespace(out=out, first_seed=0, groups="all", **given)

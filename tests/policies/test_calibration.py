@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from ltrr.policies.calibration import COUPLING, fit, fit_coupling, log_odds
+from ltrr.policies.calibration import COUPLING, columns, fit, fit_clicks, fit_coupling, log_odds
 
 RNG = np.random.default_rng(0)
 SCORES = -np.sort(-RNG.random((3_000, 20)), axis=1)
@@ -36,3 +36,15 @@ def test_queries_that_want_one_thing_couple_their_candidates_against_each_other(
     assert abs(fit_coupling(odds, REAL, independent)) < 0.1
     shifted = RNG.random(SCORES.shape) < np.where(REAL, expit(odds + RNG.normal(0, 2, (3_000, 1))), 0)
     assert 0.1 < fit_coupling(odds, REAL, shifted) < COUPLING
+
+
+def test_clicks_at_places_that_are_looked_at_less_give_the_same_weights() -> None:
+    x = columns(SCORES)[:, :8].reshape(-1, 4)
+    examined = np.tile(1 / np.arange(1, 9), len(SCORES))
+    offset = RNG.normal(0, 1, len(x))
+    wanted = RNG.random(len(x)) < expit(x @ np.array(WEIGHTS) + offset)
+    clicks = RNG.random(len(x)) < examined * np.where(wanted, 0.8, 0.1)
+    found = fit_clicks(x, offset, clicks, examined, 0.8, 0.1)
+    truth = expit(x @ np.array(WEIGHTS))
+    assert np.abs(expit(x @ np.array(found)) - truth).mean() < 0.03
+    assert expit(x @ np.array(found)).mean() == pytest.approx(truth.mean(), abs=0.02)

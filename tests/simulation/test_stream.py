@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
 from ltrr.policies.belief import Belief
 from ltrr.policies.rules import RangeScaled, SameCut
@@ -160,3 +161,16 @@ def test_a_second_text_is_another_query_to_everybody_but_the_truth() -> None:
     assert asked == [texts[q][way] for q, way in zip(stream.asked, stream.way, strict=True)]
     gains = POOLS.grades[:, :3].sum(axis=1) / POOLS.positives
     np.testing.assert_allclose(out.recall, gains[stream.asked], rtol=1e-6)
+
+
+def test_where_nothing_is_judged_clicks_calibrate() -> None:
+    stream = zipf(NUM, 3_000, 0.3, 2)
+    unfitted = Belief(**GIVEN, budget=3.0, calibration=[0.0, 0.0, -1.0, 0.0], seed=0)
+    learns = Belief(**GIVEN, budget=3.0, seed=0)
+    start = learns.prior(POOLS.pool)[0].copy()
+    reached = [play(policy, POOLS, stream, Customers()).recall.mean() for policy in (unfitted, learns)]
+    assert reached[1] > reached[0] - 0.01
+    after = learns.prior(POOLS.pool)[0]
+    assert np.abs(after - start).max() > 0.1
+    rate = POOLS.grades[:, :6].mean()
+    assert expit(after[:, :6]).mean() == pytest.approx(rate, abs=0.15)
