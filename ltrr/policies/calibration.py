@@ -57,7 +57,7 @@ def fit(scores: np.ndarray, real: np.ndarray, gains: np.ndarray, weight: np.ndar
     start = np.array([0.0, 0.0, 0.0, logit(mean)])
     w = minimize(loss, start, jac=True, method="L-BFGS-B").x / spread
     w[3] -= centre[:3] @ w[:3]
-    return [float(value) for value in w]
+    return rounded(w)
 
 
 def fit_clicks(
@@ -85,7 +85,7 @@ def fit_clicks(
 
     w = minimize(loss, np.append(np.zeros(3), -1.0), jac=True, method="L-BFGS-B").x / spread
     w[3] -= centre[:3] @ w[:3]
-    return [float(value) for value in w]
+    return rounded(w)
 
 
 def fit_coupling(odds: np.ndarray, real: np.ndarray, gains: np.ndarray) -> float:
@@ -106,4 +106,9 @@ def fit_coupling(odds: np.ndarray, real: np.ndarray, gains: np.ndarray) -> float
         return float(np.mean(np.logaddexp(0, z) - y * z))
 
     found: Any = minimize_scalar(loss, bounds=(-COUPLING, COUPLING), method="bounded")
-    return float(found.x)
+    return rounded([found.x])[0]
+
+
+def rounded(values: Sequence[float] | np.ndarray) -> list[float]:
+    """Five significant digits: what is fitted with other threads is the same, and so are keys of what depends on it."""
+    return [float(f"{value:.5g}") for value in values]

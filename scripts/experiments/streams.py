@@ -1,12 +1,11 @@
 """What clicks teach on streams of recurring queries: four data sets, three budgets, other customers, other worlds.
 
-python scripts/experiments/streams.py [--shared ../shared/data] [--out runs/streams] [--seeds 10] [--only msrd boolq]
-    [--rows main|robust|all]
+python scripts/experiments/streams.py [--shared ../shared/data] [--out runs/streams] [--seeds 10] [--only msrd-5 drift]
 
-Rows of `main`: Zipf 1 with 60,000 rounds at means of 5, 10 and 20 candidates, and Zipf .8 with 16,000 rounds at 5.
-Rows of `robust`: MSRD at a mean of 5, where customers look, click or ask otherwise than usual, or the world changes in
-the middle; half the seeds. Writes OUT/results.json, table.md and streams.png. Each system's rounds are kept below
-OUT/SET-…/rounds, so that a killed run goes on.
+Rows SET-5, SET-10 and SET-20: Zipf 1 with 60,000 rounds at these means of candidates; SET-few: Zipf .8 with 16,000
+rounds at a mean of 5. The other rows are MSRD at a mean of 5, where customers look, click or ask otherwise than usual,
+the belief goes without one of its parts, or the world changes in the middle; half the seeds. Writes OUT/results.json,
+table.md and streams.png. Each system's rounds are kept below OUT/SET-…/rounds, so that a killed run goes on.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from matplotlib.figure import Figure
 
 from ltrr.cli.arguments import main
 from ltrr.cli.stream import compare
+from ltrr.config import check_known
 from ltrr.data.synthetic_music.catalogue import write_catalogue
 from ltrr.evaluation.plots import tidy
 from ltrr.evaluation.stream_report import STRATA
@@ -97,20 +97,28 @@ def run() -> None:
     parser.add_argument("--shared", default="../shared/data", help="folder of the data sets")
     parser.add_argument("--out", type=Path, default=Path("runs/streams"))
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--only", nargs="*", choices=[*SETS], default=[*SETS], help="data sets")
-    parser.add_argument("--rows", choices=("main", "robust", "all"), default="all")
+    parser.add_argument("--only", nargs="*", metavar="ROW", help="rows, all by default")
     flags = parser.parse_args()
-    if "catalogue" in flags.only:
+    regimes = {
+        f"{name}-{mean:g}" if zipf == 1 else f"{name}-few": (name, zipf, rounds, mean)
+        for zipf, rounds, mean in MAIN
+        for name in SETS
+    }
+    wanted = [*regimes, *ROBUST] if flags.only is None else flags.only
+    for key in wanted:
+        check_known("--only", key, [*regimes, *ROBUST])
+    if any(key.startswith("catalogue") for key in wanted):
         write_catalogue(flags.out / "catalogue")
     rows = []
-    for zipf, rounds, mean in MAIN if flags.rows != "robust" else ():
-        regime = {"zipf": zipf, "rounds": rounds, "mean_cut": mean, "seeds": flags.seeds}
-        for name in flags.only:
-            key = f"{name}-{mean:g}" if zipf == 1 else f"{name}-few"
-            rows.append(row_of(flags, name, key, f"{name}, Zipf {zipf:g}, {rounds:,} rounds, mean {mean:g}", **regime))
+    for key, (name, zipf, rounds, mean) in regimes.items():
+        if key in wanted:
+            label = f"{name}, Zipf {zipf:g}, {rounds:,} rounds, mean {mean:g}"
+            regime = {"zipf": zipf, "rounds": rounds, "mean_cut": mean, "seeds": flags.seeds}
+            rows.append(row_of(flags, name, key, label, **regime))
     regime = {"zipf": 1.0, "rounds": 60_000, "mean_cut": 5.0, "seeds": max(2, flags.seeds // 2)}
-    for key, (label, options) in ROBUST.items() if flags.rows != "main" and "msrd" in flags.only else ():
-        rows.append(row_of(flags, "msrd", key, label, **regime, **options))
+    for key, (label, options) in ROBUST.items():
+        if key in wanted:
+            rows.append(row_of(flags, "msrd", key, label, **regime, **options))
     write_experiment(flags.out, {"rows": rows}, report(rows), streams=by_stratum(rows))
 
 
