@@ -7,8 +7,8 @@ python scripts/simulate.py --stream --config configs/stream.yaml --data FOLDER -
 Queries are drawn by Zipf's law from all judged ones. Every system sees the same queries, customers and random numbers,
 and keeps a mean of --mean-cut candidates a query, explored ones among them. `rule` is the best of the systems that do
 not learn, by recall on streams of train and dev queries (seeds 10 to 14); each has the price that holds the mean on the
-very stream. Writes DIR/results.json, table.md and stream.png; each seed's rounds are kept under DIR/rounds, so that a
-killed run goes on.
+very stream. Without train and dev queries it is `scaled`, and the belief is calibrated on clicks. Writes
+DIR/results.json, table.md and stream.png; each seed's rounds are kept under DIR/rounds, so that a killed run goes on.
 
 --groups known: only queries of train and dev, on which settings are chosen.
 """
@@ -134,6 +134,9 @@ def compare(system: System, flags: Any, customers: Customers) -> tuple[dict[str,
             "change": flags.change,
             "change_at": at,
             "rule": chosen,
+            "rule_chosen_on": "queries of train and dev"
+            if len(known.queries)
+            else "nothing: there are no such queries",
             "systems": sections,
             "fused_order": _weights(system),
         },
@@ -200,7 +203,7 @@ def _best_rule(
 ) -> str:
     """The system, of those that do not learn, with the highest recall on streams of train and dev queries."""
     if not len(known.queries):
-        return still[0]
+        return "scaled" if "scaled" in still else still[0]
     streams = [zipf(len(known.queries), flags.rounds, flags.zipf, seed) for seed in _CHOOSES]
 
     def recall(name: str) -> float:

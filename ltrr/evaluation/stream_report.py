@@ -127,7 +127,7 @@ def report(results: Mapping[str, Any]) -> list[str]:
     lines += markdown(["earlier askings", "share", *names], rows)
     lines += [
         "",
-        f"rule: {settings['rule']}, chosen on queries of train and dev. Success at the cut: "
+        f"rule: {settings['rule']}, chosen on {settings['rule_chosen_on']}. Success at the cut: "
         + ", ".join(f"{n} {results['strata']['all']['systems'][n]['success']:.4f}" for n in names)
         + ".",
         "",

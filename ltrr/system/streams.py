@@ -115,7 +115,11 @@ def fitted_arguments(system: System, section: Mapping[str, Any], teaches: Judged
     if not len(teaches.queries):
         warnings.warn(f"{section['class']}: no train queries to calibrate on; its usual numbers are used", stacklevel=2)
         return {}
-    fitted = calibrating.calibrate(teaches.pool, teaches.gains)
+    try:
+        fitted = calibrating.calibrate(teaches.pool, teaches.gains)
+    except ValueError as error:
+        warnings.warn(f"{section['class']}: {error}; its usual numbers are used", stacklevel=2)
+        return {}
     return {name: value for name, value in fitted.items() if name not in section}
 
 

@@ -50,6 +50,7 @@ def test_differences_are_paired_by_seed_and_corrected() -> None:
     single = paired(Asked(*(part[:1] for part in ASKED)), one, "belief")
     assert single["belief-boost"]["low"] is None
     settings = {"dataset": "d", "zipf": 1.0, "rounds": ROUNDS, "mean_cut": 5, "seeds": 1, "rule": "scaled"}
+    settings["rule_chosen_on"] = "train"
     lines = report({"settings": settings, "strata": strata_of(ASKED, SYSTEMS), "paired": single})
     assert any("belief-boost" in line for line in lines)
     assert by_round(ASKED, SYSTEMS, ["rule", "belief"]).axes
