@@ -14,7 +14,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logit
 
 COLUMNS = ("score", "below_first", "log_rank", "one")
-UNFITTED = (
+UNFITTED = (0.0, 3.0, -0.7, -0.5)  # weights where nothing is known: odds fall with rank and distance to the first
     0.0,
     3.0,
     -0.7,
@@ -32,7 +32,9 @@ def columns(scores: np.ndarray) -> np.ndarray:
 
 def log_odds(scores: np.ndarray, weights: Sequence[float] | np.ndarray) -> np.ndarray:
     """(Q, M) log odds of being relevant, from fused scores (Q, M) and 4 weights."""
-    return columns(scores) @ np.asarray(weights, np.float64)
+    score, below_first, log_rank, one = weights
+    rank = np.log(np.arange(1, scores.shape[1] + 1))
+    return (score + below_first) * scores - below_first * scores[:, :1] + (log_rank * rank + one)
 
 
 def fit(scores: np.ndarray, real: np.ndarray, gains: np.ndarray, weight: np.ndarray | None = None) -> list[float]:

@@ -48,3 +48,7 @@ def test_clicks_at_places_that_are_looked_at_less_give_the_same_weights() -> Non
     truth = expit(x @ np.array(WEIGHTS))
     assert np.abs(expit(x @ np.array(found)) - truth).mean() < 0.03
     assert expit(x @ np.array(found)).mean() == pytest.approx(truth.mean(), abs=0.02)
+
+
+def test_log_odds_are_the_columns_times_the_weights() -> None:
+    np.testing.assert_allclose(log_odds(SCORES, WEIGHTS), columns(SCORES) @ np.array(WEIGHTS), atol=1e-12)
