@@ -15,11 +15,6 @@ from scipy.special import expit, logit
 
 COLUMNS = ("score", "below_first", "log_rank", "one")
 UNFITTED = (0.0, 3.0, -0.7, -0.5)  # weights where nothing is known: odds fall with rank and distance to the first
-    0.0,
-    3.0,
-    -0.7,
-    -0.5,
-)  # weights where nothing is known: odds fall with rank and with the distance to the first
 COUPLING = 6.0  # the most that it is, either way
 _RIDGE = 1e-3  # of a query's candidates, so that separable scores keep finite weights
 
