@@ -32,7 +32,7 @@ from ltrr.feedback.evidence.cells import (
     usual_looks,
 )
 from ltrr.feedback.evidence.tally import Tally
-from ltrr.policies.calibration import columns, fit, fit_clicks, fit_coupling, log_odds
+from ltrr.policies.calibration import columns, fit, fit_clicks, fit_coupling, log_odds, rounded
 from ltrr.policies.evidence import CorpusEvidence
 from ltrr.policies.rules import Calibrated, by_value
 from ltrr.policies.worth import ReservedPlace, fused_scores
@@ -40,6 +40,8 @@ from ltrr.types import ActionRow, ImpressionRow, Pool, Query, Worth
 
 _FIRST_FIT = 1_000  # shows of candidates before looks are estimated; again whenever there are half as many more
 _GROWTH = 1.5
+_UNJUDGED = ((1.0, 0.7), (0.4, 0.3))  # gains and shares of what is wanted, where nothing is judged
+_LEVELS = 4  # at most
 _STEPS = 4
 _USUAL = 0.3 * np.append((ALIKE[1:] + ALIKE[:-1]) / 2, 0.98) ** 2  # weights of queries alike before anything is learned
 _CERTAIN = 12.0  # log odds that a query's own shows say of one candidate, at most
@@ -57,6 +59,7 @@ class _Said(NamedTuple):
     docs: np.ndarray  # (M,) corpus rows
     prior: np.ndarray  # (M,) log odds
     said: np.ndarray  # (M, 1 + G)
+    gain: np.ndarray  # (M,) if it is wanted
     scores: np.ndarray  # (M,) fused
 
 
@@ -73,6 +76,7 @@ class Belief(Calibrated):
 
     Args:
         calibration: of the prior, 4 weights; null = fitted on judged queries or, where none are, on clicks.
+        levels: gain of each degree to which candidates are wanted, and its share; null = fitted with the calibration.
         coupling: what one more relevant candidate than expected adds to the log odds of all others of its query.
         explore: one candidate below the cut; None = nothing is explored.
         looks: how customers look; None = estimated, starting at 1 / rank.
@@ -90,6 +94,7 @@ class Belief(Calibrated):
         *,
         budget: float,
         calibration: Sequence[float] | None = None,
+        levels: Sequence[Sequence[float]] | None = None,
         coupling: float = 0.0,
         explore: ReservedPlace | None = ReservedPlace(),  # noqa: B008
         looks: Looks | None = None,
@@ -111,60 +116,73 @@ class Belief(Calibrated):
         self._waiting: OrderedDict[str, _Page] = OrderedDict()
         self._now = 0  # time of the latest event
         self._estimates, self._due = looks is None, _FIRST_FIT
-        self.looks = looks or usual_looks()
-        self._ratios = self.looks.log_ratios()
+        if levels is None:
+            levels = _UNJUDGED if calibration is None else ((1.0, 1.0),)
+        self._start = usual_looks(levels=levels)
+        self.looks = looks or self._start
 
     def worth(self, queries: Sequence[Query], pool: Pool) -> Worth:
-        """What candidates add to expected recall, in order of P(wanted)."""
-        odds, real = self.odds(queries, pool)
-        return by_value(np.where(real, expit(odds), -np.inf))
+        """What candidates add to expected recall, in order of the gain that is expected of them."""
+        odds, gain, real = self.odds(queries, pool)
+        return by_value(np.where(real, expit(odds) * gain, -np.inf))
 
-    def odds(self, queries: Sequence[Query], pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-        """(Q, M) log odds of being wanted, and (Q, M) bool: which candidates are none."""
+    def odds(self, queries: Sequence[Query], pool: Pool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(Q, M) log odds of being wanted, (Q, M) gains if they are, and (Q, M) bool: which candidates are none."""
         prior, real = self.prior(pool)
-        said = self._said(queries, pool)
+        said, gain = self._said(queries, pool)
         evidence = said @ self.weights
         odds = prior + evidence
         for q, query in enumerate(queries):
             scores = pool.scores[q, : self._num, -1]
-            self._remember(query, _Said(pool.docs[q, : self._num], prior[q], said[q], scores))
+            self._remember(query, _Said(pool.docs[q, : self._num], prior[q], said[q], gain[q], scores))
         if self._coupling and evidence.any():
             before = np.where(real, expit(prior), 0.0)
             surprise = np.zeros_like(before)
             for _ in range(_STEPS):  # what is found tells of all others, by mean field
                 surprise = (surprise + np.where(real, expit(odds), 0.0) - before) / 2
                 odds = prior + evidence + self._coupling * (surprise.sum(axis=1, keepdims=True) - surprise)
-        return odds, real
+        return odds, gain, real
 
     def calibrate(self, pool: Pool, gains: np.ndarray) -> dict[str, Any]:
         """Constructor arguments from judged queries: a pool in fused order, and gains (Q, K) in [0, 1]."""
         scores, real = fused_scores(pool, self._num)
         gains = gains[:, : self._num]
-        weights = fit(scores, real, gains)
-        return {"calibration": weights, "coupling": fit_coupling(log_odds(scores, weights), real, gains)}
+        wanted = (real & (gains > 0)).astype(np.float64)
+        weights = fit(scores, real, wanted)
+        coupling = fit_coupling(log_odds(scores, weights), real, wanted)
+        return {"calibration": weights, "levels": levels_of(gains[wanted > 0]), "coupling": coupling}
 
-    def _said(self, queries: Sequence[Query], pool: Pool) -> np.ndarray:
-        """(Q, M, 1 + G) log odds from what was shown for the query itself, and for each group of queries like it."""
+    def _said(self, queries: Sequence[Query], pool: Pool) -> tuple[np.ndarray, np.ndarray]:
+        """(Q, M, 1 + G) log odds from what was shown for the query itself, and for each group of queries like it.
+
+        With (Q, M) the gain that is expected of each candidate if it is wanted.
+        """
         docs = pool.docs[:, : self._num]
-        own = self._evidence.weigh(queries, docs, self._ratios[None])
-        near = self._evidence.near(queries, docs, self._ratios)
-        return np.concatenate([np.clip(own, -_CERTAIN, _CERTAIN), near], axis=2)
+        own, gain = self.looks.read(self._evidence.weigh(queries, docs, self.looks.log_ratios()))
+        near = self._evidence.near(queries, docs, self.looks.usual_ratios())
+        return np.concatenate([np.clip(own, -_CERTAIN, _CERTAIN)[:, :, None], near], axis=2), gain
 
     def explain(self, query: Query, pool: Pool) -> dict[str, np.ndarray]:
         """What is believed of each candidate, in the belief's order, (M,) each; log odds add up to `odds`.
 
         `row`: of the corpus; `prior`, `own shows`, `queries alike`, `found elsewhere`: log odds; `wanted`: probability;
+        `gain`: if it is wanted;
         `worth`: what it adds to expected recall; `ranked`: whether that is worth the price.
         """
         prior, real = self.prior(pool)
-        said = self._said([query], pool)[0] * self.weights
-        odds, _ = self.odds([query], pool)
-        worth, order, _ = by_value(np.where(real, expit(odds), -np.inf))
+        said = self._said([query], pool)[0][0] * self.weights
+        odds, gain, _ = self.odds([query], pool)
+        worth, order, _ = by_value(np.where(real, expit(odds) * gain, -np.inf))
         assert order is not None
         shown = order[0, : int(real.sum())]
         own, alike = said[:, 0], said[:, 1:].sum(axis=1)
         columns = {"row": pool.docs[0, : self._num], "prior": prior[0], "own shows": own, "queries alike": alike}
-        columns |= {"found elsewhere": odds[0] - prior[0] - own - alike, "odds": odds[0], "wanted": expit(odds[0])}
+        columns |= {
+            "found elsewhere": odds[0] - prior[0] - own - alike,
+            "odds": odds[0],
+            "wanted": expit(odds[0]),
+            "gain": gain[0],
+        }
         out = {name: values[shown] for name, values in columns.items()}
         price = self._price.value
         ranked = (worth[0, : len(shown)] >= price) | (np.arange(len(shown)) == 0)
@@ -180,6 +198,7 @@ class Belief(Calibrated):
             "looked at below a click": self.looks.examined[RANGES:].round(3).tolist(),
             "attraction": round(self.looks.attraction, 3),
             "noise": round(self.looks.noise, 3),
+            "gain and share of each level": self.looks.levels.round(3).tolist(),
             "fallen back to the prior": bool(self.weights[0] < _FALLEN),
         }
 
@@ -229,8 +248,9 @@ class Belief(Calibrated):
         if self._calibrates:
             self._keep(columns(np.nan_to_num(said.scores)[None])[0, place], features, clicks, cells)
         p = expit(said.prior[place] + features @ self.weights)
-        rise = (looks.attraction - looks.noise) * p * (1 - p)  # of the click rate, if looked at, by log odds
-        rate = looks.noise + (looks.attraction - looks.noise) * p
+        liking = (looks.attraction - looks.noise) * said.gain[place]  # beyond noise
+        rise = liking * p * (1 - p)  # of the click rate, if looked at, by log odds
+        rate = looks.noise + liking * p
         examined = looks.examined[cells]
         gradient = np.where(clicks, rise / rate, -examined * rise / (1 - examined * rate)) @ features
         self._squares += gradient**2
@@ -247,9 +267,7 @@ class Belief(Calibrated):
         x, offset, clicks, cells = (np.concatenate(column) for column in zip(*self._shown, strict=True))
         looks = self.looks
         if 0 < clicks.sum() < len(clicks):
-            self._calibration = tuple(
-                fit_clicks(x, offset, clicks, looks.examined[cells], looks.attraction, looks.noise)
-            )
+            self._calibration = tuple(fit_clicks(x, offset, clicks, looks.examined[cells], looks.usual(), looks.noise))
 
     def _remember(self, query: Query, said: _Said) -> None:
         key = normalised(query.text), query.context.customer or ""
@@ -262,13 +280,12 @@ class Belief(Calibrated):
         """Estimates anew how customers look, where enough was shown since the last time."""
         if self._estimates and self._evidence.shown >= self._due:
             self._due = int(self._evidence.shown * _GROWTH)
-            self.looks = fit_looks(self._evidence.shows(), usual_looks())
+            self.looks = fit_looks(self._evidence.shows(), self._start)
             if (
                 self._usual_share is not None and self._explore is not None
             ):  # what little can be learned from is not worth much
-                tells = min(1.0, float(self.looks.log_ratios()[0]) / _TELLING)
+                tells = min(1.0, float(self.looks.usual_ratios()[0]) / _TELLING)
                 self._explore = replace(self._explore, share=self._usual_share * tells)
-            self._ratios = self.looks.log_ratios()
 
 
 class Taught:
@@ -303,3 +320,12 @@ class Taught:
         """Continues from what `save` wrote."""
         self._evidence.load(path)
         self._belief.learned()
+
+
+def levels_of(gains: np.ndarray) -> list[list[float]]:
+    """Gain and share of each level of what is relevant, from gains (N,) above 0; many values become `_LEVELS`."""
+    values = np.unique(gains)
+    if len(values) > _LEVELS:
+        parts = np.array_split(np.sort(gains), _LEVELS)
+        return [[*rounded([part.mean(), 1 / _LEVELS])] for part in parts]
+    return [rounded([value, float(np.mean(gains == value))]) for value in values.tolist()]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ltrr.feedback.evidence.cells import NUM, RANGES, Looks, cells_of, fit_looks, usual_looks
+from ltrr.feedback.evidence.cells import NUM, RANGES, Looks, Shows, cells_of, fit_looks, usual_looks
 from ltrr.feedback.evidence.evidence import Evidence
 from ltrr.feedback.evidence.tally import Tally
 from ltrr.simulation.stream import Customers
@@ -132,9 +132,39 @@ def test_how_customers_look_is_recovered_from_what_was_shown(customers: Customer
 
 
 def test_a_click_speaks_for_a_candidate_and_silence_against_it_the_more_the_higher_it_stood() -> None:
-    ratios = usual_looks().log_ratios()
+    (ratios,) = usual_looks().log_ratios()
     assert ratios[0] == pytest.approx(np.log(9))
     assert (ratios[1:] < 0).all()
     assert (np.diff(ratios[1 : 1 + RANGES]) > 0).all()
-    blind = Looks(np.full(NUM, 1e-3), 0.9, 0.1).log_ratios()
+    (blind,) = Looks(np.full(NUM, 1e-3), 0.9, 0.1).log_ratios()
     assert np.abs(blind[1:]).max() < 0.001
+
+
+def test_levels_are_told_apart_by_their_click_rates() -> None:
+    looks = usual_looks(levels=[(1.0, 0.3), (0.4, 0.7)])
+    odds, gain = looks.read(np.zeros((1, 2)))
+    assert (odds[0], gain[0]) == (pytest.approx(0.0), pytest.approx(0.3 + 0.7 * 0.4))
+    clicks, silences = np.array([[9.0, 1.0], [4.0, 6.0], [1.0, 9.0]]).T  # of ten looks at the first place
+    counts = np.zeros((3, 1 + NUM))
+    counts[:, 0], counts[:, 1] = clicks, silences
+    odds, gain = looks.read(counts @ looks.log_ratios().T)
+    assert (np.diff(gain) < 0).all()
+    assert gain[0] > 0.95
+    assert gain[1] < 0.45
+    assert odds[1] > 1 > odds[2]  # four of ten clicks: wanted, less; one of ten: noise
+
+
+def test_shares_of_levels_are_found_and_a_level_that_nothing_has_is_dropped() -> None:
+    rng = np.random.default_rng(0)
+    for gains, share in (((1.0,), 1.0), ((1.0, 0.4), 0.5)):
+        each = rng.choice([0.0, *gains], 3_000, p=[0.6, *[0.4 / len(gains)] * len(gains)])
+        rate = 0.1 + 0.85 * each
+        counts = rng.binomial(20, rate)
+        silences = np.zeros((3_000, NUM))
+        silences[:, 0] = 20 - counts
+        clicks = np.zeros(NUM)
+        clicks[0] = counts.sum()
+        found = fit_looks(Shows(counts, silences, clicks), usual_looks(levels=[(1.0, 0.7), (0.4, 0.3)]))
+        assert found.levels[0, 1] == pytest.approx(share, abs=0.06)
+        assert found.attraction == pytest.approx(0.95, abs=0.03)
+        assert found.noise == pytest.approx(0.1, abs=0.02)

@@ -10,7 +10,7 @@ from scipy.special import expit
 
 from ltrr.data.beir import open_dataset
 from ltrr.feedback.evidence.tally import Tally
-from ltrr.policies.belief import Belief
+from ltrr.policies.belief import Belief, levels_of
 from ltrr.policies.boost import ClickBoost
 from ltrr.policies.rules import Calibrated
 from ltrr.protocols import Learning, offers
@@ -136,3 +136,11 @@ def test_evidence_that_foretells_nothing_loses_its_weight_and_the_status_says_so
         belief.note([impression], actions)
     assert belief.weights[0] < 0.3
     assert belief.status()["own evidence counts"] == pytest.approx(belief.weights[0], abs=1e-3)
+
+
+def test_levels_are_the_gains_of_what_is_relevant() -> None:
+    assert levels_of(np.ones(7)) == [[1.0, 1.0]]
+    assert levels_of(np.array([1.0, 0.5, 0.5, 0.5])) == [[0.5, 0.75], [1.0, 0.25]]
+    many = levels_of(np.linspace(0.1, 1.0, 50))
+    assert len(many) == 4
+    assert [share for _, share in many] == [0.25] * 4

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from scipy.special import expit, logit
+from scipy.special import logit
 
 from ltrr.types import ActionRow, ImpressionRow, Query
 
@@ -84,56 +84,97 @@ def cells_of(clicked: np.ndarray, place: np.ndarray | None = None, start: np.nda
 
 
 class Looks(NamedTuple):
-    """What is believed about customers: a click needs a look and, then, attraction or noise."""
+    """What is believed about customers: a click needs a look and, then, attraction or noise.
+
+    What is relevant may be so to different degrees: a level with gain g attracts with noise + (attraction − noise) · g.
+    """
 
     examined: np.ndarray  # (B,) P(looked at) in a cell
-    attraction: float  # P(click | looked at, relevant)
+    attraction: float  # P(click | looked at, of gain 1)
     noise: float  # P(click | looked at, not relevant), below `attraction`
+    levels: np.ndarray = np.ones((1, 2))  # (L, 2) gain of each level, and its share of what is relevant
+
+    def clicked(self) -> np.ndarray:
+        """(L,) P(click | looked at) at each level."""
+        return self.noise + (self.attraction - self.noise) * self.levels[:, 0]
+
+    def usual(self) -> float:
+        """P(click | looked at) of what is relevant, over all levels."""
+        return float(self.levels[:, 1] @ self.clicked())
 
     def log_ratios(self) -> np.ndarray:
-        """(1 + B,) what a click, and what a show without one in each cell, adds to the log odds of being relevant."""
-        silence = np.log1p(-self.examined * self.attraction) - np.log1p(-self.examined * self.noise)
-        return np.append(np.log(self.attraction / self.noise), silence)
+        """(L, 1 + B) what a click, and what a show without one in each cell, says for a level against irrelevance."""
+        return np.stack([self._ratios(rate) for rate in self.clicked().tolist()])
+
+    def usual_ratios(self) -> np.ndarray:
+        """(1 + B,) the same for what is relevant, over all levels."""
+        return self._ratios(self.usual())
+
+    def _ratios(self, rate: float) -> np.ndarray:
+        silence = np.log1p(-self.examined * rate) - np.log1p(-self.examined * self.noise)
+        return np.append(np.log(rate / self.noise), silence)
+
+    def read(self, ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log odds (...) of being relevant that evidence gives, and the gain (...) expected if it is.
+
+        ratios: (..., L) log likelihood of the evidence at each level against irrelevance.
+        """
+        if len(self.levels) == 1:
+            return ratios[..., 0], np.full(ratios.shape[:-1], self.levels[0, 0])
+        with np.errstate(divide="ignore"):
+            each = ratios + np.log(self.levels[:, 1])
+        highest = each.max(axis=-1, keepdims=True)
+        likely = np.exp(each - highest)
+        total = likely.sum(axis=-1)
+        return highest[..., 0] + np.log(total), likely @ self.levels[:, 0] / total
 
 
-def usual_looks(eta: float = 1.0, attraction: float = 0.9, noise: float = 0.1) -> Looks:
+def usual_looks(
+    eta: float = 1.0, attraction: float = 0.9, noise: float = 0.1, levels: Sequence[Sequence[float]] = ((1.0, 1.0),)
+) -> Looks:
     """What is believed before anything was seen: place k is looked at with (k + 1)^-eta, whatever was clicked."""
     last = np.append(_FIRST[1:] - 1, 2 * _FIRST[-1])
     each = np.array([np.mean(np.arange(a + 1.0, b + 2.0) ** -eta) for a, b in zip(_FIRST, last, strict=True)])
-    return Looks(np.tile(each, 2), attraction, noise)
+    return Looks(np.tile(each, 2), attraction, noise, np.array(levels, np.float64))
 
 
 def fit_looks(shown: Shows, start: Looks, *, strength: float = 50.0, steps: int = 30) -> Looks:
-    """Estimates how customers look from what was shown, with EM; a pair is relevant or not.
+    """Estimates how customers look from what was shown, with EM; a pair is irrelevant or relevant at one level.
 
     Only products of looking and liking are observed, so the first place, where nothing is above, counts as always
     looked at. Pairs that were shown at several places, as explored ones are, tell the two apart.
 
     Args:
         shown: all shows.
-        start: believed beforehand, with the weight of `strength` looks a cell.
+        start: believed beforehand, with the weight of `strength` looks a cell; its levels keep their gains.
 
-    Returns: the estimate. Source of the steps: EM for click models (Chuklin et al. 2015, chapter 4), with two classes.
+    Returns: the estimate. Source of the steps: EM for click models (Chuklin et al. 2015, chapter 4), with classes.
     """
     clicked, silences = shown.clicked.astype(np.float64), shown.silences.astype(np.float64)
-    shows, looks, odds = shown.clicks + silences.sum(axis=0), start, 0.0
+    shows, looks, odds, gains = shown.clicks + silences.sum(axis=0), start, 0.0, start.levels[:, 0]
     for _ in range(steps):
-        examined, a, noise = looks
-        relevant = expit(odds + clicked * np.log(a / noise) + silences @ looks.log_ratios()[1:])  # (P,)
+        said = clicked[:, None] * looks.log_ratios()[:, 0] + silences @ looks.log_ratios()[:, 1:].T  # (P, L)
+        with np.errstate(divide="ignore"):
+            each = np.concatenate([odds + np.log(looks.levels[:, 1]) + said, np.zeros((len(said), 1))], axis=1)
+        weights = np.exp(each - each.max(axis=1, keepdims=True))
+        weights = (weights / weights.sum(axis=1, keepdims=True)).T  # (L + 1, P): levels, then what is irrelevant
         # Expected looks without a click: of a silent show of something that attracts with rate c, e(1 - c) / (1 - ec).
-        silent = [examined * (1 - c) / np.maximum(1 - examined * c, 1e-9) for c in (a, noise)]
-        weights = np.stack([relevant, 1 - relevant])  # (2, P)
-        by_class = weights @ silences  # (2, B) silent shows of what is relevant, and of what is not
-        looked_silent = np.stack([by_class[0] * silent[0], by_class[1] * silent[1]])
+        rates = np.append(looks.clicked(), looks.noise)[:, None]
+        silent = looks.examined * (1 - rates) / np.maximum(1 - looks.examined * rates, 1e-9)  # (L + 1, B)
+        looked_silent = (weights @ silences) * silent
         looked = shown.clicks + looked_silent.sum(axis=0)  # (B,)
-        new = (looked + strength * start.examined) / (shows + strength)
-        new[0] = 1.0
-        odds = odds_of(float(relevant.mean()))
-        hits, misses = weights @ clicked, looked_silent.sum(axis=1)
-        a = (hits[0] + strength * start.attraction) / (hits[0] + misses[0] + strength)
-        noise = (hits[1] + strength * start.noise) / (hits[1] + misses[1] + strength)
-        noise = float(np.clip(noise, 1e-3, 0.95))
-        looks = Looks(np.clip(new, 1e-3, 1.0), float(np.clip(a, noise + 0.02, 0.98)), noise)
+        examined = (looked + strength * start.examined) / (shows + strength)
+        examined[0] = 1.0
+        hits, seen = weights @ clicked, weights @ clicked + looked_silent.sum(axis=1)  # (L + 1,)
+        noise = float(np.clip((hits[-1] + strength * start.noise) / (seen[-1] + strength), 1e-3, 0.95))
+        # Least squares of the levels' click rates on their gains, with the start as `strength` looks at gain 1.
+        above = gains @ (hits[:-1] - noise * seen[:-1]) + strength * (start.attraction - noise)
+        attraction = noise + above / (gains**2 @ seen[:-1] + strength)
+        of_level = weights[:-1].sum(axis=1)
+        odds = odds_of(float(of_level.sum() / max(len(clicked), 1)))
+        shares = of_level + strength * start.levels[:, 1]
+        levels = np.stack([gains, shares / shares.sum()], axis=1)
+        looks = Looks(np.clip(examined, 1e-3, 1.0), float(np.clip(attraction, noise + 0.02, 0.98)), noise, levels)
     return looks
 
 
