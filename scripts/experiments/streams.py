@@ -5,12 +5,14 @@ python scripts/experiments/streams.py [--shared ../shared/data] [--out runs/stre
 Rows SET-5, SET-10 and SET-20: Zipf 1 with 60,000 rounds at these means of candidates; SET-few: Zipf .8 with 16,000
 rounds at a mean of 5. The other rows are MSRD at a mean of 5, where customers look, click or ask otherwise than usual,
 the belief goes without one of its parts, or the world changes in the middle; half the seeds. Writes OUT/results.json,
-table.md and streams.png. Each system's rounds are kept below OUT/SET-…/rounds, so that a killed run goes on.
+table.md and streams.png, where rows that --only leaves out stay as they were. Each system's rounds are kept below
+OUT/SET-…/rounds, so that a killed run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -109,16 +111,18 @@ def run() -> None:
         check_known("--only", key, [*regimes, *ROBUST])
     if any(key.startswith("catalogue") for key in wanted):
         write_catalogue(flags.out / "catalogue")
-    rows = []
+    known = flags.out / "results.json"  # rows that are not wanted now stay as they were measured
+    measured = {row["id"]: row for row in json.loads(known.read_text())["rows"]} if known.exists() else {}
     for key, (name, zipf, rounds, mean) in regimes.items():
         if key in wanted:
             label = f"{name}, Zipf {zipf:g}, {rounds:,} rounds, mean {mean:g}"
             regime = {"zipf": zipf, "rounds": rounds, "mean_cut": mean, "seeds": flags.seeds}
-            rows.append(row_of(flags, name, key, label, **regime))
+            measured[key] = row_of(flags, name, key, label, **regime)
     regime = {"zipf": 1.0, "rounds": 60_000, "mean_cut": 5.0, "seeds": max(2, flags.seeds // 2)}
     for key, (label, options) in ROBUST.items():
         if key in wanted:
-            rows.append(row_of(flags, "msrd", key, label, **regime, **options))
+            measured[key] = row_of(flags, "msrd", key, label, **regime, **options)
+    rows = [measured[key] for key in (*regimes, *ROBUST) if key in measured]
     write_experiment(flags.out, {"rows": rows}, report(rows), streams=by_stratum(rows))
 
 
