@@ -1,8 +1,9 @@
 """simulate --stream: systems serve a stream of queries that recur, and are scored before they learn.
 
-python scripts/simulate.py --stream --config configs/stream.yaml --data FOLDER --out DIR [--zipf 1] [--rounds 60000]
-    [--mean-cut 5] [--seeds 10] [--first-seed 0] [--groups known] [--eta 1] [--noise 0.1] [--attraction 1] [--cascade]
-    [--delay 0] [--duplicates 0.5] [--change drift|dies:ARM|joins:ARM|arrives] [--at 30000] [--dotted.overrides …]
+    python scripts/simulate.py --stream --config configs/stream.yaml --data FOLDER --out DIR [--zipf 1] [--rounds 60000]
+        [--mean-cut 5] [--seeds 10] [--first-seed 0] [--groups known] [--eta 1] [--noise 0.1] [--attraction 1]
+        [--cascade] [--delay 0] [--duplicates 0.5] [--change drift|dies:ARM|joins:ARM|arrives] [--at 30000]
+        [--dotted.overrides …]
 
 Queries are drawn by Zipf's law from all judged ones. Every system sees the same queries, customers and random numbers,
 and keeps a mean of --mean-cut candidates a query, explored ones among them. `rule` is the best of the systems that do
