@@ -16,7 +16,12 @@ class CorpusEvidence(Evidence):
     Args:
         corpus: gives each entity its row, and titles whose words weigh the more the rarer they are.
         encoder: for remembered queries of similar meaning; null = by words alone.
-        distinct, cap, budget, half_life, neighbours, alike: as of `Evidence`.
+        distinct: customers with a success, or without one, that a pair needs before others may see it.
+        cap: the most trials of one customer that count for one pair.
+        budget: the most trials of one customer, decayed, that count for others in all.
+        half_life: days after which evidence counts half.
+        neighbours: the most remembered queries for each query, by words and by meaning each.
+        alike: similarity in [0, 1] that those need.
     """
 
     def __init__(

@@ -111,8 +111,7 @@ def run() -> None:
         check_known("--only", key, [*regimes, *ROBUST])
     if any(key.startswith("catalogue") for key in wanted):
         write_catalogue(flags.out / "catalogue")
-    known = flags.out / "results.json"  # rows that are not wanted now stay as they were measured
-    measured = {row["id"]: row for row in json.loads(known.read_text())["rows"]} if known.exists() else {}
+    measured = {}
     for key, (name, zipf, rounds, mean) in regimes.items():
         if key in wanted:
             label = f"{name}, Zipf {zipf:g}, {rounds:,} rounds, mean {mean:g}"
@@ -122,7 +121,9 @@ def run() -> None:
     for key, (label, options) in ROBUST.items():
         if key in wanted:
             measured[key] = row_of(flags, "msrd", key, label, **regime, **options)
-    rows = [measured[key] for key in (*regimes, *ROBUST) if key in measured]
+    known = flags.out / "results.json"  # rows that are not wanted now stay as they were measured
+    before = {row["id"]: row for row in json.loads(known.read_text())["rows"]} if known.exists() else {}
+    rows = [(before | measured)[key] for key in (*regimes, *ROBUST) if key in before | measured]
     write_experiment(flags.out, {"rows": rows}, report(rows), streams=by_stratum(rows))
 
 
