@@ -93,8 +93,10 @@ def reach(node: Any, path: list[str]) -> Iterator[float]:
     elif "=" in key:
         wanted = {name: values.split("|") for name, _, values in (pair.partition("=") for pair in key.split(","))}
         children = [row for row in node if all(str(row[name]) in values for name, values in wanted.items())]
-        if not children:
-            raise KeyError(key)
+        if any(
+            value not in [str(row[name]) for row in children] for name, values in wanted.items() for value in values
+        ):
+            raise KeyError(key)  # a row is missing
     else:
         children = [node[int(key)]]
     for child in children:
