@@ -103,7 +103,7 @@ def show_generated(model: Path, corpus: Corpus) -> None:
 
 
 def learn_from_clicks(out: Path) -> None:
-    """Rules, a click boost and the belief on a stream of recurring queries, with untrained arms of the catalogue."""
+    """Compares rules, a click boost and the belief on a stream of recurring queries, over untrained arms."""
     command = [sys.executable, str(_SIMULATE), *_STREAM.split(), "--data", str(_CATALOGUE), "--out", str(out)]
     if status := subprocess.run(command).returncode:
         raise ValueError(f"the simulation of customers ended with status {status}; what it said stands above")

@@ -16,7 +16,8 @@ DIR/results.json, table.md and stream.png; each seed's rounds are kept under DIR
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,13 +97,16 @@ def compare(system: System, flags: Any, customers: Customers) -> tuple[dict[str,
         raise ConfigError(f"{system.settings.data.path}: has no judged queries of train or dev")
     check_world(flags.out / "rounds", world_of(system, [pools]))
     sections = {name: section_with(section, flags.mean_cut) for name, section in sections.items()}
-    fitted = {name: fitted_arguments(system, section, world.of("train")) for name, section in sections.items()}
+    train = world.of("train")
+    fitted = {name: fitted_arguments(system, section, train) for name, section in sections.items()}
     sections = {name: section | fitted[name] for name, section in sections.items()}
     still = [name for name, section in sections.items() if not learns(system.policies.unpriced(section))]
 
     texts = texts_of([query.text for query in pools.queries], flags.duplicates > 0)
     at = None if flags.change is None else flags.rounds // 2 if flags.at is None else flags.at
-    setting = _Setting(pools, customers, texts, queries_alike(system, texts), at)
+    # A seed's systems play one after the other, so one world is kept.
+    worlds = lru_cache(maxsize=1)(lambda seed: phases(pools, flags.change, system.order(), seed))
+    setting = _Setting(worlds, customers, texts, queries_alike(system, texts), at)
 
     # 2) Every system serves the stream of every seed.
     played: dict[str, list[Played]] = {name: [] for name in sections}
@@ -156,7 +160,7 @@ def compare(system: System, flags: Any, customers: Customers) -> tuple[dict[str,
 class _Setting(NamedTuple):
     """What all systems meet."""
 
-    pools: JudgedPools
+    worlds: Callable[[int], tuple[JudgedPools, JudgedPools]]  # seed -> the pools before and after the change
     customers: Customers
     texts: list[list[str]]  # of each query
     alike: Mapping[str, Sequence[tuple[str, float]]]
@@ -176,7 +180,7 @@ def _rounds(
 
     def simulate() -> dict[str, np.ndarray]:
         policy = system.policies.unpriced(section, stream.seed)
-        first, later = phases(setting.pools, flags.change, system.order(), stream.seed)
+        first, later = setting.worlds(stream.seed)
         if still:
             cut = len(stream.asked) if setting.at is None else setting.at
             parts = [(first, stream.part(slice(cut))), (later, stream.part(slice(cut, None)))]

@@ -271,19 +271,20 @@ class Belief(Calibrated):
 
     def _remember(self, query: Query, said: _Said) -> None:
         key = normalised(query.text), query.context.customer or ""
-        self._recent[key] = said
-        self._recent.move_to_end(key)
-        if len(self._recent) > _RECENT:
-            self._recent.popitem(last=False)
+        with self._lock:  # a service decides in many threads
+            self._recent[key] = said
+            self._recent.move_to_end(key)
+            if len(self._recent) > _RECENT:
+                self._recent.popitem(last=False)
 
     def learned(self) -> None:
-        """Estimates anew how customers look, where enough was shown since the last time."""
+        """Estimates again how customers look, once half as many more candidates were shown as at the last estimate."""
         if self._estimates and self._evidence.shown >= self._due:
             self._due = int(self._evidence.shown * _GROWTH)
             self.looks = fit_looks(self._evidence.shows(), self._start)
             if (
                 self._usual_share is not None and self._explore is not None
-            ):  # what little can be learned from is not worth much
+            ):  # clicks that say little are not worth exploring for
                 tells = min(1.0, float(self.looks.usual_ratios()[0]) / _TELLING)
                 self._explore = replace(self._explore, share=self._usual_share * tells)
 
@@ -313,7 +314,7 @@ class Taught:
         self._evidence.compact()
 
     def save(self, path: Path) -> None:
-        """Writes all evidence to one file without objects."""
+        """Writes all evidence to one npz file, without pickled objects."""
         self._evidence.save(path)
 
     def load(self, path: Path) -> None:

@@ -13,10 +13,9 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logit
 
-COLUMNS = ("score", "below_first", "log_rank", "one")
 UNFITTED = (0.0, 3.0, -0.7, -0.5)  # weights where nothing is known: odds fall with rank and distance to the first
 COUPLING = 6.0  # the most that it is, either way
-_RIDGE = 1e-3  # of a query's candidates, so that separable scores keep finite weights
+_RIDGE = 1e-3 * np.array([1.0, 1.0, 1.0, 0.0])  # of the weights, so that separable scores keep finite ones
 
 
 def columns(scores: np.ndarray) -> np.ndarray:
@@ -32,34 +31,28 @@ def log_odds(scores: np.ndarray, weights: Sequence[float] | np.ndarray) -> np.nd
     return (score + below_first) * scores - below_first * scores[:, :1] + (log_rank * rank + one)
 
 
-def fit(scores: np.ndarray, real: np.ndarray, gains: np.ndarray, weight: np.ndarray | None = None) -> list[float]:
+def fit(scores: np.ndarray, real: np.ndarray, gains: np.ndarray) -> list[float]:
     """The 4 weights with the highest likelihood (logistic regression).
 
     Args:
         scores: (Q, M) fused scores. real: (Q, M) bool, False on pads.
-        gains: (Q, M) in [0, 1]: of judgements, or click rates.
-        weight: (Q, M) of each candidate, such as expected looks; None = 1.
+        gains: (Q, M) in [0, 1].
 
     Errors: ValueError where no candidate is relevant, or every one is.
     """
     x, y = columns(scores)[real], gains[real].astype(np.float64)  # (N, 4), (N,)
-    each = np.ones(len(y)) if weight is None else weight[real]
-    total, mean = each.sum(), float((each @ y) / max(each.sum(), 1e-12))
+    mean = float(y.mean()) if len(y) else 0.0
     if not 0 < mean < 1:
         raise ValueError("calibration: needs candidates that are relevant and candidates that are not")
-    centre, spread = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-9)
-    centre[3], spread[3] = 0.0, 1.0
-    scaled, ridge = (x - centre) / spread, _RIDGE * np.array([1.0, 1.0, 1.0, 0.0])
+    scaled, centre, spread = _standard(x)
 
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
         z = scaled @ w
-        value = (each @ (np.logaddexp(0, z) - y * z)) / total + ridge @ w**2 / 2
-        return float(value), scaled.T @ (each * (expit(z) - y)) / total + ridge * w
+        value = np.mean(np.logaddexp(0, z) - y * z) + _RIDGE @ w**2 / 2
+        return float(value), scaled.T @ (expit(z) - y) / len(y) + _RIDGE * w
 
     start = np.array([0.0, 0.0, 0.0, logit(mean)])
-    w = minimize(loss, start, jac=True, method="L-BFGS-B").x / spread
-    w[3] -= centre[:3] @ w[:3]
-    return rounded(w)
+    return _unscaled(minimize(loss, start, jac=True, method="L-BFGS-B").x, centre, spread)
 
 
 def fit_clicks(
@@ -73,9 +66,7 @@ def fit_clicks(
         x: (N, 4) `columns` of what was shown. offset: (N,) log odds that other evidence gave.
         clicks: (N,) bool. examined: (N,) probability that it was looked at.
     """
-    centre, spread = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-9)
-    centre[3], spread[3] = 0.0, 1.0
-    scaled, ridge = (x - centre) / spread, _RIDGE * np.array([1.0, 1.0, 1.0, 0.0])
+    scaled, centre, spread = _standard(x)
 
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
         p = expit(scaled @ w + offset)
@@ -83,11 +74,10 @@ def fit_clicks(
         slope = examined * (attraction - noise) * p * (1 - p)
         value = -np.mean(np.where(clicks, np.log(rate), np.log1p(-rate)))
         gradient = -(np.where(clicks, slope / rate, -slope / (1 - rate)) @ scaled) / len(scaled)
-        return float(value + ridge @ w**2 / 2), gradient + ridge * w
+        return float(value + _RIDGE @ w**2 / 2), gradient + _RIDGE * w
 
-    w = minimize(loss, np.append(np.zeros(3), -1.0), jac=True, method="L-BFGS-B").x / spread
-    w[3] -= centre[:3] @ w[:3]
-    return rounded(w)
+    start = np.append(np.zeros(3), -1.0)
+    return _unscaled(minimize(loss, start, jac=True, method="L-BFGS-B").x, centre, spread)
 
 
 def fit_coupling(odds: np.ndarray, real: np.ndarray, gains: np.ndarray) -> float:
@@ -109,6 +99,20 @@ def fit_coupling(odds: np.ndarray, real: np.ndarray, gains: np.ndarray) -> float
 
     found: Any = minimize_scalar(loss, bounds=(-COUPLING, COUPLING), method="bounded")
     return rounded([found.x])[0]
+
+
+def _standard(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Columns (N, 4) of mean 0 and deviation 1 but for the last, which is constant; with their means and deviations."""
+    centre, spread = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-9)
+    centre[3], spread[3] = 0.0, 1.0
+    return (x - centre) / spread, centre, spread
+
+
+def _unscaled(w: np.ndarray, centre: np.ndarray, spread: np.ndarray) -> list[float]:
+    """Weights of the columns as they were before `_standard`."""
+    w = w / spread
+    w[3] -= centre[:3] @ w[:3]
+    return rounded(w)
 
 
 def rounded(values: Sequence[float] | np.ndarray) -> list[float]:

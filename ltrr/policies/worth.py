@@ -1,4 +1,4 @@
-"""Policies that say what each candidate of the union is worth and keep those that are worth their price.
+"""Policies that score what each candidate adds, its worth, and rank those whose worth is at least a price.
 
 Knows pools, prices and how one candidate below the cut is explored; does not know where a worth comes from: a subclass
 says it, from scores (`rules`), from clicks (`boost`) or from a belief (`belief`).

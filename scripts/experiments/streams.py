@@ -149,7 +149,12 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
         ]
         for row in rows
     ]
-    lines += [*markdown(head, body, text=(0, 1)), "", "Rule, boost and belief by earlier askings of the same text.", ""]
+    lines += [
+        *markdown(head, body, text=(0, 1)),
+        "",
+        "Recall by how often the same text was asked before, as rule / boost / belief.",
+        "",
+    ]
     strata = [*STRATA, "by-query", "test"]
     body = [
         [

@@ -19,8 +19,6 @@ def test_the_weights_of_drawn_labels_are_found() -> None:
     found = fit(SCORES, REAL, gains)
     np.testing.assert_allclose(log_odds(SCORES, found)[REAL], log_odds(SCORES, WEIGHTS)[REAL], atol=0.35)
     assert np.sum(expit(log_odds(SCORES, found))[REAL]) == pytest.approx(gains[REAL].sum(), rel=0.01)
-    twice = fit(SCORES, REAL, gains, np.full(SCORES.shape, 2.0))
-    np.testing.assert_allclose(twice, found, atol=1e-3)
     for none in (np.zeros(SCORES.shape), np.ones(SCORES.shape)):
         with pytest.raises(ValueError, match="relevant and candidates that are not"):
             fit(SCORES, REAL, none)

@@ -242,7 +242,7 @@ class Evidence:
             return _scattered(self._sums.by_arm(pairs, customers), known)
 
     def weigh(self, queries: Sequence[Query], rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """(Q, K, W) sums of what counts by weights, 0 for pairs that were never shown; needs `cells`.
+        """Weighted sums (Q, K, W) of each pair's successes and silent shows, 0 where it was never shown; needs `cells`.
 
         rows: (Q, K) corpus rows, pad -1. weights: (W, 1 + B) of a success, and of a show without one in each cell.
         """
