@@ -133,6 +133,27 @@ class CutLearner(Protocol):
         ...
 
 
+class PriorLearner(Protocol):
+    """Learns from pairs that were shown what queries, candidates and arms say beyond a calibration (`Belief`)."""
+
+    id: str  # of the weights
+    columns: tuple[tuple[str, ...], tuple[str, ...]]  # names of a query's features and of a candidate's
+    depths: list[int] | None  # to which all arms were drawn in what it learned from; None = not always the same
+    calibration: tuple[float, ...]  # 4 weights that it starts from
+
+    def inputs(self, known: RetrievalFeatures) -> np.ndarray:
+        """(Q, M, I) what it reads of each candidate."""
+        ...
+
+    def correction(self, inputs: np.ndarray, odds: np.ndarray) -> np.ndarray:
+        """(...) log odds to add to calibrated ones (...); inputs (..., I)."""
+        ...
+
+    def learn(self, inputs: np.ndarray, odds: np.ndarray, evidence: np.ndarray, seed: int = 0) -> None:
+        """Goes on learning from pairs: inputs (P, I), calibrated log odds (P,), and what evidence adds to them (P,)."""
+        ...
+
+
 # -- abilities of arms and rankers
 
 
@@ -324,8 +345,8 @@ class Valuing(Protocol):
         """Mean candidates of a query's page."""
         ...
 
-    def worth(self, queries: Sequence[Query], pool: Pool) -> Worth:
-        """Of the first candidates of a pool in fused order."""
+    def worth(self, queries: Sequence[Query], pool: Pool, features: np.ndarray | None = None) -> Worth:
+        """Of the first candidates of a pool in fused order; features as in `decide`, None = worked out where needed."""
         ...
 
     def set_prices(self, prices: Mapping[str, float], label: str = "") -> None: ...

@@ -38,13 +38,15 @@ from ltrr.data.pairs import Pairs
 from ltrr.encoders.training import Export, SeedSteps, Throughput, emulates_bfloat16
 from ltrr.learners.arm_loss import ArmLossLearner
 from ltrr.learners.fusion_weights import FusionWeightsLearner
+from ltrr.learners.prior import PriorLearner
 from ltrr.learners.relevance import RelevanceLearner
 from ltrr.learners.rounds_data import LoggedRounds
 from ltrr.learners.rounds_module import RoundsModule
 
 _MONITOR = "val_nDCG@10"  # for modules without a `monitor`
 _ENVIRONMENT = "LTRR_RUN_ID"  # passes the id to the processes that Lightning starts for other devices
-_POLICIES = RelevanceLearner, FusionWeightsLearner, ArmLossLearner  # modules that learn from logged rounds
+# Modules that learn from logged rounds.
+_POLICIES = PriorLearner, RelevanceLearner, FusionWeightsLearner, ArmLossLearner
 _WRAPPED = ("Does not validate", "Problem with given class_path")  # how jsonargparse wraps a reason
 _NOISE = re.compile(r"Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|" + "|".join(_WRAPPED))
 _KEY = re.compile(r'Parser key "([^"]+)":')

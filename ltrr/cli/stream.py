@@ -2,7 +2,7 @@
 
     python scripts/simulate.py --stream --config configs/stream.yaml --data FOLDER --out DIR [--zipf 1] [--rounds 60000]
         [--mean-cut 5] [--seeds 10] [--first-seed 0] [--groups known] [--eta 1] [--noise 0.1] [--attraction 1]
-        [--cascade] [--delay 0] [--duplicates 0.5] [--change drift|dies:ARM|joins:ARM|arrives] [--at 30000]
+        [--cascade] [--delay 0] [--duplicates 0.5] [--alone] [--change drift|dies:ARM|joins:ARM|arrives] [--at 30000]
         [--dotted.overrides …]
 
 Queries are drawn by Zipf's law from all judged ones. Every system sees the same queries, customers and random numbers,
@@ -25,7 +25,16 @@ from tqdm import tqdm
 
 from ltrr.cli.arguments import arguments
 from ltrr.config import ConfigError
-from ltrr.evaluation.stream_report import Asked, Served, by_round, paired, report, rounds_below, strata_of
+from ltrr.evaluation.stream_report import (
+    Asked,
+    Served,
+    by_round,
+    by_stratum,
+    paired,
+    report,
+    rounds_below,
+    strata_of,
+)
 from ltrr.evaluation.tables import write_experiment
 from ltrr.files import content_key
 from ltrr.protocols import ComparesQueries, Weighted, offers
@@ -34,11 +43,20 @@ from ltrr.simulation.kept import check_world, kept
 from ltrr.simulation.pools import JudgedPools
 from ltrr.simulation.stream import Customers, Played, Stream, play, play_still, times_before, zipf
 from ltrr.system.simulated import world_of
-from ltrr.system.streams import World, fitted_arguments, learns, queries_alike, section_with, stream_world
+from ltrr.system.streams import (
+    World,
+    fitted_arguments,
+    learns,
+    queries_alike,
+    section_with,
+    stream_world,
+    with_features,
+)
 from ltrr.system.system import System, open_systems
 
 _CHOOSES = range(10, 15)  # seeds of the streams on which the rule is chosen
 _REVISION = 1  # of what makes a system's rounds
+NEW, NEW_OF = ("0", "1-9"), ("network", "belief")
 _SATISFIED = 0.7  # a cascade's customer stops after a click
 
 
@@ -60,6 +78,7 @@ def run() -> None:
             parser.add_argument("--attraction", type=float, default=1.0, help="clicks on what is seen and relevant"),
             parser.add_argument("--cascade", action="store_true", help="customers stop at what they want"),
             parser.add_argument("--duplicates", type=float, default=0.0, help="share of rounds in another text"),
+            parser.add_argument("--alone", action="store_true", help="queries tell nothing of others like them"),
             parser.add_argument("--change", help="drift, dies:ARM, joins:ARM or arrives"),
             parser.add_argument("--at", type=int, help="round of the change; default: half of the rounds"),
             parser.add_argument("--delay", type=int, default=0, help="rounds until a click is known"),
@@ -80,7 +99,7 @@ def run() -> None:
         raise ConfigError(f"--eta, --noise, --attraction, --delay: {error}") from None
     (system,) = open_systems(flags.config, overrides)
     results, asked, served = compare(system, flags, customers)
-    shown = [name for name in ("fixed", "rule", "prior", "boost", "belief") if name in served] or [*served]
+    shown = [name for name in ("fixed", "rule", "prior", "network", "boost", "belief") if name in served] or [*served]
     write_experiment(flags.out, results, report(results), stream=by_round(asked, served, shown))
 
 
@@ -96,7 +115,7 @@ def compare(system: System, flags: Any, customers: Customers) -> tuple[dict[str,
     if not len(pools.queries):
         raise ConfigError(f"{system.settings.data.path}: has no judged queries of train or dev")
     check_world(flags.out / "rounds", world_of(system, [pools]))
-    sections = {name: section_with(section, flags.mean_cut) for name, section in sections.items()}
+    sections = {name: section_with(system, section, flags.mean_cut) for name, section in sections.items()}
     train = world.of("train")
     fitted = {name: fitted_arguments(system, section, train) for name, section in sections.items()}
     sections = {name: section | fitted[name] for name, section in sections.items()}
@@ -106,7 +125,7 @@ def compare(system: System, flags: Any, customers: Customers) -> tuple[dict[str,
     at = None if flags.change is None else flags.rounds // 2 if flags.at is None else flags.at
     # A seed's systems play one after the other, so one world is kept.
     worlds = lru_cache(maxsize=1)(lambda seed: phases(pools, flags.change, system.order(), seed))
-    setting = _Setting(worlds, customers, texts, queries_alike(system, texts), at)
+    setting = _Setting(worlds, customers, texts, {} if flags.alone else queries_alike(system, texts), at)
 
     # 2) Every system serves the stream of every seed.
     played: dict[str, list[Played]] = {name: [] for name in sections}
@@ -136,6 +155,7 @@ def compare(system: System, flags: Any, customers: Customers) -> tuple[dict[str,
             "groups": flags.groups,
             "customers": vars(customers),
             "duplicates": flags.duplicates,
+            "alone": flags.alone,
             "change": flags.change,
             "change_at": at,
             "rule": chosen,
@@ -151,6 +171,12 @@ def compare(system: System, flags: Any, customers: Customers) -> tuple[dict[str,
     of = "belief" if "belief" in served else [*served][-1]
     results["paired"] = paired(asked, served, of)
     results["paired_by_query"] = paired(asked, served, of, "by-query")
+    every = by_stratum(asked)
+    results["paired_new"] = {  # what is learned of queries that were never or seldom asked
+        stratum: {k: v for one in NEW_OF if one in served for k, v in paired(asked, served, one, stratum).items()}
+        for stratum in NEW
+        if every[stratum].any(axis=1).all()
+    }
     if at is not None:
         others = {name: rounds_below(served[of], served[name], at) for name in served if name != of}
         results["rounds_until_above"] = others
@@ -176,11 +202,11 @@ def _rounds(
 ) -> Played:
     """A system's rounds with one seed; read where they were played before."""
     world = flags.zipf, flags.rounds, flags.groups, vars(setting.customers), flags.duplicates, flags.change, setting.at
-    key = content_key(_REVISION, section, world)
+    key = content_key(_REVISION, section, world, *(["alone"] if flags.alone else []))
 
     def simulate() -> dict[str, np.ndarray]:
         policy = system.policies.unpriced(section, stream.seed)
-        first, later = setting.worlds(stream.seed)
+        first, later = (with_features(system, policy, pools) for pools in setting.worlds(stream.seed))
         if still:
             cut = len(stream.asked) if setting.at is None else setting.at
             parts = [(first, stream.part(slice(cut))), (later, stream.part(slice(cut, None)))]

@@ -17,7 +17,11 @@ import numpy as np
 
 from ltrr.files import atomic_write
 
-_NETWORKS = {"policy": "relevance.RelevanceLearner", "arms": "arm_loss.ArmLossLearner"}  # file NAME -> module.class
+_NETWORKS = {  # file NAME -> module.class
+    "prior": "prior.PriorLearner",
+    "policy": "relevance.RelevanceLearner",
+    "arms": "arm_loss.ArmLossLearner",
+}
 _OTHERS = {"LinUCB": "linucb", "SupervisedRouter": "router", "Vowpal": "vowpal"}  # class -> module
 _VERSION = 1
 
@@ -35,7 +39,7 @@ def load_learner(model: str) -> Any:
             raise ValueError(f"{folder}/learner.json: there is no learner {name!r}; there are {', '.join(_OTHERS)}")
         return getattr(importlib.import_module(f"ltrr.learners.{_OTHERS[name]}"), name).load(folder)
     raise ValueError(
-        f"{folder}: holds no learner (policy.json, arms.json or learner.json); name the `export` folder of a run"
+        f"{folder}: holds no learner (prior.json, policy.json, arms.json or learner.json); name a run's `export`"
     )
 
 

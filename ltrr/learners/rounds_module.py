@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from pytorch_lightning import LightningModule
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -116,7 +117,7 @@ def read(
         module.columns, module.depths = (tuple(of_query), tuple(of_candidate)), note["depths"]
         restore(module, weights)
         module.load_state_dict(weights)
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: no {name} that this ltrr can read: {error}") from error
     module.id = hashlib.sha256((folder / f"{name}.safetensors").read_bytes()).hexdigest()
     return module.eval()

@@ -1,6 +1,7 @@
 """The belief: for every candidate of a query, how likely it is what customers want, from its scores and their clicks.
 
-The prior is the calibration of the fused score. Every show adds to the log odds what it says under the present belief
+The prior is the calibration of the fused score, and what a network that learns from the same shows adds to it. Every
+show adds to the log odds what it says under the present belief
 about how customers look (`ltrr.feedback.evidence.cells`), which is estimated from the same shows and never given. The
 order, the cut at a price and the explanation read the same numbers.
 Knows calibrations and evidence; does not know arms, customers or events.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,9 +36,12 @@ from ltrr.feedback.evidence.cells import (
 from ltrr.feedback.evidence.tally import Tally
 from ltrr.policies.calibration import columns, fit, fit_clicks, fit_coupling, log_odds, rounded
 from ltrr.policies.evidence import CorpusEvidence
+from ltrr.policies.features import ContextFeatures, arms_of, check_learned, of_arms, pool_features, pool_names
 from ltrr.policies.rules import Calibrated, by_value
+from ltrr.policies.shown import ShownPairs
 from ltrr.policies.worth import ReservedPlace, fused_scores
-from ltrr.types import ActionRow, ImpressionRow, Pool, Query, Worth
+from ltrr.protocols import PriorLearner
+from ltrr.types import ActionRow, Decision, ImpressionRow, Pool, Query, RetrievalFeatures, Revised, Worth
 
 _FIRST_FIT = 1_000  # shows of candidates before looks are estimated; again whenever there are half as many more
 _GROWTH = 1.5
@@ -45,7 +50,8 @@ _LEVELS = 4  # at most
 _STEPS = 4
 _USUAL = 0.3 * np.append((ALIKE[1:] + ALIKE[:-1]) / 2, 0.98) ** 2  # weights of queries alike before anything is learned
 _CERTAIN = 12.0  # log odds that a query's own shows say of one candidate, at most
-_STEP, _HEAVIEST = 0.05, 1.0  # of the weights of evidence, which never counts more than its likelihood says
+_STEP = 0.05  # of the weights of evidence
+_FIRST_LESSON = 3_000  # shows of candidates before the network learns; again whenever they have doubled
 _TELLING = 2.0  # log odds of a click from which exploring has its whole share
 _FALLEN = 0.1  # own evidence that counts less is as good as none
 _FITTED = 5_000  # latest pages from which a calibration is fitted
@@ -58,9 +64,19 @@ class _Said(NamedTuple):
 
     docs: np.ndarray  # (M,) corpus rows
     prior: np.ndarray  # (M,) log odds
+    network: np.ndarray  # (M,) the part of the prior that the network added
+    inputs: np.ndarray | None  # (M, I) what the network read
     said: np.ndarray  # (M, 1 + G)
     gain: np.ndarray  # (M,) if it is wanted
     scores: np.ndarray  # (M,) fused
+
+
+class _Read(NamedTuple):
+    """What the network read of one query's pool, and what it made of it."""
+
+    by: tuple[PriorLearner, tuple[float, ...]]  # the network and the calibration
+    inputs: np.ndarray  # (1, M, I)
+    added: np.ndarray  # (1, M) log odds
 
 
 class _Page(NamedTuple):
@@ -82,7 +98,13 @@ class Belief(Calibrated):
         looks: how customers look; None = estimated, starting at 1 / rank.
         evidence: shows and clicks; None = what customers of this corpus do, under the rules of trust.
         corpus: of the entities; None = evidence without trust, for simulations.
+        learner: the network (`ltrr.learners.prior.PriorLearner`), new or an export's; None = the calibration alone. It
+            goes on learning from what is shown, and features are logged as it read them.
+        features: what the network reads beside the fused union.
+        heed: how much evidence counts at most; 0 = the prior alone, for comparisons.
         num: M. seed: of what is explored.
+
+    Errors: ValueError for a learner of other arms, features or depths.
     """
 
     name = "belief"
@@ -100,18 +122,33 @@ class Belief(Calibrated):
         looks: Looks | None = None,
         evidence: ShowEvidence | None = None,
         corpus: Corpus | None = None,
+        learner: PriorLearner | None = None,
+        features: ContextFeatures | None = None,
+        heed: float = 1.0,
         num: int = 100,
         seed: int | None = None,
     ) -> None:
         super().__init__(arms, depths, budget=budget, calibration=calibration, num=num, explore=explore, seed=seed)
+        self.features = features or ContextFeatures(())
+        query, each = pool_names(arms, num)
+        columns = tuple(f.name for f in (*self.features.columns, *query)), tuple(f.name for f in each)
+        if learner is not None and learner.columns[1]:
+            check_learned("policy.model", learner, columns, arms, depths, arms_of(learner.columns[1]))
+            self._calibration = self._calibration if calibration is not None else learner.calibration
+        elif learner is not None:
+            learner.columns = columns
+        self._arms = arms
+        self._learner, self._columns, self._pairs, self._lesson = learner, columns, ShownPairs(), _FIRST_LESSON
         self._coupling, self._usual_share = coupling, None if explore is None else explore.share
         self._calibrates, self._kept, self._refit = calibration is None, 0, _FIRST_FIT
         self._shown: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []  # pages, for the calibration
         if evidence is None:
             evidence = Tally() if corpus is None else CorpusEvidence(corpus)
         self._evidence = evidence
-        self.weights = np.append(1.0, _USUAL)
+        self._heaviest = heed
+        self.weights = np.minimum(np.append(1.0, _USUAL), heed)
         self._squares = np.ones(1 + GROUPS)  # of gradients
+        self._read: OrderedDict[bytes, _Read] = OrderedDict()
         self._recent: OrderedDict[tuple[str, str], _Said] = OrderedDict()
         self._waiting: OrderedDict[str, _Page] = OrderedDict()
         self._now = 0  # time of the latest event
@@ -121,27 +158,71 @@ class Belief(Calibrated):
         self._start = usual_looks(levels=levels)
         self.looks = looks or self._start
 
-    def worth(self, queries: Sequence[Query], pool: Pool) -> Worth:
+    def worth(self, queries: Sequence[Query], pool: Pool, features: np.ndarray | None = None) -> Worth:
         """What candidates add to expected recall, in order of the gain that is expected of them."""
-        odds, gain, real = self.odds(queries, pool)
+        odds, gain, real = self.odds(queries, pool, features)
         return by_value(np.where(real, expit(odds) * gain, -np.inf))
 
-    def odds(self, queries: Sequence[Query], pool: Pool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def odds(
+        self, queries: Sequence[Query], pool: Pool, features: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(Q, M) log odds of being wanted, (Q, M) gains if they are, and (Q, M) bool: which candidates are none."""
-        prior, real = self.prior(pool)
+        calibrated, real = self.prior(pool)
+        network, inputs = self._corrected(queries, pool, features, calibrated)
+        prior = calibrated + network
         said, gain = self._said(queries, pool)
-        evidence = said @ self.weights
-        odds = prior + evidence
+        scores = pool.scores[:, : self._num, -1]
         for q, query in enumerate(queries):
-            scores = pool.scores[q, : self._num, -1]
-            self._remember(query, _Said(pool.docs[q, : self._num], prior[q], said[q], gain[q], scores))
+            read = None if inputs is None else inputs[q]
+            docs = pool.docs[q, : self._num]
+            self._remember(query, _Said(docs, prior[q], network[q], read, said[q], gain[q], scores[q]))
+        return self._coupled(prior, said @ self.weights, real), gain, real
+
+    def _corrected(
+        self, queries: Sequence[Query], pool: Pool, features: np.ndarray | None, calibrated: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """(Q, M) log odds that the network adds, and (Q, M, I) what it read; features as in `decide`, or as logged."""
+        if self._learner is None:
+            return np.zeros_like(calibrated), None
+        key = b""
+        if len(queries) == 1:  # one that recurs mostly finds what it found before
+            key = pool.scores.tobytes() + (queries[0].text.encode() if features is None else features.tobytes())
+        if key and (known := self._read.get(key)) is not None and known.by == (self._learner, self._calibration):
+            return known.added, known.inputs
+        logged = self._logged(self.features(queries) if features is None else features, pool)
+        width = len(self._columns[0])
+        candidates = logged[:, width:].reshape(len(logged), self._num, -1)[:, : calibrated.shape[1]]
+        inputs = self._learner.inputs(RetrievalFeatures(logged[:, :width], candidates))
+        added = self._learner.correction(inputs, calibrated)
+        if key:
+            with self._lock:
+                self._read[key] = _Read((self._learner, self._calibration), inputs, added)
+                if len(self._read) > _RECENT:
+                    self._read.popitem(last=False)
+        return added, inputs
+
+    def _logged(self, features: np.ndarray, pool: Pool) -> np.ndarray:
+        """(Q, F + M · C) features as they are logged; those of before retrieval (Q, F) get the pool's."""
+        if features.shape[1] > len(self.features.columns):
+            return features
+        seen = pool_features(of_arms(pool, self._arms), self._num)
+        return np.concatenate([features, seen.query, seen.candidates.reshape(len(features), -1)], axis=1)
+
+    def revise(self, queries: Sequence[Query], features: np.ndarray, pool: Pool, decision: Decision) -> Revised:
+        """Orders and cuts; with a network, all that it looked at is to be logged."""
+        logged = features if self._learner is None else self._logged(features, pool)
+        return super().revise(queries, logged, pool, decision)
+
+    def _coupled(self, prior: np.ndarray, evidence: np.ndarray, real: np.ndarray) -> np.ndarray:
+        """(Q, M) log odds with evidence, which tells of a query's other candidates, too (mean field)."""
+        odds = prior + evidence
         if self._coupling and evidence.any():
             before = np.where(real, expit(prior), 0.0)
             surprise = np.zeros_like(before)
-            for _ in range(_STEPS):  # what is found tells of all others, by mean field
+            for _ in range(_STEPS):
                 surprise = (surprise + np.where(real, expit(odds), 0.0) - before) / 2
                 odds = prior + evidence + self._coupling * (surprise.sum(axis=1, keepdims=True) - surprise)
-        return odds, gain, real
+        return odds
 
     def calibrate(self, pool: Pool, gains: np.ndarray) -> dict[str, Any]:
         """Constructor arguments from judged queries: a pool in fused order, and gains (Q, K) in [0, 1]."""
@@ -165,20 +246,24 @@ class Belief(Calibrated):
     def explain(self, query: Query, pool: Pool) -> dict[str, np.ndarray]:
         """What is believed of each candidate, in the belief's order, (M,) each; log odds add up to `odds`.
 
-        `row`: of the corpus; `prior`, `own shows`, `queries alike`, `found elsewhere`: log odds; `wanted`: probability;
+        `row`: of the corpus; `prior` (the calibration), `network`, `own shows`, `queries alike`, `found elsewhere`: log
+        odds; `wanted`: probability;
         `gain`: if it is wanted;
         `worth`: what it adds to expected recall; `ranked`: whether that is worth the price.
         """
         prior, real = self.prior(pool)
+        network = self._corrected([query], pool, None, prior)[0]
         said = self._said([query], pool)[0][0] * self.weights
         odds, gain, _ = self.odds([query], pool)
         worth, order, _ = by_value(np.where(real, expit(odds) * gain, -np.inf))
         assert order is not None
         shown = order[0, : int(real.sum())]
         own, alike = said[:, 0], said[:, 1:].sum(axis=1)
-        columns = {"row": pool.docs[0, : self._num], "prior": prior[0], "own shows": own, "queries alike": alike}
+        columns = {"row": pool.docs[0, : self._num], "prior": prior[0], "network": network[0]}
         columns |= {
-            "found elsewhere": odds[0] - prior[0] - own - alike,
+            "own shows": own,
+            "queries alike": alike,
+            "found elsewhere": odds[0] - prior[0] - network[0] - own - alike,
             "odds": odds[0],
             "wanted": expit(odds[0]),
             "gain": gain[0],
@@ -245,8 +330,11 @@ class Belief(Calibrated):
         known = said.docs[place] == rows
         place, clicks, cells = place[known], clicks[known], cells[known]
         features = said.said[place]
+        read = columns(np.nan_to_num(said.scores)[None])[0, place]
         if self._calibrates:
-            self._keep(columns(np.nan_to_num(said.scores)[None])[0, place], features, clicks, cells)
+            self._keep(read, said.network[place] + features @ self.weights, clicks, cells)
+        if said.inputs is not None:
+            self._pairs.add(page.impression.query, rows[known], said.inputs[place], read)
         p = expit(said.prior[place] + features @ self.weights)
         liking = (looks.attraction - looks.noise) * said.gain[place]  # beyond noise
         rise = liking * p * (1 - p)  # of the click rate, if looked at, by log odds
@@ -254,11 +342,11 @@ class Belief(Calibrated):
         examined = looks.examined[cells]
         gradient = np.where(clicks, rise / rate, -examined * rise / (1 - examined * rate)) @ features
         self._squares += gradient**2
-        self.weights = np.clip(self.weights + _STEP * gradient / np.sqrt(self._squares), 0.0, _HEAVIEST)
+        self.weights = np.clip(self.weights + _STEP * gradient / np.sqrt(self._squares), 0.0, self._heaviest)
 
-    def _keep(self, x: np.ndarray, features: np.ndarray, clicks: np.ndarray, cells: np.ndarray) -> None:
+    def _keep(self, x: np.ndarray, offset: np.ndarray, clicks: np.ndarray, cells: np.ndarray) -> None:
         """Keeps what was shown, from which the calibration is fitted now and then where nothing is judged."""
-        self._shown.append((x, features @ self.weights, clicks, cells))
+        self._shown.append((x, offset, clicks, cells))
         self._kept += len(clicks)
         if self._kept < self._refit:
             return
@@ -277,8 +365,28 @@ class Belief(Calibrated):
             if len(self._recent) > _RECENT:
                 self._recent.popitem(last=False)
 
+    def _teach(self) -> None:
+        """The network goes on learning from all pairs that were shown and are remembered; decisions go on meanwhile."""
+
+        heed = self.weights[0] if self._heaviest else 1.0
+
+        def said(text: str, rows: np.ndarray, x: np.ndarray) -> np.ndarray:
+            own, _ = self.looks.read(self._evidence.weigh([Query("", text)], rows[None], self.looks.log_ratios()))
+            prior, evidence = (x @ self._calibration)[None], np.clip(own, -_CERTAIN, _CERTAIN) * heed
+            return np.clip(self._coupled(prior, evidence, np.ones(prior.shape, bool)) - prior, -_CERTAIN, _CERTAIN)[0]
+
+        inputs, x, evidence = self._pairs.with_evidence(said)
+        if len(evidence):
+            learner = deepcopy(self._learner)
+            assert learner is not None
+            learner.learn(inputs, x @ self._calibration, evidence)
+            self._learner = learner
+
     def learned(self) -> None:
-        """Estimates again how customers look, once half as many more candidates were shown as at the last estimate."""
+        """Estimates again how customers look, once half as many more candidates were shown as at the last estimate.
+
+        The network learns whenever they have doubled.
+        """
         if self._estimates and self._evidence.shown >= self._due:
             self._due = int(self._evidence.shown * _GROWTH)
             self.looks = fit_looks(self._evidence.shows(), self._start)
@@ -287,6 +395,9 @@ class Belief(Calibrated):
             ):  # clicks that say little are not worth exploring for
                 tells = min(1.0, float(self.looks.usual_ratios()[0]) / _TELLING)
                 self._explore = replace(self._explore, share=self._usual_share * tells)
+        if self._learner is not None and self._evidence.shown >= self._lesson:
+            self._lesson = 2 * int(self._evidence.shown)
+            self._teach()
 
 
 class Taught:

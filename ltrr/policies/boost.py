@@ -55,7 +55,7 @@ class ClickBoost(WorthPolicy):
         self._weight, self._strength, self._usual = weight, strength, usual
         self._looks, self._evidence = looks or usual_looks(), Tally() if evidence is None else evidence
 
-    def worth(self, queries: Sequence[Query], pool: Pool) -> Worth:
+    def worth(self, queries: Sequence[Query], pool: Pool, features: np.ndarray | None = None) -> Worth:
         """The boosted score, in its own order."""
         scores, real = fused_scores(pool, self._num)
         scaled, looks = range_scaled(scores, real), self._looks.examined

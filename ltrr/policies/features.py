@@ -183,6 +183,18 @@ def pool_features(pool: Pool, num: int) -> RetrievalFeatures:
     return RetrievalFeatures(query, _first(each, num).astype(np.float32))
 
 
+def of_arms(pool: Pool, arms: Sequence[str]) -> Pool:
+    """The pool with columns of these arms, and its last one, the fused order; an arm that it lacks said nothing."""
+    if list(pool.arms[:-1]) == list(arms):
+        return pool
+    at = [pool.arms.index(arm) if arm in pool.arms[:-1] else -1 for arm in arms]
+    ranks, scores = (
+        np.concatenate([np.where(np.array(at) >= 0, part[:, :, at], np.nan), part[:, :, -1:]], axis=2)
+        for part in (pool.ranks, pool.scores)
+    )
+    return Pool((*arms, pool.arms[-1]), pool.docs, ranks, scores)
+
+
 class Standard:
     """Standardises columns to mean 0 and deviation 1, clipped at ± LIMIT; unknown values become 0.
 
@@ -219,6 +231,8 @@ def _time(time: datetime | None) -> tuple[float, ...]:
 def _first(values: np.ndarray, num: int) -> np.ndarray:
     """The first `num` along axis 1, padded with zeros."""
     missing = max(num - values.shape[1], 0)
+    if not missing:
+        return values[:, :num]
     return np.pad(values[:, :num], [(0, 0), (0, missing), *[(0, 0)] * (values.ndim - 2)])
 
 

@@ -23,7 +23,7 @@ class SameCut(WorthPolicy):
 
     name = "same cut"
 
-    def worth(self, queries: Sequence[Query], pool: Pool) -> Worth:
+    def worth(self, queries: Sequence[Query], pool: Pool, features: np.ndarray | None = None) -> Worth:
         """1 / rank, so that a price is a rank."""
         scores, real = fused_scores(pool, self._num)
         return Worth(np.where(real, 1 / np.arange(1, scores.shape[1] + 1), -np.inf))
@@ -34,7 +34,7 @@ class Threshold(WorthPolicy):
 
     name = "threshold"
 
-    def worth(self, queries: Sequence[Query], pool: Pool) -> Worth:
+    def worth(self, queries: Sequence[Query], pool: Pool, features: np.ndarray | None = None) -> Worth:
         """exp(score): prices are above 0, scores need not be."""
         scores, real = fused_scores(pool, self._num)
         return Worth(np.where(real, np.exp(np.clip(scores, -500, 500)), -np.inf))
@@ -45,7 +45,7 @@ class RangeScaled(WorthPolicy):
 
     name = "range-scaled threshold"
 
-    def worth(self, queries: Sequence[Query], pool: Pool) -> Worth:
+    def worth(self, queries: Sequence[Query], pool: Pool, features: np.ndarray | None = None) -> Worth:
         """0 for the last candidate that is looked at, 1 for the first."""
         scores, real = fused_scores(pool, self._num)
         return Worth(np.where(real, range_scaled(scores, real), -np.inf))
@@ -68,7 +68,7 @@ class SoftmaxMass(WorthPolicy):
         super().__init__(arms, depths, budget=budget, num=num)
         self._temperature = temperature
 
-    def worth(self, queries: Sequence[Query], pool: Pool) -> Worth:
+    def worth(self, queries: Sequence[Query], pool: Pool, features: np.ndarray | None = None) -> Worth:
         """The share that this candidate and all below it have."""
         scores, real = fused_scores(pool, self._num)
         mass = np.where(real, np.exp((range_scaled(scores, real) - 1) / self._temperature), 0.0)
@@ -93,7 +93,7 @@ class LargestGap(WorthPolicy):
         super().__init__(arms, depths, budget=budget, num=num)
         self._within = within
 
-    def worth(self, queries: Sequence[Query], pool: Pool) -> Worth:
+    def worth(self, queries: Sequence[Query], pool: Pool, features: np.ndarray | None = None) -> Worth:
         """exp of the places up to the gap, so that a price moves all cuts alike; wider gaps move first."""
         scores, real = fused_scores(pool, self._num)
         fall = np.where(real[:, 1:], scores[:, :-1] - scores[:, 1:], 0.0)[:, : self._within]
@@ -129,7 +129,7 @@ class Calibrated(WorthPolicy):
         super().__init__(arms, depths, budget=budget, num=num, explore=explore, seed=seed)
         self._calibration = UNFITTED if calibration is None else tuple(calibration)
 
-    def worth(self, queries: Sequence[Query], pool: Pool) -> Worth:
+    def worth(self, queries: Sequence[Query], pool: Pool, features: np.ndarray | None = None) -> Worth:
         """What candidates add to expected recall, in order of P(relevant)."""
         odds, real = self.prior(pool)
         return by_value(np.where(real, expit(odds), -np.inf))

@@ -107,8 +107,8 @@ class WorthPolicy(ABC):
         return self._budget
 
     @abstractmethod
-    def worth(self, queries: Sequence[Query], pool: Pool) -> Worth:
-        """Of the first M candidates of a pool in fused order, which is its last column."""
+    def worth(self, queries: Sequence[Query], pool: Pool, features: np.ndarray | None = None) -> Worth:
+        """Of the first M candidates of a pool in fused order, its last column; features (Q, F) as in `decide`."""
 
     # -- deciding
 
@@ -118,7 +118,7 @@ class WorthPolicy(ABC):
 
     def revise(self, queries: Sequence[Query], features: np.ndarray, pool: Pool, decision: Decision) -> Revised:
         """Cuts where a candidate is no longer worth its price; the features that were given are logged."""
-        worth, order, values = self.worth(queries, pool)
+        worth, order, values = self.worth(queries, pool, features)
         explored = place = propensity = None
         with self._lock:
             price = self._price.value
@@ -161,7 +161,7 @@ class WorthPolicy(ABC):
         self, queries: Sequence[Query], features: np.ndarray, retrieve: Callable[[Policy], Pool]
     ) -> dict[str, float]:
         """At which the mean cut of these queries, with what is explored, is the budget."""
-        worth = self.worth(queries, retrieve(self)).worth
+        worth = self.worth(queries, retrieve(self), features).worth
         share = self._explore.share if self._explore is not None else 0.0
         real = (worth > -np.inf).sum(axis=1)
 

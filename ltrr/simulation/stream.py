@@ -197,7 +197,7 @@ def play_still(policy: Policy, pools: JudgedPools, stream: Stream) -> Played:
     some = pools.some(asked)
     priced, after, valuing = offers(policy, Priced), offers(policy, AfterRetrieval), offers(policy, Valuing)
     if valuing is not None:
-        worth = valuing.worth(some.queries, some.pool).worth
+        worth = valuing.worth(some.queries, some.pool, some.features).worth
 
         def mean_cost(price: float) -> float:
             return float(times @ np.maximum((worth >= price).sum(axis=1), 1) / times.sum())

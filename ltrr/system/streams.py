@@ -19,7 +19,7 @@ from ltrr.feedback.evidence.cells import ALIKE
 from ltrr.feedback.evidence.tally import nearest
 from ltrr.files import content_key
 from ltrr.funnel import FUSED
-from ltrr.protocols import Calibrating, Embedding, Online, Policy, offers
+from ltrr.protocols import Calibrating, Embedding, Featured, Online, Policy, offers
 from ltrr.simulation.kept import kept
 from ltrr.simulation.pools import JudgedPools, judged_pools
 from ltrr.system.system import System
@@ -100,8 +100,13 @@ def _joined(parts: list[JudgedPools]) -> JudgedPools:
     )
 
 
-def section_with(section: Mapping[str, Any], budget: float) -> dict[str, Any]:
-    """A policy's section with the stream's budget, where its class has one and the section does not."""
+def section_with(system: System, section: Mapping[str, Any], budget: float) -> dict[str, Any]:
+    """A policy's section with the stream's budget, where its class has one and the section does not.
+
+    Without an arm that embeds queries no policy looks at `embedding`.
+    """
+    if "embedding" in (section.get("features") or ()) and _embedding(system) is None:
+        section = {**section, "features": [name for name in section["features"] if name != "embedding"]}
     known = inspect.signature(find_class("stream.systems", section.get("class", ""))).parameters
     return {**section, **({"budget": budget} if "budget" in known else {})}
 
@@ -130,23 +135,38 @@ def queries_alike(system: System, ways: Sequence[Sequence[str]]) -> dict[str, li
 
     Empty where no arm embeds queries.
     """
-    for name in system.drawn:
-        if (embedding := offers(system.arm(name), Embedding)) is not None:
-            texts = list(dict.fromkeys(text for each in ways for text in each))
-            key = content_key(system.indexes.identity(name), texts)
-            asked = [Query(str(i), text) for i, text in enumerate(texts)]
+    if (first := _embedding(system)) is None:
+        return {}
+    name, embedding = first
+    texts = list(dict.fromkeys(text for each in ways for text in each))
+    key = content_key(system.indexes.identity(name), texts)
 
-            def compare(embedding: Embedding = embedding, asked: list[Query] = asked) -> dict[str, np.ndarray]:
-                return dict(zip(("places", "similarity"), nearest(embedding.embed(asked)), strict=True))
+    def compare() -> dict[str, np.ndarray]:
+        asked = [Query(str(i), text) for i, text in enumerate(texts)]
+        return dict(zip(("places", "similarity"), nearest(embedding.embed(asked)), strict=True))
 
-            found = kept(system.folder / "policy" / f"alike-{key}.npz", compare)
-            return {
-                text: [(texts[j], s) for j, s in zip(places, near, strict=True) if s >= ALIKE[0]]
-                for text, places, near in zip(
-                    texts, found["places"].tolist(), found["similarity"].tolist(), strict=True
-                )
-            }
-    return {}
+    found = kept(system.folder / "policy" / f"alike-{key}.npz", compare)
+    return {
+        text: [(texts[j], s) for j, s in zip(places, near, strict=True) if s >= ALIKE[0]]
+        for text, places, near in zip(texts, found["places"].tolist(), found["similarity"].tolist(), strict=True)
+    }
+
+
+def _embedding(system: System) -> tuple[str, Embedding] | None:
+    """The first arm that embeds queries, with its name."""
+    arms = ((name, offers(system.arm(name), Embedding)) for name in system.drawn)
+    return next(((name, embedding) for name, embedding in arms if embedding is not None), None)
+
+
+def with_features(system: System, policy: Policy, pools: JudgedPools) -> JudgedPools:
+    """The pools with what this policy looks at before retrieval; kept."""
+    featured = offers(policy, Featured)
+    if featured is None or not (columns := getattr(featured.features, "columns", ())):
+        return pools
+    identities = [system.indexes.identity(name) for name in system.drawn]
+    key = content_key(identities, [*map(str, columns)], [query.id for query in pools.queries])
+    path = system.folder / "policy" / f"features-{key}.npz"
+    return pools._replace(features=kept(path, lambda: {"features": featured.features(pools.queries)})["features"])
 
 
 def learns(policy: Policy) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,36 +61,45 @@ ROBUST: dict[str, tuple[str, dict[str, Any]]] = {
         "the belief's candidates tell nothing of each other",
         {"overrides": ["--stream.systems.belief.coupling", "0"]},
     ),
+    "plain": ("the belief has no network", {"overrides": ["--stream.systems.belief.learner", "null"]}),
+    "alone": ("queries tell nothing of others like them", {"alone": True}),
     "drift": ("a tenth of the queries want something else", {"change": "drift"}),
     "dies": ("the dense arm dies", {"change": "dies:dense"}),
     "joins": ("the dense arm joins", {"change": "joins:dense"}),
     "arrives": ("a tenth of the documents arrive", {"change": "arrives"}),
 }
-SYSTEMS = ("fixed", "rule", "prior", "boost", "belief")
+SYSTEMS = ("fixed", "rule", "prior", "network", "boost", "belief")
+_COMPARED = ("network", "rule"), ("network", "prior"), ("belief", "rule")
+_WITHOUT = ["--stream.systems.network", "null"]  # the network alone is shown where queries are new
 
 
 def row_of(flags: Any, name: str, key: str, label: str, **options: Any) -> dict[str, Any]:
     """One comparison; options: those of `simulate --stream`, and `overrides` of its config."""
     folder, qrels = SETS[name]
     overrides = options.pop("overrides", [])
+    if key not in (f"{name}-5", f"{name}-few"):
+        overrides = [*overrides, *_WITHOUT]
     data = Path(flags.shared) / folder if folder else flags.out / "catalogue"
     (system,) = open_systems(CONFIG, ["--data.path", str(data), "--data.qrels", qrels, *overrides])
-    given: dict[str, Any] = {"customers": Customers(), "duplicates": 0.0, "change": None, "at": None} | options
+    given: dict[str, Any] = {"customers": Customers(), "duplicates": 0.0, "alone": False, "change": None, "at": None}
+    given |= options
     out = flags.out / f"{name}-{given['zipf']:g}-{given['mean_cut']:g}"
     setting = SimpleNamespace(out=out, first_seed=0, groups="all", **given)
     results, *_ = compare(system, setting, given["customers"])
     shown = {stratum: part["systems"] for stratum, part in results["strata"].items()}
+    systems = [system for system in SYSTEMS if system in shown["all"]]
     return {
         "id": key,
         "set": name,
         "label": label,
         "settings": results["settings"],
         "shares": {stratum: part["share"] for stratum, part in results["strata"].items()},
-        "recall": {s: {n: v[n]["recall"] for n in SYSTEMS} for s, v in shown.items() if v},
-        "success": {n: shown["all"][n]["success"] for n in SYSTEMS},
-        "cost": {n: shown["all"][n]["cost"] for n in SYSTEMS},
+        "recall": {s: {n: v[n]["recall"] for n in systems} for s, v in shown.items() if v},
+        "success": {n: shown["all"][n]["success"] for n in systems},
+        "cost": {s: {n: v[n]["cost"] for n in systems} for s, v in shown.items() if v},
         "paired": results["paired"],
         "paired_by_query": results["paired_by_query"],
+        "paired_new": results["paired_new"],
         "rounds_until_above": results.get("rounds_until_above"),
     }
 
@@ -130,10 +140,6 @@ def run() -> None:
 def report(rows: list[dict[str, Any]]) -> list[str]:
     """Recall, differences and what else each row tells."""
 
-    def difference(row: dict[str, Any], other: str) -> str:
-        value = row["paired"][f"belief-{other}"]
-        return f"{value['mean']:+.4f} ({value['low']:+.4f} to {value['high']:+.4f})"
-
     lines = [
         "Recall of the cut over all rounds, what is explored paid for; differences with 95 % intervals over seeds.",
         "",
@@ -143,9 +149,9 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
         [
             row["label"],
             row["settings"]["rule"],
-            *(f"{row['recall']['all'][name]:.4f}" for name in SYSTEMS),
-            difference(row, "rule"),
-            difference(row, "boost"),
+            *(f"{row['recall']['all'][name]:.4f}" if name in row["recall"]["all"] else "-" for name in SYSTEMS),
+            _shown(row["paired"]["belief-rule"]),
+            _shown(row["paired"]["belief-boost"]),
         ]
         for row in rows
     ]
@@ -169,11 +175,27 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
         for row in rows
     ]
     lines += markdown(["stream", *strata], body)
+    if new := [row for row in rows if "network" in row["recall"]["all"]]:
+        lines += ["", "Queries that were never asked before, or 1 to 9 times: recall at (candidates).", ""]
+        systems = ("rule", "prior", "network", "boost", "belief")
+        head = ["stream", "asked before", *systems, "network − rule", "network − prior", "belief − rule"]
+        lines += markdown(head, [_of_new(row, s, systems) for row in new for s in row["paired_new"]], text=(0, 1))
     changes = [row for row in rows if row["rounds_until_above"]]
     if changes:
         lines += ["", "Rounds after the change until a window of 500 rounds is above the rule again.", ""]
         lines += markdown(["change", "rounds"], [[row["label"], row["rounds_until_above"]["rule"]] for row in changes])
     return lines
+
+
+def _shown(difference: dict[str, Any]) -> str:
+    return f"{difference['mean']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f})"
+
+
+def _of_new(row: dict[str, Any], stratum: str, systems: Sequence[str]) -> list[str]:
+    """What systems reach, and spend, where queries are new."""
+    cells = [f"{row['recall'][stratum][name]:.4f} ({row['cost'][stratum][name]:.2f})" for name in systems]
+    found = row["paired_new"][stratum]
+    return [row["label"], stratum, *cells, *(_shown(found[f"{a}-{b}"]) for a, b in _COMPARED)]
 
 
 def by_stratum(rows: list[dict[str, Any]]) -> Figure:
@@ -182,7 +204,7 @@ def by_stratum(rows: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(4 * max(len(shown), 1), 3.6), layout="constrained")
     for panel, row in zip(figure.subplots(1, max(len(shown), 1), squeeze=False)[0], shown, strict=False):
         strata = [s for s in STRATA if s in row["recall"]]
-        for name in SYSTEMS:
+        for name in (system for system in SYSTEMS if system in row["recall"]["all"]):
             panel.plot(strata, [row["recall"][s][name] for s in strata], "o-", label=name)
         panel.set(title=row["set"], xlabel="earlier askings", ylabel="recall of the cut")
         tidy(panel)

@@ -96,7 +96,7 @@ def test_held_out_queries_are_not_learned_from(rounds, tmp_path):
 
 def fit(path, root, *more):
     given = [
-        f"--config={ROOT / 'configs' / 'policy.yaml'}",
+        f"--config={ROOT / 'configs' / 'cut_policy.yaml'}",
         f"--data.path={path}",
         f"--trainer.default_root_dir={root}",
     ]
