@@ -32,7 +32,6 @@ RENAMED = {  # a module, class or function of version 0.1 -> its path today; kep
     "ltrr.evaluate.nearest": "ltrr.evaluation.nearest",
     "ltrr.evaluate.regret": "ltrr.evaluation.regret",
     "ltrr.evaluate.report": "ltrr.evaluation.report",
-    "ltrr.feedback.heads": "ltrr.learners.online_heads",
     "ltrr.feedback.simulate": "ltrr.simulation.customers",
     "ltrr.fuse": "ltrr.fusion",
     "ltrr.models.arms": "ltrr.learners.arm_loss",

@@ -73,15 +73,15 @@ def abilities(part: object) -> set[str]:
 def test_policies_have_the_abilities_of_their_methods() -> None:
     assert abilities(FixedPolicy(["a"], {"a": 5})) == set()
     cut = CutPolicy(["a"], RelevanceLearner(), {"a": 5}, budget=3)
-    assert {each.__name__ for each in (AfterRetrieval, Exploring, Featured, Online, Priced)} < abilities(cut)
+    assert {each.__name__ for each in (AfterRetrieval, Exploring, Featured, Priced)} < abilities(cut)
 
 
 @pytest.mark.parametrize(
     ("learner", "wanted"),
-    [(RelevanceLearner(), {"Online", "Uncertain"}), (LinUCB(), {"Uncertain"}), (SupervisedRouter(), set())],
+    [(RelevanceLearner(), {"Uncertain"}), (LinUCB(), {"Uncertain"}), (SupervisedRouter(), set())],
 )
 def test_learners_of_cuts_may_know_how_sure_they_are(learner: object, wanted: set[str]) -> None:
-    assert abilities(learner) & {"Online", "Uncertain"} == wanted
+    assert abilities(learner) & {"Uncertain"} == wanted
 
 
 @pytest.mark.parametrize(

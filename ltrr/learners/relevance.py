@@ -19,12 +19,10 @@ from torch import Tensor, nn
 
 from ltrr.encoders.training import check_range, finite
 from ltrr.learners.linear import BayesianHeads
-from ltrr.learners.online_heads import OnlineHeads
 from ltrr.learners.relevance_network import RelevanceNetwork
 from ltrr.learners.rounds_module import RoundsModule, read, standard_of, write
 from ltrr.learners.shared import checked, examined
 from ltrr.policies.features import Standard
-from ltrr.protocols import Learning
 from ltrr.types import RetrievalFeatures, Rounds
 
 _TINY = 1e-6
@@ -214,10 +212,6 @@ class RelevanceLearner(RoundsModule):
                 logits, hidden = self.network(*(torch.from_numpy(part[batch]).to(self.device) for part in known))
                 out[batch, :, 0], out[batch, :, 1:-1] = torch.sigmoid(logits).cpu(), hidden.cpu()
         return out
-
-    def online(self, store: Any, policy: str) -> Learning:
-        """Learner that updates the heads from the rounds that this policy served."""
-        return OnlineHeads(self, store, policy)
 
     # -- export
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from typing import Any
 
 import numpy as np
 
@@ -22,8 +21,6 @@ from ltrr.policies.table import Table
 from ltrr.protocols import (
     CutLearner,
     Exploring,
-    Learning,
-    Online,
     Policy,
     Priced,
     PricedFromLog,
@@ -48,7 +45,6 @@ class CutPolicy:
         estimated: lets probabilities be estimates, as those of Thompson are; propensities are then NaN, which no event
             store takes. For simulations, which log none.
         num: M, the deepest cut; None = the learner's.
-        learn: whether the learner learns from what this policy serves.
         features: what it looks at before retrieval.
         seed: of draws; None = another each time.
 
@@ -66,7 +62,6 @@ class CutPolicy:
         explore: Explorer | None = None,
         estimated: bool = False,
         num: int | None = None,
-        learn: bool = False,
         features: ContextFeatures | None = None,
         seed: int | None = None,
     ) -> None:
@@ -85,7 +80,7 @@ class CutPolicy:
         self._columns = tuple(f.name for f in (*self.features.columns, *query)), tuple(f.name for f in each)
         if self._fitted:
             check_learned("policy.model", learner, self._columns, arms, whole, arms_of(learner.columns[1]))
-        self.learner, self._budget, self._learn = learner, budget, learn
+        self.learner, self._budget = learner, budget
         self._before = before or FixedPolicy(arms, depths, self._num)
         self._depths = [*whole.values()] if before is None else None
         self.id = f"cut {learner.id[:12]}" + (f", {before.id}" if before is not None else "")
@@ -186,15 +181,6 @@ class CutPolicy:
         return np.stack([best(values, self._table.costs, price) + 1 for price in prices], axis=1)
 
     # -- learning
-
-    def online(self, store: Any, policy: str) -> Learning | None:
-        """What feeds the learner with the rounds that this policy served; None without `learn`."""
-        online = offers(self.learner, Online)
-        if not self._learn:
-            return None
-        if online is None:
-            raise ValueError(f"policy.learn: {type(self.learner).__name__} learns in refits only; leave `learn` out")
-        return online.online(store, policy)
 
     def rounds(self, features: np.ndarray, rows: np.ndarray, cut: np.ndarray, clicks: np.ndarray) -> Rounds:
         """Rounds over U queries from what `revise` returned for them, pages in fused order up to the cut."""

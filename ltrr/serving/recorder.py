@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ltrr.config import ConfigError
 from ltrr.feedback.events import impressions_of
 from ltrr.feedback.loop import Loop
 from ltrr.feedback.store import EventStore
@@ -41,11 +40,8 @@ def recorder(system: System, url: str | None, policy: Policy) -> Recorder | None
     """Keeps events in the database of this URL, and teaches the arms, and the policy, that learn; None without a URL.
 
     policy: its prices follow the spending from now on, and start where they were at the last served page.
-    Errors: ConfigError where the policy is to learn and cannot.
     """
     online = offers(policy, Online)
-    if system.settings.policy.get("learn") and (url is None or online is None):
-        raise ConfigError("policy.learn: needs a policy that learns online, and serve.events, from which it learns")
     store = EventStore(url) if url else None
     if (priced := offers(policy, Priced)) is not None:
         last = store.latest(policy.id) if store else None

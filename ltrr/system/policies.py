@@ -45,6 +45,8 @@ def current_section(section: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError("policy.arms_model: needs policy.model, which decides the cut of what the arms bring")
         learned = ("budget", "explore", "learn", "features", *_ARMS_KEYS)  # nothing to do without a model
         return {"class": FIXED} | {key: value for key, value in given.items() if key not in learned}
+    if given.pop("learn", False):
+        warnings.warn("policy.learn: is gone; a policy that learns as it serves is a Belief", stacklevel=2)
     cut = given.pop("cut", 100)
     arms = {_ARMS_KEYS[key]: given.pop(key) for key in [*given] if key in _ARMS_KEYS}
     current: dict[str, Any] = {"class": _CUT, "budget": cut} | given
@@ -198,6 +200,6 @@ def _constructed(
 
 def _without_exploring(section: Mapping[str, Any]) -> dict[str, Any]:
     """What prices depend on: they are found without exploring, and 4 is the same budget as 4.0."""
-    kept = {key: value for key, value in section.items() if key not in ("explore", "learn", "shadow")}
+    kept = {key: value for key, value in section.items() if key not in ("explore", "shadow")}
     whole = {key: float(value) if type(value) is int else value for key, value in kept.items()}
     return {key: _without_exploring(value) if isinstance(value, Mapping) else value for key, value in whole.items()}

@@ -27,7 +27,6 @@ from ltrr.feedback.loop import Loop
 from ltrr.feedback.store import EventStore
 from ltrr.learners.arm_loss import ArmLossLearner
 from ltrr.learners.fusion_weights import FusionWeightsLearner
-from ltrr.learners.online_heads import OnlineHeads
 from ltrr.learners.relevance import RelevanceLearner
 from ltrr.learners.rounds_data import read_rounds
 from ltrr.policies.explorers import Softmax
@@ -87,13 +86,6 @@ def same(values, expected, rtol: float = 1e-5, atol: float = 0.0) -> None:
 def known() -> RetrievalFeatures:
     rounds = read_rounds(V0_1 / "rounds.npz")
     return RetrievalFeatures(rounds.query, rounds.candidates)
-
-
-def learners(store: EventStore, data: Dataset) -> tuple[Memory, RelevanceLearner, OnlineHeads]:
-    """What a service of 0.1 taught: the memory arm, and a policy's heads."""
-    learner = RelevanceLearner.load(EXPORTS / "bandit")
-    heads = OnlineHeads(learner, store, EXPECTED["impressions"][0]["policy"])
-    return Memory(data.corpus, distinct=1), learner, heads
 
 
 # -- rounds and exports
@@ -160,26 +152,23 @@ def test_an_event_database(store: EventStore) -> None:
     assert len(store.erasures(0)) == 1
 
 
-def test_snapshots_of_learners(store: EventStore, data: Dataset) -> None:
-    memory, learner, heads = learners(store, data)
+def test_snapshots_of_learners(data: Dataset) -> None:
+    memory = Memory(data.corpus, distinct=1)
     memory.load(V0_1 / "learned" / "12-16" / "memory.npz")
-    heads.load(V0_1 / "learned" / "12-16" / "policy.npz")
     found = memory.search(data.queries, 5)
     assert found.docs.tolist() == EXPECTED["memory"]["docs"]
     same(found.scores, EXPECTED["memory"]["scores"])
     observed = [[row, text, pytest.approx(score)] for row, text, score in EXPECTED["memory"]["observed"]]
     assert as_json(memory.observed()) == observed
-    same(learner.values(known())[:6], EXPECTED["heads"])
 
 
 def test_a_folder_of_snapshots(store: EventStore, data: Dataset, tmp_path: Path, recwarn) -> None:
     """A service goes on from it: Loop warns where it cannot use a snapshot, and adds its own where something is new."""
     shutil.copytree(V0_1 / "learned", tmp_path / "learned")
-    memory, learner, heads = learners(store, data)
+    memory = Memory(data.corpus, distinct=1)
     rows = {entity: row for row, entity in enumerate(data.corpus.ids)}
-    with Loop(store, {"memory": memory, "policy": heads}, rows, tmp_path / "learned"):
+    with Loop(store, {"memory": memory}, rows, tmp_path / "learned"):
         same(memory.search(data.queries, 5).scores, EXPECTED["memory"]["scores"])
-        same(learner.values(known())[:6], EXPECTED["heads"])
     assert [path.name for path in (tmp_path / "learned").iterdir()] == ["12-16"]
     assert not [warning for warning in recwarn if "learning anew" in str(warning.message)]
 

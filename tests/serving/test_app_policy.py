@@ -1,8 +1,7 @@
-"""A service whose policy learns: search, feedback, other heads; a restart keeps them, an erasure takes them back."""
+"""A service with a learned policy of cuts: a restart goes on at the price where it stopped."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,9 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 
-from ltrr.config import ConfigError
-from ltrr.feedback.events import Impression
 from ltrr.feedback.store import EventStore
 from ltrr.funnel import Funnel
 from ltrr.learners.relevance import RelevanceLearner
-from ltrr.policies.cut import CutPolicy
 from ltrr.policies.features import QUERY, pool_features, pool_names, query_features
 from ltrr.policies.fixed import FixedPolicy
 from ltrr.serving.app import create_app
@@ -51,21 +47,13 @@ def config(music, tmp_path_factory) -> Path:
     module.export(folder)
     floor = {"class": "ltrr.policies.explorers.Softmax", "temperature": 0.02, "floor": 1.0}
     policy = {"class": "ltrr.policies.cut.CutPolicy", "model": str(folder), "budget": 4.0}
-    settings["policy"] = policy | {"explore": floor, "learn": True}
+    settings["policy"] = policy | {"explore": floor}
     (folder / "c.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     return folder / "c.yaml"
 
 
-def heads_of(policy: CutPolicy) -> np.ndarray:
-    """A copy of the means."""
-    learner = policy.learner
-    assert isinstance(learner, RelevanceLearner)
-    assert learner.heads is not None
-    return learner.heads.means.copy()
-
-
 def start(config: Path, *flags: str):
-    """A client, what keeps events, the policy's heads as they are now."""
+    """A client, and what keeps events."""
     (system,) = open_systems(config, list(flags))
     corpus, funnel = system.corpus, system.funnel()
     kept = recorder(system, system.settings.serve.events, funnel.policy)
@@ -73,40 +61,17 @@ def start(config: Path, *flags: str):
     app = create_app(
         funnel, "tiny", len(corpus), lambda row: (corpus.ids[row], corpus[row].title), max_k=20, recorder=kept
     )
-    return TestClient(app), kept, lambda: heads_of(policy_of(funnel))
-
-
-def test_search_then_feedback_then_other_heads_also_after_a_restart(config):
-    client, kept, heads = start(config)
-    first = heads()
-    for n in range(12):
-        asked = {"query": "tayler love", "k": 3, "context": {"customer": f"c{n % 2}"}}
-        shown = client.post("/search", json=asked).json()
-        action = {"id": "a", "impression": shown["impression"], "entity": shown["results"][0]["id"], "kind": "click"}
-        assert client.post("/feedback", json={"actions": [action]}).status_code == 200
-    assert np.array_equal(heads(), first)  # pages wait
-    later = Impression("later", datetime.now(UTC) + timedelta(hours=1), "love", ())
-    kept.loop.record([later])
-    learned = heads()
-    assert np.abs(learned - first).max() > 0.01
-    assert np.allclose(start(config)[2](), learned, atol=1e-5)  # a kill: all from the store
-    kept.loop.close()
-    client, _, heads = start(config)
-    assert np.array_equal(heads(), learned)
-    for customer in ("c0", "c1"):
-        assert client.delete(f"/customers/{customer}").json() == {"impressions": 6, "actions": 6}
-    assert np.allclose(heads(), first, atol=1e-6)
-    assert client.post("/search", json={"query": "love", "k": 3}).status_code == 200
+    return TestClient(app), kept
 
 
 def test_a_restart_goes_on_at_the_price_where_it_stopped(config, tmp_path):
     """But for another budget, whose price is another one."""
-    flags = ("--policy.learn", "false", "--serve.events", f"sqlite:///{tmp_path}/e.db")
-    client, kept, _ = start(config, *flags)
+    flags = ("--serve.events", f"sqlite:///{tmp_path}/e.db")
+    client, kept = start(config, *flags)
     for n in range(30):
         client.post("/search", json={"query": f"love {n % 3}", "k": 2})
     kept.loop.close()
-    with EventStore(flags[3]) as store:
+    with EventStore(flags[1]) as store:
         last = [seen for batch in store.impressions() for _, seen in batch][-1]
     (name,) = last.prices
     systems = [open_systems(config, [*flags, "--policy.budget", budget])[0] for budget in ("4", "5")]
@@ -118,7 +83,7 @@ def test_a_restart_goes_on_at_the_price_where_it_stopped(config, tmp_path):
     assert [price for policy in policies for price in policy.prices.values()] == [last.prices[name], first[1]]
     (system,) = open_systems(config, list(flags))
     funnel = system.funnel(seed=9)  # whose draws spend more than the budget
-    kept = recorder(system, flags[3], funnel.policy)
+    kept = recorder(system, flags[1], funnel.policy)
     assert kept is not None
     kept.loop.close()
     assert policy_of(funnel).prices == {name: last.prices[name]}
@@ -126,17 +91,3 @@ def test_a_restart_goes_on_at_the_price_where_it_stopped(config, tmp_path):
     moved = policy_of(funnel).prices[name] - last.prices[name]
     assert cuts.mean() > 4.0
     assert 0 < moved < 0.2 * first[0]  # it has long been found, so it moves little
-
-
-def test_without_the_switch_nothing_is_learned(config):
-    client, kept, heads = start(config, "--policy.learn", "false")
-    first = heads()
-    client.post("/search", json={"query": "tayler love", "k": 3})
-    kept.loop.record([Impression("much later", datetime.now(UTC) + timedelta(hours=9), "love", ())])
-    assert np.array_equal(heads(), first)
-
-
-@pytest.mark.parametrize("flags", [("--serve.events", "null"), ("--policy.model", "null")])
-def test_what_it_needs_is_named(config, flags):
-    with pytest.raises(ConfigError, match=r"policy\.learn: needs"):
-        start(config, *flags)
