@@ -80,14 +80,14 @@ def compared(
 def report(results: Mapping[str, Any]) -> list[str]:
     """Lines of the Markdown table of results.json's content."""
     budgets, cells = list(results["base"]), ("gap_closed", "gap_over_order", "gap_closed_at_K", "cost_saved")
-    header = "clicks", "passes", "K", "mean cut", "recall", "fixed", "oracle"
+    header = "clicks", "passes", "K", "mean cut", "recall", "base", "oracle"
     rows = []
     for row in results["all"]:
         means = f"{row['mean_cut']:.2f}", cell(row["recall"]), f"{row['fixed']:.4f}", f"{row['oracle']:.4f}"
         rows.append([row["clicks"], row["passes"], row["K"], *means, *(cell(row[figure]) for figure in cells)])
     lines = markdown((*header, "gap closed", "over its own order", "at mean K", "cost saved"), rows)
     rows = [[name, *(cell(by_budget[key]) for key in budgets)] for name, by_budget in results["systems"].items()]
-    lines += ["", *markdown(("recall of the first K", *budgets), rows)]
+    lines += ["", *markdown(("recall at a mean of K", *budgets), rows)]
     rows = [
         [name if name == "policy" else f"fixed, {name}", *(f"{results['regret'][key][name]:.4f}" for key in budgets)]
         for name in ("policy", *ORDERS)
@@ -96,7 +96,7 @@ def report(results: Mapping[str, Any]) -> list[str]:
     named = ", ".join(f"{key} {base}" for key, base in results["base"].items())
     lines += [
         "",
-        f"Fixed: the best system on dev at a fixed cut ({named}), at the policy's mean cut; oracle: its cuts in",
+        f"Base: the best system that does not learn, on dev ({named}), at the policy's mean cut; oracle: its cuts in",
     ]
     lines += _FOOT
     if results["priced_on_itself"]:

@@ -148,7 +148,8 @@ class Belief(Calibrated):
         self._heaviest = heed
         self.weights = np.minimum(np.append(1.0, _USUAL), heed)
         self._squares = np.ones(1 + GROUPS)  # of gradients
-        self._read: OrderedDict[bytes, _Read] = OrderedDict()
+        self._looked_at: OrderedDict[bytes, np.ndarray] = OrderedDict()  # what was seen -> features as logged
+        self._read: OrderedDict[bytes, _Read] = OrderedDict()  # features as logged -> what the network made of them
         self._recent: OrderedDict[tuple[str, str], _Said] = OrderedDict()
         self._waiting: OrderedDict[str, _Page] = OrderedDict()
         self._now = 0  # time of the latest event
@@ -175,7 +176,8 @@ class Belief(Calibrated):
         for q, query in enumerate(queries):
             read = None if inputs is None else inputs[q]
             docs = pool.docs[q, : self._num]
-            self._remember(query, _Said(docs, prior[q], network[q], read, said[q], gain[q], scores[q]))
+            made_of = _Said(docs, prior[q], network[q], read, said[q], gain[q], scores[q])
+            self._keep_latest(self._recent, (normalised(query.text), query.context.customer or ""), made_of)
         return self._coupled(prior, said @ self.weights, real), gain, real
 
     def _corrected(
@@ -184,33 +186,44 @@ class Belief(Calibrated):
         """(Q, M) log odds that the network adds, and (Q, M, I) what it read; features as in `decide`, or as logged."""
         if self._learner is None:
             return np.zeros_like(calibrated), None
-        key = b""
-        if len(queries) == 1:  # one that recurs mostly finds what it found before
-            key = pool.scores.tobytes() + (queries[0].text.encode() if features is None else features.tobytes())
-        if key and (known := self._read.get(key)) is not None and known.by == (self._learner, self._calibration):
+        logged = self._logged(queries, self.features(queries) if features is None else features, pool)
+        key, by = logged.tobytes(), (self._learner, self._calibration)
+        if (known := self._read.get(key)) is not None and known.by == by:
             return known.added, known.inputs
-        logged = self._logged(self.features(queries) if features is None else features, pool)
         width = len(self._columns[0])
         candidates = logged[:, width:].reshape(len(logged), self._num, -1)[:, : calibrated.shape[1]]
         inputs = self._learner.inputs(RetrievalFeatures(logged[:, :width], candidates))
         added = self._learner.correction(inputs, calibrated)
-        if key:
-            with self._lock:
-                self._read[key] = _Read((self._learner, self._calibration), inputs, added)
-                if len(self._read) > _RECENT:
-                    self._read.popitem(last=False)
+        if len(queries) == 1:
+            self._keep_latest(self._read, key, _Read(by, inputs, added))
         return added, inputs
 
-    def _logged(self, features: np.ndarray, pool: Pool) -> np.ndarray:
-        """(Q, F + M · C) features as they are logged; those of before retrieval (Q, F) get the pool's."""
+    def _logged(self, queries: Sequence[Query], features: np.ndarray, pool: Pool) -> np.ndarray:
+        """(Q, F + M · C) features as they are logged; those of before retrieval (Q, F) get the pool's.
+
+        A query that recurs mostly finds what it found before: its latest features are kept.
+        """
         if features.shape[1] > len(self.features.columns):
             return features
+        key = features.tobytes() + pool.scores.tobytes() if len(queries) == 1 else b""
+        if (known := self._looked_at.get(key)) is not None:
+            return known
         seen = pool_features(of_arms(pool, self._arms), self._num)
-        return np.concatenate([features, seen.query, seen.candidates.reshape(len(features), -1)], axis=1)
+        logged = np.concatenate([features, seen.query, seen.candidates.reshape(len(features), -1)], axis=1)
+        if key:
+            self._keep_latest(self._looked_at, key, logged)
+        return logged
+
+    def _keep_latest(self, kept: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+        with self._lock:  # a service decides in many threads
+            kept[key] = value
+            kept.move_to_end(key)
+            if len(kept) > _RECENT:
+                kept.popitem(last=False)
 
     def revise(self, queries: Sequence[Query], features: np.ndarray, pool: Pool, decision: Decision) -> Revised:
         """Orders and cuts; with a network, all that it looked at is to be logged."""
-        logged = features if self._learner is None else self._logged(features, pool)
+        logged = features if self._learner is None else self._logged(queries, features, pool)
         return super().revise(queries, logged, pool, decision)
 
     def _coupled(self, prior: np.ndarray, evidence: np.ndarray, real: np.ndarray) -> np.ndarray:
@@ -356,14 +369,6 @@ class Belief(Calibrated):
         looks = self.looks
         if 0 < clicks.sum() < len(clicks):
             self._calibration = tuple(fit_clicks(x, offset, clicks, looks.examined[cells], looks.usual(), looks.noise))
-
-    def _remember(self, query: Query, said: _Said) -> None:
-        key = normalised(query.text), query.context.customer or ""
-        with self._lock:  # a service decides in many threads
-            self._recent[key] = said
-            self._recent.move_to_end(key)
-            if len(self._recent) > _RECENT:
-                self._recent.popitem(last=False)
 
     def _teach(self) -> None:
         """The network goes on learning from all pairs that were shown and are remembered; decisions go on meanwhile."""

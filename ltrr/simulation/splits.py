@@ -13,7 +13,7 @@ import numpy as np
 from ltrr.config import check_known
 from ltrr.protocols import Ranker
 from ltrr.simulation.pools import JudgedPools
-from ltrr.simulation.truth import recall_by_cut, recall_of_slots
+from ltrr.simulation.truth import recall_by_cut, recall_by_mean, recall_of_slots, rules_of
 
 _PARTS_OF_DEV = 5  # one group of queries in so many sets prices where no other queries do
 
@@ -101,9 +101,12 @@ def make_fold(parts: Parts, order: Ranker, num: int, budgets: Sequence[int], cha
         else:
             parts = Parts(*(part.without([arm]) for part in parts))
 
+    rules = rules_of(parts.train.fused(order), num)
+
     def made(pools: JudgedPools) -> Part:
         fused = pools.fused(order)
-        return Part(fused, recall_by_cut(fused, num))
+        of_rules = {name: recall_by_mean(rule, fused, num) for name, rule in rules.items()}
+        return Part(fused, recall_by_cut(fused, num) | of_rules)
 
     train, dev, test = map(made, parts)
     slots = {budget: recall_of_slots(dev.pools, test.pools, order, budget) for budget in budgets}

@@ -1,6 +1,7 @@
-"""Recall of systems that do not learn, for every cut: each arm, their fusions, and slots reserved for each arm.
+"""Recall of systems that do not learn, for every cut: each arm, their fusions, rules, and slots reserved for each arm.
 
-Knows judged pools in fused order; does not know policies. Legend: Q queries, M cuts (1 to M candidates), A arms.
+Knows judged pools in fused order, and rules; does not know policies that learn. Legend: Q queries, M cuts (1 to M
+candidates), A arms.
 """
 
 from __future__ import annotations
@@ -8,11 +9,14 @@ from __future__ import annotations
 import numpy as np
 
 from ltrr.fusion import ConvexFusion, reciprocal_ranks
+from ltrr.policies.rules import Calibrated, LargestGap, RangeScaled, SoftmaxMass, Threshold
+from ltrr.policies.worth import WorthPolicy
 from ltrr.protocols import Ranker, Weighted, offers
 from ltrr.simulation.allocations import best_slots, slot_order
 from ltrr.simulation.pools import JudgedPools, widened
 
 ORDER = "convex"  # the fused order that is cut
+_TEMPERATURES = (0.02, 0.05, 0.1, 0.2)
 
 
 def fitted_order(pools: JudgedPools) -> ConvexFusion:
@@ -38,6 +42,39 @@ def recall_by_cut(pools: JudgedPools, num: int) -> dict[str, np.ndarray]:
         ranked = widened(np.take_along_axis(gains, places, 1) * returned, num, 0.0)
         recall[name] = recall_of(ranked, pools.positives)
     return recall
+
+
+def rules_of(train: JudgedPools, num: int) -> dict[str, WorthPolicy]:
+    """Rules that cut the fused order; the calibration's numbers are fitted on train queries. num: M."""
+    arms = train.pool.arms[:-1]
+    given = {"arms": arms, "depths": dict.fromkeys(arms, 0), "budget": 1.0, "num": num}
+    rules: dict[str, WorthPolicy] = {"threshold": Threshold(**given), "range-scaled": RangeScaled(**given)}
+    rules |= {f"mass, {t:g}": SoftmaxMass(**given, temperature=t) for t in _TEMPERATURES}
+    rules["largest gap"] = LargestGap(**given)
+    try:
+        rules["calibration"] = Calibrated(**given, **Calibrated(**given).calibrate(train.pool, train.gains))
+    except ValueError:  # nothing that was retrieved is relevant, or all of it
+        pass
+    return rules
+
+
+def recall_by_mean(rule: WorthPolicy, pools: JudgedPools, num: int) -> np.ndarray:
+    """(Q, M) recall of each query where the price is such that these queries have 1 to M candidates on average.
+
+    So a rule has the best price that it can have; no judgement is looked at.
+    """
+    worth, order, _ = rule.worth(pools.queries, pools.pool, pools.features)
+    gains = pools.gains if order is None else np.take_along_axis(pools.gains, order, 1)
+    recall = recall_of(widened(gains, num, 0.0), pools.positives)
+    worth = widened(worth, num, -np.inf)
+    rank = np.empty(worth[:, 1:].size, np.int64)  # of each candidate below the first, among those of all queries
+    rank[np.argsort(-worth[:, 1:], axis=None, kind="stable")] = np.arange(len(rank))
+    rank = rank.reshape(len(worth), -1)
+    out = np.empty_like(recall)
+    for more in range(num):  # candidates beside the first, on average
+        cut = (rank < more * len(worth)).sum(axis=1)
+        out[:, more] = np.take_along_axis(recall, cut[:, None], 1)[:, 0]
+    return out
 
 
 def recall_of_slots(dev: JudgedPools, test: JudgedPools, order: Ranker, num: int) -> np.ndarray:

@@ -77,7 +77,7 @@ def row_of(flags: Any, name: str, key: str, label: str, **options: Any) -> dict[
     """One comparison; options: those of `simulate --stream`, and `overrides` of its config."""
     folder, qrels = SETS[name]
     overrides = options.pop("overrides", [])
-    if key not in (f"{name}-5", f"{name}-few"):
+    if key != f"{name}-few":
         overrides = [*overrides, *_WITHOUT]
     data = Path(flags.shared) / folder if folder else flags.out / "catalogue"
     (system,) = open_systems(CONFIG, ["--data.path", str(data), "--data.qrels", qrels, *overrides])

@@ -36,7 +36,9 @@ def test_a_policy_is_simulated_beside_what_it_is_compared_with(music: Path, conf
         for cell in results[part].values():
             assert set(cell) == {"mean", "low", "high"}
             assert cell["low"] <= cell["mean"] <= cell["high"]
-    assert set(results["systems"]) == {"title", "all", "rrf", "convex", "slots", "oracle", "policy"}
+    rules = {"threshold", "range-scaled", "mass, 0.02", "mass, 0.05", "mass, 0.1", "mass, 0.2", "largest gap"}
+    rules |= {"calibration"} & {*results["systems"]}
+    assert set(results["systems"]) == {"title", "all", "rrf", "convex", "slots", "oracle", "policy"} | rules
     for budget in ("K=3", "K=5"):
         recall = {name: told[budget]["mean"] for name, told in results["systems"].items()}
         assert recall["oracle"] >= max(recall["policy"] - 0.05, recall[results["base"][budget]])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ltrr.fusion import ReciprocalRankFusion
-from ltrr.simulation.truth import fitted_order, recall_by_cut, recall_of_slots
+from ltrr.policies.rules import RangeScaled, SameCut
+from ltrr.simulation.truth import fitted_order, recall_by_cut, recall_by_mean, recall_of_slots, rules_of
 from tests.simulation.worlds import ARMS, ORDER, random_pools
 
 
@@ -36,3 +37,21 @@ def test_slots_are_chosen_on_dev_and_filled_for_test() -> None:
 def test_the_fitted_order_trusts_the_arm_that_knows() -> None:
     weights = fitted_order(random_pools(300)).weights
     assert weights["a"] > weights["b"]
+
+
+def test_a_rule_has_its_best_price_for_every_mean() -> None:
+    pools = random_pools().fused(ORDER)
+    given = {"arms": pools.pool.arms[:-1], "depths": {}, "budget": 1.0, "num": 12}
+    same = recall_by_mean(SameCut(**given), pools, 12)
+    np.testing.assert_allclose(same[:, 0], recall_by_cut(pools, 12)["convex"][:, 0])
+    np.testing.assert_allclose(same[:, -1], recall_by_cut(pools, 12)["convex"][:, -1])
+    rule = RangeScaled(**given)
+    found, worth = recall_by_mean(rule, pools, 12), rule.worth(pools.queries, pools.pool).worth
+    for price in (0.9, 0.6, 0.3):
+        cut = np.maximum((worth >= price).sum(axis=1), 1)
+        mean = cut.mean()
+        by_cut = recall_by_cut(pools, 12)["convex"]
+        reached = np.take_along_axis(by_cut, cut[:, None] - 1, 1).mean()
+        low = int(mean)
+        assert found[:, low - 1].mean() - 1e-9 <= reached <= found[:, min(low, 11)].mean() + 1e-9
+    assert {*rules_of(pools, 12)} >= {"threshold", "range-scaled", "largest gap", "calibration"}
