@@ -2,7 +2,8 @@
 
     python scripts/simulate.py --stream --config configs/stream.yaml --data FOLDER --out DIR [--zipf 1] [--rounds 60000]
         [--mean-cut 5] [--seeds 10] [--first-seed 0] [--groups known] [--eta 1] [--noise 0.1] [--attraction 1]
-        [--cascade] [--delay 0] [--duplicates 0.5] [--alone] [--change drift|dies:ARM|joins:ARM|arrives] [--at 30000]
+        [--cascade] [--delay 0] [--duplicates 0.5] [--reformulated 0.1] [--fresh 0.2] [--in-order] [--page 10]
+        [--rank] [--alone] [--change drift|dies:ARM|joins:ARM|arrives] [--at 30000]
         [--dotted.overrides …]
 
 Queries are drawn by Zipf's law from all judged ones. Every system sees the same queries, customers and random numbers,
@@ -37,11 +38,22 @@ from ltrr.evaluation.stream_report import (
 )
 from ltrr.evaluation.tables import write_experiment
 from ltrr.files import content_key
-from ltrr.protocols import ComparesQueries, Weighted, offers
+from ltrr.protocols import ComparesQueries, Ranker, Weighted, offers
 from ltrr.simulation.changes import phases, texts_of
 from ltrr.simulation.kept import check_world, kept
 from ltrr.simulation.pools import JudgedPools
-from ltrr.simulation.stream import Customers, Played, Stream, play, play_still, times_before, zipf
+from ltrr.simulation.stream import (
+    Customers,
+    Played,
+    Stream,
+    in_order,
+    play,
+    play_still,
+    reformulated,
+    simon,
+    times_before,
+    zipf,
+)
 from ltrr.system.simulated import world_of
 from ltrr.system.streams import (
     World,
@@ -57,6 +69,7 @@ from ltrr.system.system import System, open_systems
 _CHOOSES = range(10, 15)  # seeds of the streams on which the rule is chosen
 _REVISION = 1  # of what makes a system's rounds
 NEW, NEW_OF = ("0", "1-9"), ("network", "belief")
+_FURTHER = ("alone", "fresh", "in_order", "reformulated", "page", "rank")  # flags
 _SATISFIED = 0.7  # a cascade's customer stops after a click
 
 
@@ -78,14 +91,24 @@ def run() -> None:
             parser.add_argument("--attraction", type=float, default=1.0, help="clicks on what is seen and relevant"),
             parser.add_argument("--cascade", action="store_true", help="customers stop at what they want"),
             parser.add_argument("--duplicates", type=float, default=0.0, help="share of rounds in another text"),
+            parser.add_argument("--fresh", type=float, help="share of rounds with new queries, in place of Zipf's law"),
+            parser.add_argument("--in-order", action="store_true", help="queries as the data set, a log, has them"),
+            parser.add_argument("--reformulated", type=float, default=0.0, help="share of rounds typed anew at once"),
+            parser.add_argument("--page", type=int, help="places that customers see; default: the whole cut"),
+            parser.add_argument("--rank", action="store_true", help="the config's ranker orders the cut first"),
             parser.add_argument("--alone", action="store_true", help="queries tell nothing of others like them"),
             parser.add_argument("--change", help="drift, dies:ARM, joins:ARM or arrives"),
             parser.add_argument("--at", type=int, help="round of the change; default: half of the rounds"),
             parser.add_argument("--delay", type=int, default=0, help="rounds until a click is known"),
         ),
     )  # fmt: skip
-    if not 0 <= flags.duplicates <= 1:
-        raise ConfigError(f"--duplicates: {flags.duplicates} is not a share from 0 to 1")
+    for name in ("duplicates", "reformulated", "fresh"):
+        if not 0 <= (getattr(flags, name) or 0) <= 1:
+            raise ConfigError(f"--{name}: {getattr(flags, name)} is not a share from 0 to 1")
+    if flags.fresh is not None and flags.in_order:
+        raise ConfigError("--fresh, --in-order: one of them at a time")
+    if flags.page is not None and flags.page < 1:
+        raise ConfigError(f"--page: {flags.page} is below 1")
     if flags.at is not None and not (flags.change and 0 < flags.at < flags.rounds):
         raise ConfigError(f"--at: {flags.at} is not a round of a stream with --change")
     for name, least in (("seeds", 1), ("rounds", 1), ("mean_cut", 1), ("zipf", 0)):
@@ -121,11 +144,15 @@ def compare(system: System, flags: Any, customers: Customers) -> tuple[dict[str,
     sections = {name: section | fitted[name] for name, section in sections.items()}
     still = [name for name, section in sections.items() if not learns(system.policies.unpriced(section))]
 
-    texts = texts_of([query.text for query in pools.queries], flags.duplicates > 0)
+    several = flags.duplicates > 0 or flags.reformulated > 0
+    texts = texts_of([query.text for query in pools.queries], several)
     at = None if flags.change is None else flags.rounds // 2 if flags.at is None else flags.at
+    ranker = system.ranker if flags.rank else None
+    if flags.rank and ranker is None:
+        raise ConfigError("--rank: the config has no ranker; give --ranker.class and its arguments")
     # A seed's systems play one after the other, so one world is kept.
     worlds = lru_cache(maxsize=1)(lambda seed: phases(pools, flags.change, system.order(), seed))
-    setting = _Setting(worlds, customers, texts, {} if flags.alone else queries_alike(system, texts), at)
+    setting = _Setting(worlds, customers, texts, {} if flags.alone else queries_alike(system, texts), at, ranker)
 
     # 2) Every system serves the stream of every seed.
     played: dict[str, list[Played]] = {name: [] for name in sections}
@@ -155,7 +182,7 @@ def compare(system: System, flags: Any, customers: Customers) -> tuple[dict[str,
             "groups": flags.groups,
             "customers": vars(customers),
             "duplicates": flags.duplicates,
-            "alone": flags.alone,
+            **{name: getattr(flags, name) for name in _FURTHER},
             "change": flags.change,
             "change_at": at,
             "rule": chosen,
@@ -191,10 +218,17 @@ class _Setting(NamedTuple):
     texts: list[list[str]]  # of each query
     alike: Mapping[str, Sequence[tuple[str, float]]]
     at: int | None  # round of the change
+    ranker: Ranker | None
 
 
 def _stream(flags: Any, num_queries: int, seed: int) -> Stream:
-    return zipf(num_queries, flags.rounds, flags.zipf, seed, duplicates=flags.duplicates)
+    if flags.in_order:
+        stream = in_order(num_queries, flags.rounds, seed)
+    elif flags.fresh is not None:
+        stream = simon(num_queries, flags.rounds, flags.fresh, seed)
+    else:
+        stream = zipf(num_queries, flags.rounds, flags.zipf, seed, duplicates=flags.duplicates)
+    return reformulated(stream, flags.reformulated) if flags.reformulated else stream
 
 
 def _rounds(
@@ -202,7 +236,9 @@ def _rounds(
 ) -> Played:
     """A system's rounds with one seed; read where they were played before."""
     world = flags.zipf, flags.rounds, flags.groups, vars(setting.customers), flags.duplicates, flags.change, setting.at
-    key = content_key(_REVISION, section, world, *(["alone"] if flags.alone else []))
+    # What is not as usual; left out otherwise, so that rounds of before it could be are found.
+    further = [[name, value] for name in _FURTHER if (value := getattr(flags, name)) not in (None, False, 0.0)]
+    key = content_key(_REVISION, section, world, *further)
 
     def simulate() -> dict[str, np.ndarray]:
         policy = system.policies.unpriced(section, stream.seed)
@@ -223,6 +259,8 @@ def _rounds(
                 texts=setting.texts,
                 later=later,
                 change_at=setting.at,
+                page=flags.page,
+                ranker=setting.ranker,
                 progress=bar.update,
             )._asdict()
 
@@ -235,7 +273,7 @@ def _best_rule(
     """The system, of those that do not learn, with the highest recall on streams of train and dev queries."""
     if not len(known.queries):
         return "scaled" if "scaled" in still else still[0]
-    streams = [zipf(len(known.queries), flags.rounds, flags.zipf, seed) for seed in _CHOOSES]
+    streams = [_stream(flags, len(known.queries), seed) for seed in _CHOOSES]
 
     def recall(name: str) -> float:
         policy = system.policies.unpriced(sections[name])

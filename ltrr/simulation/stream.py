@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ltrr.feedback.events import normalised
+from ltrr.funnel import in_order as pool_in_order
 from ltrr.funnel import reserve
 from ltrr.policies.price import least_price
-from ltrr.protocols import AfterRetrieval, Online, Policy, Priced, Valuing, offers
+from ltrr.protocols import AfterRetrieval, Online, Policy, Priced, Ranker, Valuing, offers
 from ltrr.simulation.pools import JudgedPools
 from ltrr.types import ActionRow, Candidates, ImpressionRow, Pool, Query
 
@@ -77,11 +78,12 @@ class Stream(NamedTuple):
     customers: np.ndarray  # (R,) number of the customer
     seed: int
     way: np.ndarray | None = None  # (R,) which of the query's texts is typed; None = the first
+    session: np.ndarray | None = None  # (R,) the round with which each one's session began; None = each its own
 
     def part(self, some: slice) -> Stream:
         """Some of the rounds."""
-        way = None if self.way is None else self.way[some]
-        return Stream(self.asked[some], self.customers[some], self.seed, way)
+        way, session = (None if part is None else part[some] for part in (self.way, self.session))
+        return Stream(self.asked[some], self.customers[some], self.seed, way, session)
 
 
 class Played(NamedTuple):
@@ -109,6 +111,44 @@ def zipf(
     return Stream(asked, customers, seed, (rng.random(rounds) < duplicates).astype(np.int64) if duplicates else None)
 
 
+def simon(num_queries: int, rounds: int, fresh: float, seed: int, num_customers: int = 1_000) -> Stream:
+    """A share of the rounds, while there are any, asks a query nobody asked before; others repeat an earlier round.
+
+    What was asked often is asked more, so that frequencies follow a power law (Simon 1955).
+    """
+    if not 0 < fresh <= 1:
+        raise ValueError(f"stream: a share of {fresh} fresh queries is not above 0 and at most 1")
+    rng = np.random.default_rng(seed)
+    new, order = rng.random(rounds) < fresh, rng.permutation(num_queries)
+    repeats, known = (rng.random(rounds) * np.arange(rounds)).astype(np.int64), 0
+    asked = np.empty(rounds, np.int64)
+    for n in range(rounds):
+        if not n or (new[n] and known < num_queries):
+            asked[n], known = order[known], known + 1
+        else:
+            asked[n] = asked[repeats[n]]
+    return Stream(asked, rng.integers(num_customers, size=rounds), seed)
+
+
+def in_order(num_queries: int, rounds: int, seed: int, num_customers: int = 1_000) -> Stream:
+    """All queries in the data set's own order, such as a log's, and again from the first when they are over."""
+    return Stream(
+        np.arange(rounds) % num_queries, np.random.default_rng(seed).integers(num_customers, size=rounds), seed
+    )
+
+
+def reformulated(stream: Stream, share: float) -> Stream:
+    """After a share of the rounds the customer at once types the query's second text, in the same session."""
+    rng = np.random.default_rng([stream.seed, 2])
+    again = np.flatnonzero(rng.random(len(stream.asked) - 1) < share)
+    again = again[np.diff(again, prepend=-2) > 1]  # not twice in a row
+    asked, customers, session = stream.asked.copy(), stream.customers.copy(), np.arange(len(stream.asked))
+    way = np.zeros(len(asked), np.int64) if stream.way is None else stream.way.copy()
+    asked[again + 1], customers[again + 1], session[again + 1] = asked[again], customers[again], again
+    way[again], way[again + 1] = 0, 1
+    return stream._replace(asked=asked, customers=customers, way=way, session=session)
+
+
 def times_before(texts: Sequence[Sequence[str]], stream: Stream) -> np.ndarray:
     """(R,) how often the same text was typed before each round; texts: each query's, normalised."""
     numbers: dict[str, int] = {}
@@ -131,6 +171,8 @@ def play(
     texts: Sequence[Sequence[str]] | None = None,
     later: JudgedPools | None = None,
     change_at: int | None = None,
+    page: int | None = None,
+    ranker: Ranker | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Played:
     """A policy that learns serves the stream; its prices follow what is spent.
@@ -139,6 +181,8 @@ def play(
         pools: of the Q queries, in fused order.
         texts: the ways in which each query is typed, normalised; None = its text.
         later: the pools from round `change_at` on.
+        page: places that customers see; None = the whole cut.
+        ranker: orders the cut before it is shown.
         progress: is told rounds that are over, now and then.
     """
     after, online, priced = offers(policy, AfterRetrieval), offers(policy, Online), offers(policy, Priced)
@@ -173,12 +217,17 @@ def play(
             out.recall[n], out.success[n] = each.sum() / gains.total, (each > 0).any()
             out.cost[n] = cut + (decision.explored is not None and decision.explored[0] >= 0)
             # 3) A customer looks and clicks.
-            page = reserve(shown, decision, cut + 1)[0].docs[0]
-            if out.cost[n] > cut:
-                each = gains.of(page)
+            if ranker is not None:
+                shown = ranker.rank([query], pool_in_order(_unfused(pool), shown))
+            if page is not None:
+                shown = shown.first(page)
+            rows = reserve(shown, decision, page or cut + 1)[0].docs[0]
+            if ranker is not None or len(rows) != cut or out.cost[n] > cut:
+                each = gains.of(rows)
             clicks = customers.clicks(each, draws[n - start])
             if learner is not None:
-                late.append(_events(n, query, page, clicks))
+                session = n if stream.session is None else int(stream.session[n])
+                late.append(_events(n, session, query, rows, clicks))
                 # 4) The policy learns from clicks that are known by now.
                 while len(late) > customers.delay:
                     impression, actions = late.popleft()
@@ -216,6 +265,10 @@ def play_still(policy: Policy, pools: JudgedPools, stream: Stream) -> Played:
     return Played(recall[row], np.asarray(success)[row], decision.cut[row].astype(float))
 
 
+def _unfused(pool: Pool) -> Pool:
+    return Pool(pool.arms[:-1], pool.docs, pool.ranks[:, :, :-1], pool.scores[:, :, :-1])
+
+
 class _Gains(NamedTuple):
     """What the candidates of one query are worth."""
 
@@ -246,9 +299,11 @@ class _World:
         return self._kept[q, way]
 
 
-def _events(number: int, query: Query, page: np.ndarray, clicks: np.ndarray) -> tuple[ImpressionRow, list[ActionRow]]:
+def _events(
+    number: int, session: int, query: Query, page: np.ndarray, clicks: np.ndarray
+) -> tuple[ImpressionRow, list[ActionRow]]:
     time, name, rows = _START + _PAUSE * number, str(number), page.tolist()
-    impression = ImpressionRow(name, name, query.context.customer or "", time, query.text, rows)
+    impression = ImpressionRow(name, str(session), query.context.customer or "", time, query.text, rows)
     actions = [
         ActionRow(f"{name}-{k}", name, rows[k], "click", time + (2 + k) * _SECOND, None)
         for k in np.flatnonzero(clicks).tolist()

@@ -6,6 +6,8 @@ candidates), A arms.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 
 from ltrr.fusion import ConvexFusion, reciprocal_ranks
@@ -51,10 +53,8 @@ def rules_of(train: JudgedPools, num: int) -> dict[str, WorthPolicy]:
     rules: dict[str, WorthPolicy] = {"threshold": Threshold(**given), "range-scaled": RangeScaled(**given)}
     rules |= {f"mass, {t:g}": SoftmaxMass(**given, temperature=t) for t in _TEMPERATURES}
     rules["largest gap"] = LargestGap(**given)
-    try:
+    with suppress(ValueError):  # nothing that was retrieved is relevant, or all of it
         rules["calibration"] = Calibrated(**given, **Calibrated(**given).calibrate(train.pool, train.gains))
-    except ValueError:  # nothing that was retrieved is relevant, or all of it
-        pass
     return rules
 
 

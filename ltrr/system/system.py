@@ -148,7 +148,7 @@ class System:
 
     def funnel(self, seed: int | None = None) -> Funnel:
         """Arms, the policy, the fused order, and the ranker where the config has one. seed: of what explores."""
-        return self._funnel(self.policy(seed), self._ranker)
+        return self._funnel(self.policy(seed), self.ranker)
 
     def retrieve(self, queries: Sequence[Query], policy: Policy) -> Pool:
         """The whole union of what a policy's arms bring, in fused order."""
@@ -174,7 +174,7 @@ class System:
         return self._policy_spec["class"] != FIXED
 
     @cached_property
-    def _ranker(self) -> Ranker | None:
+    def ranker(self) -> Ranker | None:
         """The config's ranker; what it leaves free is fitted on what the funnel draws for the queries of fusion."""
         if not self.has_ranker:
             return None

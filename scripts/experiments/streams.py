@@ -81,8 +81,14 @@ def row_of(flags: Any, name: str, key: str, label: str, **options: Any) -> dict[
         overrides = [*overrides, *_WITHOUT]
     data = Path(flags.shared) / folder if folder else flags.out / "catalogue"
     (system,) = open_systems(CONFIG, ["--data.path", str(data), "--data.qrels", qrels, *overrides])
-    given: dict[str, Any] = {"customers": Customers(), "duplicates": 0.0, "alone": False, "change": None, "at": None}
-    given |= options
+    given: dict[str, Any] = {
+        "customers": Customers(),
+        "duplicates": 0.0,
+        "reformulated": 0.0,
+        "change": None,
+        "at": None,
+    }
+    given |= dict.fromkeys(("alone", "fresh", "in_order", "page", "rank")) | options
     out = flags.out / f"{name}-{given['zipf']:g}-{given['mean_cut']:g}"
     setting = SimpleNamespace(out=out, first_seed=0, groups="all", **given)
     results, *_ = compare(system, setting, given["customers"])

@@ -14,8 +14,18 @@ from ltrr.policies.rules import RangeScaled, SameCut
 from ltrr.policies.worth import ReservedPlace
 from ltrr.simulation.changes import drifted, phases, texts_of, without_documents
 from ltrr.simulation.pools import JudgedPools
-from ltrr.simulation.stream import Customers, Stream, play, play_still, times_before, zipf
-from ltrr.types import ActionRow, Decision, ImpressionRow, Pool, Query
+from ltrr.simulation.stream import (
+    Customers,
+    Stream,
+    in_order,
+    play,
+    play_still,
+    reformulated,
+    simon,
+    times_before,
+    zipf,
+)
+from ltrr.types import ActionRow, Candidates, Decision, ImpressionRow, Pool, Query
 
 WIDTH, NUM = 12, 40
 
@@ -174,3 +184,58 @@ def test_where_nothing_is_judged_clicks_calibrate() -> None:
     assert np.abs(after - start).max() > 0.1
     rate = POOLS.grades[:, :6].mean()
     assert expit(after[:, :6]).mean() == pytest.approx(rate, abs=0.15)
+
+
+def test_fresh_queries_come_at_their_share_and_the_rest_repeats() -> None:
+    stream = simon(100_000, 20_000, 0.2, 3)
+    before = times_before([[str(q)] for q in range(100_000)], stream)
+    assert (before == 0).mean() == pytest.approx(0.2, abs=0.01)
+    counts = np.sort(np.bincount(stream.asked))[::-1]
+    assert counts[0] > 50 * counts[counts > 0].mean()  # a power law
+    few = simon(30, 500, 0.5, 3)
+    assert set(few.asked.tolist()) == set(range(30))
+    with pytest.raises(ValueError, match="above 0"):
+        simon(30, 500, 0.0, 3)
+
+
+def test_a_log_is_played_in_its_own_order_again_and_again() -> None:
+    np.testing.assert_array_equal(in_order(4, 6, 0).asked, [0, 1, 2, 3, 0, 1])
+
+
+def test_a_reformulation_is_the_same_query_in_another_text_by_the_same_customer_at_once() -> None:
+    plain = zipf(50, 2_000, 1.0, 3)
+    stream = reformulated(plain, 0.3)
+    assert stream.session is not None
+    assert stream.way is not None
+    again = np.flatnonzero(stream.session != np.arange(2_000))
+    assert 0.15 < len(again) / 2_000 < 0.3
+    np.testing.assert_array_equal(stream.asked[again], stream.asked[again - 1])
+    np.testing.assert_array_equal(stream.customers[again], stream.customers[again - 1])
+    np.testing.assert_array_equal(stream.session[again], again - 1)
+    assert stream.way[again].all()
+    assert not stream.way[again - 1].any()
+    others = np.setdiff1d(np.arange(2_000), again)
+    np.testing.assert_array_equal(stream.asked[others], plain.asked[others])
+    watched = Watched()
+    texts = texts_of([query.text for query in POOLS.queries], True)
+    play(watched, POOLS, reformulated(zipf(NUM, 60, 1.0, 1), 0.5), Customers(), texts=texts)
+    shown = [each[0] for each in watched.log if isinstance(each, tuple)]
+    assert len({each.session for each in shown}) < len(shown)
+
+
+class Backwards:
+    """Ranks the last first."""
+
+    def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
+        return Candidates(pool.docs[:, ::-1], np.arange(pool.docs.shape[1], 0, -1.0, np.float32)[None])
+
+
+def test_customers_see_a_page_in_the_rankers_order() -> None:
+    pages = {}
+    for name, page, ranker in (("whole", None, None), ("page", 2, None), ("ranked", 2, Backwards())):
+        watched = Watched()
+        played = play(watched, POOLS, zipf(NUM, 50, 1.0, 1), Customers(), page=page, ranker=ranker)
+        assert (played.cost == 3).all()  # what was ranked, whatever is seen
+        pages[name] = [list(each[0].rows) for each in watched.log if isinstance(each, tuple)]
+    assert [page[:2] for page in pages["whole"]] == pages["page"]
+    assert [page[:0:-1] for page in pages["whole"]] == pages["ranked"]
