@@ -227,7 +227,7 @@ class Backwards:
     """Ranks the last first."""
 
     def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
-        return Candidates(pool.docs[:, ::-1], np.arange(pool.docs.shape[1], 0, -1.0, np.float32)[None])
+        return Candidates(pool.docs[:, ::-1], np.arange(pool.docs.shape[1], 0, -1, dtype=np.float32)[None])
 
 
 def test_customers_see_a_page_in_the_rankers_order() -> None:
