@@ -70,15 +70,19 @@ ROBUST: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SYSTEMS = ("fixed", "rule", "prior", "network", "boost", "belief")
 _COMPARED = ("network", "rule"), ("network", "prior"), ("belief", "rule")
-_WITHOUT = ["--stream.systems.network", "null"]  # the network alone is shown where queries are new
+_NETWORK = (  # the belief's prior alone, shown where queries are new
+    "{class: ltrr.policies.belief.Belief, evidence: {class: ltrr.feedback.evidence.tally.Tally}, "
+    "learner: {class: ltrr.learners.prior.PriorLearner}, features: [embedding], heed: 0, "
+    "explore: {class: ltrr.policies.worth.ReservedPlace, share: 0}}"
+)
 
 
 def row_of(flags: Any, name: str, key: str, label: str, **options: Any) -> dict[str, Any]:
     """One comparison; options: those of `simulate --stream`, and `overrides` of its config."""
     folder, qrels = SETS[name]
     overrides = options.pop("overrides", [])
-    if key != f"{name}-few":
-        overrides = [*overrides, *_WITHOUT]
+    if key == f"{name}-few":
+        overrides = [*overrides, "--stream.systems.network", _NETWORK]
     data = Path(flags.shared) / folder if folder else flags.out / "catalogue"
     (system,) = open_systems(CONFIG, ["--data.path", str(data), "--data.qrels", qrels, *overrides])
     given: dict[str, Any] = {
