@@ -49,10 +49,10 @@ def write_examination(store: EventStore, num_positions: int, path: Path) -> str:
 
 def write_policy_rounds(store: EventStore, model: Path, wait: timedelta, path: Path, all_arms: bool) -> str:
     """Writes rounds; returns a report: their number, and the number of impressions left out, by reason."""
-    from ltrr.learners.relevance import RelevanceLearner
+    from ltrr.learners.exports import load_learner
     from ltrr.learners.rounds_data import write_rounds  # torch takes seconds to import
 
-    policy = RelevanceLearner.load(model)
+    policy = load_learner(str(model))
     read = tqdm(store.rounds(until=datetime.now(UTC) - wait), "read", unit="batch")
     rounds, left = rounds_of(read, policy.columns, policy.num, all_arms)
     write_rounds(path, rounds)

@@ -2,7 +2,7 @@
 
 Knows impressions, rewards and the names of feature columns; knows nothing about learners. A model's candidates are in
 fused order, a page is in the ranker's order. The ranks of a candidate in all arms identify it: no other candidate has
-the same. A candidate within the cut that the page did not show counts as missing.
+the same. A candidate that the page did not show counts as missing.
 Legend: R rounds, U queries as they were known, M candidates of each, F and C features, K shown entities, A arms.
 """
 
@@ -36,10 +36,10 @@ def known_of(seen: Impression, names: Names, num: int) -> tuple[np.ndarray, np.n
     features = np.array(seen.features, np.float32)
     candidates = features[width:].reshape(num, len(names[1]))
     ranks = np.array(seen.ranks, np.float32).reshape(-1, len(ranked))  # (K, A), None becomes NaN
-    own = candidates[: seen.drawn.cut, [names[1].index(name) for name in ranked]]
+    own = candidates[:, [names[1].index(name) for name in ranked]]  # all: a policy may have an order of its own
     same = (own == np.nan_to_num(1.0 / (1.0 + ranks))[:, None]).all(axis=2)  # (K, cut)
     if len(ranks) != len(seen.shown) or (same.sum(axis=1) != 1).any() or (same.sum(axis=0) > 1).any():
-        return "a page that is not from the cut"
+        return "a page of candidates that were not looked at"
     place = np.full(num, -1, np.int16)
     place[same.argmax(axis=1)] = np.arange(len(ranks))
     return features[:width], candidates, place

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from ltrr.cli.fit import TrainingCLI
 from ltrr.feedback.store import EventStore
 from ltrr.policies.belief import Belief
 from ltrr.serving.app import create_app
 from ltrr.serving.recorder import recorder
 from ltrr.system.system import open_systems
-from tests.helpers import script
+from tests.helpers import ROOT, script
 
 BELIEF = ("--policy.class", "ltrr.policies.belief.Belief", "--policy.budget", "6")
 
@@ -72,3 +73,37 @@ def test_it_learns_what_is_served_and_shows_what_it_explores(music: Path, fast_c
     order = [result["id"] for result in client.post("/search", json=asked).json()["results"]]
     assert wanted not in order[:1]
     np.testing.assert_array_equal(belief.weights.shape, again.weights.shape)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's, on small data
+def test_a_neural_prior_is_fitted_on_rounds_served_and_fitted_again(music: Path, fast_config: Path, tmp_path: Path):
+    """docs/policy.md: simulated rounds -> train.py fit -> a belief that serves from it -> rounds of what was served."""
+    flags = ("--config", fast_config, "--data", music, "--budgets", 5, "--seeds", 1, "--no-perfect", "--log")
+    policy = (
+        "{class: ltrr.policies.cut.CutPolicy, learner: {class: ltrr.learners.relevance.RelevanceLearner, epochs: 1}}"
+    )
+    more = ("--policy", policy, "--policy.num", 30, "--logger", "null", "--price", "train")
+    script("scripts/simulate.py", *flags, *more, "--out", tmp_path / "sim")
+    fit = ["fit", f"--config={ROOT / 'configs' / 'policy.yaml'}", "--trainer.logger=false", "--trainer.max_epochs=2"]
+    fit += [
+        f"--trainer.default_root_dir={tmp_path}",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.accelerator=cpu",
+    ]
+    TrainingCLI([*fit, f"--data.path={tmp_path / 'sim' / 'rounds-5.npz'}", "--id=first"])
+    url, export = f"sqlite:///{tmp_path}/events.db", tmp_path / "first" / "export"
+    served = ["--policy.class", "ltrr.policies.belief.Belief", "--policy.budget", "6", "--policy.num", "30"]
+    served += ["--policy.model", str(export), "--policy.features", "[text, time]"]
+    (system,) = open_systems(fast_config, ["--data.path", str(music), "--serve.events", url, *served])
+    funnel = system.funnel(seed=1)
+    kept = recorder(system, url, funnel.policy)
+    assert kept is not None
+    for query in system.dataset.split("train").queries[:25]:
+        kept.show(funnel.search([query], 10), None)
+    kept.loop.close()
+    rounds = tmp_path / "served.npz"
+    done = script("scripts/events.py", "--events", url, "rounds", "--model", export, "--out", rounds, "--wait", 0)
+    assert "25 rounds" in done.stdout
+    assert "left out: none" in done.stdout
+    TrainingCLI([*fit, f"--data.path={rounds}", "--id=second"])
+    assert (tmp_path / "second" / "export" / "prior.safetensors").exists()
