@@ -3,7 +3,7 @@
     python scripts/simulate.py --stream --config configs/stream.yaml --data FOLDER --out DIR [--zipf 1] [--rounds 60000]
         [--mean-cut 5] [--seeds 10] [--first-seed 0] [--groups known] [--eta 1] [--noise 0.1] [--attraction 1]
         [--cascade] [--delay 0] [--duplicates 0.5] [--reformulated 0.1] [--fresh 0.2] [--in-order] [--page 10]
-        [--rank] [--alone] [--change drift|dies:ARM|joins:ARM|arrives] [--at 30000]
+        [--rank] [--arm-costs '{dense: 3}'] [--alone] [--change drift|dies:ARM|joins:ARM|arrives] [--at 30000]
         [--dotted.overrides …]
 
 Queries are drawn by Zipf's law from all judged ones. Every system sees the same queries, customers and random numbers,
@@ -22,10 +22,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 from tqdm import tqdm
 
 from ltrr.cli.arguments import arguments
-from ltrr.config import ConfigError
+from ltrr.config import ConfigError, check_known
 from ltrr.evaluation.stream_report import (
     Asked,
     Served,
@@ -43,6 +44,7 @@ from ltrr.simulation.changes import phases, texts_of
 from ltrr.simulation.kept import check_world, kept
 from ltrr.simulation.pools import JudgedPools
 from ltrr.simulation.stream import (
+    Arms,
     Customers,
     Played,
     Stream,
@@ -69,7 +71,7 @@ from ltrr.system.system import System, open_systems
 _CHOOSES = range(10, 15)  # seeds of the streams on which the rule is chosen
 _REVISION = 1  # of what makes a system's rounds
 NEW, NEW_OF = ("0", "1-9"), ("network", "belief")
-_FURTHER = ("alone", "fresh", "in_order", "reformulated", "page", "rank")  # flags
+_FURTHER = ("alone", "arm_costs", "fresh", "in_order", "reformulated", "page", "rank")  # flags
 _SATISFIED = 0.7  # a cascade's customer stops after a click
 
 
@@ -96,6 +98,7 @@ def run() -> None:
             parser.add_argument("--reformulated", type=float, default=0.0, help="share of rounds typed anew at once"),
             parser.add_argument("--page", type=int, help="places that customers see; default: the whole cut"),
             parser.add_argument("--rank", action="store_true", help="the config's ranker orders the cut first"),
+            parser.add_argument("--arm-costs", help="YAML, arm -> cost of running it; default: free"),
             parser.add_argument("--alone", action="store_true", help="queries tell nothing of others like them"),
             parser.add_argument("--change", help="drift, dies:ARM, joins:ARM or arrives"),
             parser.add_argument("--at", type=int, help="round of the change; default: half of the rounds"),
@@ -152,7 +155,9 @@ def compare(system: System, flags: Any, customers: Customers) -> tuple[dict[str,
         raise ConfigError("--rank: the config has no ranker; give --ranker.class and its arguments")
     # A seed's systems play one after the other, so one world is kept.
     worlds = lru_cache(maxsize=1)(lambda seed: phases(pools, flags.change, system.order(), seed))
-    setting = _Setting(worlds, customers, texts, {} if flags.alone else queries_alike(system, texts), at, ranker)
+    setting = _Setting(
+        worlds, customers, texts, {} if flags.alone else queries_alike(system, texts), at, ranker, _arms(system, flags)
+    )
 
     # 2) Every system serves the stream of every seed.
     played: dict[str, list[Played]] = {name: [] for name in sections}
@@ -219,6 +224,17 @@ class _Setting(NamedTuple):
     alike: Mapping[str, Sequence[tuple[str, float]]]
     at: int | None  # round of the change
     ranker: Ranker | None
+    arms: Arms
+
+
+def _arms(system: System, flags: Any) -> Arms:
+    costs = yaml.safe_load(flags.arm_costs) if isinstance(flags.arm_costs, str) else flags.arm_costs or {}
+    if not isinstance(costs, Mapping) or not all(isinstance(c, int | float) and c >= 0 for c in costs.values()):
+        raise ConfigError(f"--arm-costs: {flags.arm_costs} is no mapping from arms to costs of at least 0")
+    names = (*system.drawn,)
+    for name in costs:
+        check_known("--arm-costs", name, names)
+    return Arms(names, np.array([float(costs.get(name, 0.0)) for name in names]), system.order())
 
 
 def _stream(flags: Any, num_queries: int, seed: int) -> Stream:
@@ -261,6 +277,7 @@ def _rounds(
                 change_at=setting.at,
                 page=flags.page,
                 ranker=setting.ranker,
+                arms=setting.arms,
                 progress=bar.update,
             )._asdict()
 

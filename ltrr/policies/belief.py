@@ -170,7 +170,7 @@ class Belief(Calibrated):
         """(Q, M) log odds of being wanted, (Q, M) gains if they are, and (Q, M) bool: which candidates are none."""
         calibrated, real = self.prior(pool)
         network, inputs = self._corrected(queries, pool, features, calibrated)
-        prior = calibrated + network
+        prior = self._adjusted(queries, pool, calibrated + network)
         said, gain = self._said(queries, pool)
         scores = pool.scores[:, : self._num, -1]
         for q, query in enumerate(queries):
@@ -179,6 +179,10 @@ class Belief(Calibrated):
             made_of = _Said(docs, prior[q], network[q], read, said[q], gain[q], scores[q])
             self._keep_latest(self._recent, (normalised(query.text), query.context.customer or ""), made_of)
         return self._coupled(prior, said @ self.weights, real), gain, real
+
+    def _adjusted(self, queries: Sequence[Query], pool: Pool, prior: np.ndarray) -> np.ndarray:
+        """(Q, M) log odds before evidence; a subclass may know better than the scores of what ran."""
+        return prior
 
     def _corrected(
         self, queries: Sequence[Query], pool: Pool, features: np.ndarray | None, calibrated: np.ndarray
@@ -214,11 +218,11 @@ class Belief(Calibrated):
             self._keep_latest(self._looked_at, key, logged)
         return logged
 
-    def _keep_latest(self, kept: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    def _keep_latest(self, kept: OrderedDict[Any, Any], key: Any, value: Any, most: int = _RECENT) -> None:
         with self._lock:  # a service decides in many threads
             kept[key] = value
             kept.move_to_end(key)
-            if len(kept) > _RECENT:
+            if len(kept) > most:
                 kept.popitem(last=False)
 
     def revise(self, queries: Sequence[Query], features: np.ndarray, pool: Pool, decision: Decision) -> Revised:

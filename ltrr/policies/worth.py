@@ -127,7 +127,7 @@ class WorthPolicy(ABC):
             if self._explore is not None:
                 at, propensity = self._explore.draw(cut, (worth > -np.inf).sum(axis=1), self._rng)
                 spent = cut + (at >= 0)
-            self._price.spend(spent)
+            self._price.spend(self._charged(spent, decision))
         docs = pool.docs[:, : worth.shape[1]] if order is None else np.take_along_axis(pool.docs, order, 1)
         if self._explore is not None:
             explored = np.where(at >= 0, docs[np.arange(len(docs)), at], -1).astype(np.int32)
@@ -142,6 +142,10 @@ class WorthPolicy(ABC):
         if order is None or values is None:
             return Revised(features, decision)
         return Revised(features, decision, Candidates(docs, np.where(docs >= 0, values, -np.inf).astype(np.float32)))
+
+    def _charged(self, cut: np.ndarray, decision: Decision) -> np.ndarray:
+        """(Q,) what is paid from the budget; cut (Q,) candidates, explored ones among them."""
+        return cut
 
     def greedy(self) -> Self:
         """The same policy, at the same price, without exploring."""

@@ -86,6 +86,14 @@ class Stream(NamedTuple):
         return Stream(self.asked[some], self.customers[some], self.seed, way, session)
 
 
+class Arms(NamedTuple):
+    """What a policy's choice of arms leads to."""
+
+    names: tuple[str, ...]  # A, in the policy's order
+    costs: np.ndarray  # (A,) of running each
+    order: Ranker  # the fused order of what those that run bring
+
+
 class Played(NamedTuple):
     """What a policy reached, round by round, before it learned from the round."""
 
@@ -173,6 +181,7 @@ def play(
     change_at: int | None = None,
     page: int | None = None,
     ranker: Ranker | None = None,
+    arms: Arms | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Played:
     """A policy that learns serves the stream; its prices follow what is spent.
@@ -183,6 +192,7 @@ def play(
         later: the pools from round `change_at` on.
         page: places that customers see; None = the whole cut.
         ranker: orders the cut before it is shown.
+        arms: for policies that may leave some off; None = all run, free of charge.
         progress: is told rounds that are over, now and then.
     """
     after, online, priced = offers(policy, AfterRetrieval), offers(policy, Online), offers(policy, Priced)
@@ -206,6 +216,8 @@ def play(
             if query.context.customer is None:
                 query = replace(query, context=replace(query.context, customer=f"customer {stream.customers[n]}"))
             decision = policy.decide([query], features)
+            if arms is not None:
+                pool = world.drawn(int(stream.asked[n]), way, decision.depths, arms)
             fused = Candidates(pool.docs, pool.scores[:, :, -1])
             if after is not None:
                 _, decision, own = after.revise([query], features, pool, decision)
@@ -215,14 +227,15 @@ def play(
             # 2) It is scored.
             each = gains.of(shown.docs[0])
             out.recall[n], out.success[n] = each.sum() / gains.total, (each > 0).any()
-            out.cost[n] = cut + (decision.explored is not None and decision.explored[0] >= 0)
+            explores = decision.explored is not None and decision.explored[0] >= 0
+            out.cost[n] = cut + explores + (0.0 if arms is None else float(arms.costs @ (decision.depths[0] > 0)))
             # 3) A customer looks and clicks.
             if ranker is not None:
                 shown = ranker.rank([query], pool_in_order(_unfused(pool), shown))
             if page is not None:
                 shown = shown.first(page)
             rows = reserve(shown, decision, page or cut + 1)[0].docs[0]
-            if ranker is not None or len(rows) != cut or out.cost[n] > cut:
+            if ranker is not None or len(rows) != cut or explores:
                 each = gains.of(rows)
             clicks = customers.clicks(each, draws[n - start])
             if learner is not None:
@@ -286,6 +299,22 @@ class _World:
     def __init__(self, pools: JudgedPools, texts: Sequence[Sequence[str]]) -> None:
         self._pools, self._gains, self._texts = pools, pools.gains, texts
         self._kept: dict[tuple[int, int], tuple[Query, np.ndarray, Pool, _Gains]] = {}
+        self._drawn: dict[tuple[int, bytes], Pool] = {}
+
+    def drawn(self, q: int, way: int, depths: np.ndarray, arms: Arms) -> Pool:
+        """A query's pool where arms are drawn to depths (1, A)."""
+        pool = self.of(q, way)[2]
+        at = [pool.arms.index(arm) for arm in arms.names]
+        if not (pool.ranks[:, :, at] >= depths[:, None]).any():  # as deep as all arms were drawn
+            return pool
+        key = q, depths.tobytes()
+        if key not in self._drawn:
+            own = self._pools.some(np.array([q]))
+            own = own._replace(
+                pool=Pool(arms.names, own.pool.docs, own.pool.ranks[:, :, at], own.pool.scores[:, :, at])
+            )
+            self._drawn[key] = own.drawn(depths).fused(arms.order).pool
+        return self._drawn[key]
 
     def of(self, q: int, way: int) -> tuple[Query, np.ndarray, Pool, _Gains]:
         """A query as it is typed, its features (1, F), its pool and what is relevant."""

@@ -108,7 +108,7 @@ def section_with(system: System, section: Mapping[str, Any], budget: float) -> d
     if "embedding" in (section.get("features") or ()) and _embedding(system) is None:
         section = {**section, "features": [name for name in section["features"] if name != "embedding"]}
     known = inspect.signature(find_class("stream.systems", section.get("class", ""))).parameters
-    return {**section, **({"budget": budget} if "budget" in known else {})}
+    return {**({"budget": budget} if "budget" in known else {}), **section}
 
 
 def fitted_arguments(system: System, section: Mapping[str, Any], teaches: JudgedPools) -> dict[str, Any]:
@@ -121,6 +121,8 @@ def fitted_arguments(system: System, section: Mapping[str, Any], teaches: Judged
         warnings.warn(f"{section['class']}: no train queries to calibrate on; its usual numbers are used", stacklevel=2)
         return {}
     try:
+        depths = policy.decide(teaches.queries, teaches.features).depths
+        teaches = teaches.retrieved(depths, system.order())
         fitted = calibrating.calibrate(teaches.pool, teaches.gains)
     except ValueError as error:
         warnings.warn(f"{section['class']}: {error}; its usual numbers are used", stacklevel=2)

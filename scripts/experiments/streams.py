@@ -3,10 +3,11 @@
 python scripts/experiments/streams.py [--shared ../shared/data] [--out runs/streams] [--seeds 10] [--only msrd-5 drift]
 
 Rows SET-5, SET-10 and SET-20: Zipf 1 with 60,000 rounds at these means of candidates; SET-few: Zipf .8 with 16,000
-rounds at a mean of 5. The other rows are MSRD at a mean of 5, where customers look, click or ask otherwise than usual,
-the belief goes without one of its parts, or the world changes in the middle; half the seeds. Writes OUT/results.json,
-table.md and streams.png, where rows that --only leaves out stay as they were. Each system's rounds are kept below
-OUT/SET-…/rounds, so that a killed run goes on.
+rounds at a mean of 5. SET-arms: arms cost 1, dense 3; a belief that chooses arms for each query, beside beliefs that
+always run the same set, at equal total cost, 20,000 rounds, half the seeds, without networks. The other rows are MSRD
+at a mean of 5, where customers look, click or ask otherwise than usual, the belief goes without one of its parts, or
+the world changes in the middle; half the seeds. Writes OUT/results.json, table.md and streams.png, where rows that
+--only leaves out stay as they were. Each system's rounds are kept below OUT/SET-…/rounds, so that a killed run goes on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,6 +71,8 @@ ROBUST: dict[str, tuple[str, dict[str, Any]]] = {
     "arrives": ("a tenth of the documents arrive", {"change": "arrives"}),
 }
 SYSTEMS = ("fixed", "rule", "prior", "network", "boost", "belief")
+_ARMS: dict[str, Any] = {"zipf": 1.0, "rounds": 20_000, "mean_cut": 5.0, "duplicates": 0.0, "reformulated": 0.0}
+_ARMS |= dict.fromkeys(("change", "at", "alone", "fresh", "in_order", "page", "rank"))
 _COMPARED = ("network", "rule"), ("network", "prior"), ("belief", "rule")
 _NETWORK = (  # the belief's prior alone, shown where queries are new
     "{class: ltrr.policies.belief.Belief, evidence: {class: ltrr.feedback.evidence.tally.Tally}, "
@@ -92,7 +96,7 @@ def row_of(flags: Any, name: str, key: str, label: str, **options: Any) -> dict[
         "change": None,
         "at": None,
     }
-    given |= dict.fromkeys(("alone", "fresh", "in_order", "page", "rank")) | options
+    given |= dict.fromkeys(("alone", "arm_costs", "fresh", "in_order", "page", "rank")) | options
     out = flags.out / f"{name}-{given['zipf']:g}-{given['mean_cut']:g}"
     setting = SimpleNamespace(out=out, first_seed=0, groups="all", **given)
     results, *_ = compare(system, setting, given["customers"])
@@ -114,6 +118,31 @@ def row_of(flags: Any, name: str, key: str, label: str, **options: Any) -> dict[
     }
 
 
+def arms_row(flags: Any, name: str, seeds: int) -> dict[str, Any]:
+    """A belief that chooses arms, beside static sets of arms, at equal total cost."""
+    folder, qrels = SETS[name]
+    data = ["--data.path", str(Path(flags.shared) / folder if folder else flags.out / "catalogue")]
+    (system,) = open_systems(CONFIG, [*data, "--data.qrels", qrels])
+    costs = {arm: 3.0 if arm == "dense" else 1.0 for arm in system.drawn}
+    total = 5.0 + sum(costs.values())
+    belief = {"class": "ltrr.policies.belief.Belief", "evidence": {"class": "ltrr.feedback.evidence.tally.Tally"}}
+    systems: dict[str, Any] = dict.fromkeys(system.settings.stream.systems)
+    for size in range(1, len(costs) + 1):
+        for some in combinations(costs, size):
+            budget = total - sum(costs[arm] for arm in some)
+            depths = {arm: 100 * (arm in some) for arm in costs}
+            systems["+".join(some)] = {**belief, "budget": budget, "depths": depths}
+    systems["belief"] = {**belief, "class": "ltrr.policies.arm_belief.ArmBelief", "budget": total, "costs": costs}
+    overrides = [part for key, spec in systems.items() for part in (f"--stream.systems.{key}", json.dumps(spec))]
+    (system,) = open_systems(CONFIG, [*data, "--data.qrels", qrels, *overrides])
+    setting = SimpleNamespace(out=flags.out / f"{name}-arms", first_seed=0, groups="all", seeds=seeds, **_ARMS)
+    setting.arm_costs = costs
+    results, *_ = compare(system, setting, Customers())
+    whole = results["strata"]["all"]["systems"]
+    best = max((each for each in whole if each != "belief"), key=lambda each: whole[each]["recall"])
+    return {"id": f"{name}-arms", "set": name, "systems": whole, "best": best, "paired": results["paired"]}
+
+
 def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", default="../shared/data", help="folder of the data sets")
@@ -126,9 +155,11 @@ def run() -> None:
         for zipf, rounds, mean in MAIN
         for name in SETS
     }
-    wanted = [*regimes, *ROBUST] if flags.only is None else flags.only
+    of_arms = {f"{name}-arms": name for name in SETS}
+    every = [*regimes, *ROBUST, *of_arms]
+    wanted = every if flags.only is None else flags.only
     for key in wanted:
-        check_known("--only", key, [*regimes, *ROBUST])
+        check_known("--only", key, every)
     if any(key.startswith("catalogue") for key in wanted):
         write_catalogue(flags.out / "catalogue")
     measured = {}
@@ -141,13 +172,17 @@ def run() -> None:
     for key, (label, options) in ROBUST.items():
         if key in wanted:
             measured[key] = row_of(flags, "msrd", key, label, **regime, **options)
+    chosen = {key: arms_row(flags, name, max(2, flags.seeds // 2)) for key, name in of_arms.items() if key in wanted}
     known = flags.out / "results.json"  # rows that are not wanted now stay as they were measured
-    before = {row["id"]: row for row in json.loads(known.read_text())["rows"]} if known.exists() else {}
-    rows = [(before | measured)[key] for key in (*regimes, *ROBUST) if key in before | measured]
-    write_experiment(flags.out, {"rows": rows}, report(rows), streams=by_stratum(rows))
+    before = json.loads(known.read_text()) if known.exists() else {"rows": []}
+    measured = {row["id"]: row for row in before["rows"]} | measured
+    chosen = {row["id"]: row for row in before.get("arms", [])} | chosen
+    rows = [measured[key] for key in (*regimes, *ROBUST) if key in measured]
+    arms = [chosen[key] for key in of_arms if key in chosen]
+    write_experiment(flags.out, {"rows": rows, "arms": arms}, report(rows, arms), streams=by_stratum(rows))
 
 
-def report(rows: list[dict[str, Any]]) -> list[str]:
+def report(rows: list[dict[str, Any]], arms: list[dict[str, Any]]) -> list[str]:
     """Recall, differences and what else each row tells."""
 
     lines = [
@@ -157,7 +192,7 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
     head = ["stream", "best rule", *SYSTEMS, "belief − rule", "belief − boost"]
     body = [
         [
-            row["label"],
+            _label(row),
             row["settings"]["rule"],
             *(f"{row['recall']['all'][name]:.4f}" if name in row["recall"]["all"] else "-" for name in SYSTEMS),
             _shown(row["paired"]["belief-rule"]),
@@ -174,7 +209,7 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
     strata = [*STRATA, "by-query", "test"]
     body = [
         [
-            row["label"],
+            _label(row),
             *(
                 " / ".join(f"{row['recall'][s][name]:.3f}" for name in ("rule", "boost", "belief"))
                 if s in row["recall"]
@@ -190,11 +225,32 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
         systems = ("rule", "prior", "network", "boost", "belief")
         head = ["stream", "asked before", *systems, "network − rule", "network − prior", "belief − rule"]
         lines += markdown(head, [_of_new(row, s, systems) for row in new for s in row["paired_new"]], text=(0, 1))
+    if arms:
+        lines += [
+            "",
+            "Recall where arms cost 1 and dense 3, at (total cost); the best static set is chosen on these rounds.",
+            "",
+        ]
+        head = ["set", "belief that chooses arms", "best static set", "all arms", "difference to the best static set"]
+        body = []
+        for row in arms:
+            whole = max(row["systems"], key=lambda each: each.count("+"))
+            cells = [
+                f"{row['systems'][n]['recall']:.4f} ({row['systems'][n]['cost']:.2f})"
+                for n in ("belief", row["best"], whole)
+            ]
+            cells[1] = f"{row['best']} {cells[1]}"
+            body.append([row["set"], *cells, _shown(row["paired"][f"belief-{row['best']}"])])
+        lines += markdown(head, body, text=(0, 2))
     changes = [row for row in rows if row["rounds_until_above"]]
     if changes:
         lines += ["", "Rounds after the change until a window of 500 rounds is above the rule again.", ""]
-        lines += markdown(["change", "rounds"], [[row["label"], row["rounds_until_above"]["rule"]] for row in changes])
+        lines += markdown(["change", "rounds"], [[_label(row), row["rounds_until_above"]["rule"]] for row in changes])
     return lines
+
+
+def _label(row: dict[str, Any]) -> str:
+    return row["label"] if "paired_new" in row else f"{row['label']} (measured before the belief had a network)"
 
 
 def _shown(difference: dict[str, Any]) -> str:
@@ -205,7 +261,7 @@ def _of_new(row: dict[str, Any], stratum: str, systems: Sequence[str]) -> list[s
     """What systems reach, and spend, where queries are new."""
     cells = [f"{row['recall'][stratum][name]:.4f} ({row['cost'][stratum][name]:.2f})" for name in systems]
     found = row["paired_new"][stratum]
-    return [row["label"], stratum, *cells, *(_shown(found[f"{a}-{b}"]) for a, b in _COMPARED)]
+    return [_label(row), stratum, *cells, *(_shown(found[f"{a}-{b}"]) for a, b in _COMPARED)]
 
 
 def by_stratum(rows: list[dict[str, Any]]) -> Figure:
