@@ -140,7 +140,8 @@ def arms_row(flags: Any, name: str, seeds: int) -> dict[str, Any]:
     results, *_ = compare(system, setting, Customers())
     whole = results["strata"]["all"]["systems"]
     best = max((each for each in whole if each != "belief"), key=lambda each: whole[each]["recall"])
-    return {"id": f"{name}-arms", "set": name, "systems": whole, "best": best, "paired": results["paired"]}
+    over = results["paired"][f"belief-{best}"]
+    return {"id": f"{name}-arms", "set": name, "systems": whole, "best": best, "over_best": over}
 
 
 def run() -> None:
@@ -240,7 +241,7 @@ def report(rows: list[dict[str, Any]], arms: list[dict[str, Any]]) -> list[str]:
                 for n in ("belief", row["best"], whole)
             ]
             cells[1] = f"{row['best']} {cells[1]}"
-            body.append([row["set"], *cells, _shown(row["paired"][f"belief-{row['best']}"])])
+            body.append([row["set"], *cells, _shown(row["over_best"])])
         lines += markdown(head, body, text=(0, 2))
     changes = [row for row in rows if row["rounds_until_above"]]
     if changes:
