@@ -377,6 +377,15 @@ class Online(Protocol):
 
 
 @runtime_checkable
+class Reporting(Protocol):
+    """Says what it has learned so far, for whoever operates it."""
+
+    def status(self) -> Mapping[str, Any]:
+        """Name -> what JSON can hold."""
+        ...
+
+
+@runtime_checkable
 class Explaining(Protocol):
     """Says why it decides as it does."""
 

@@ -301,8 +301,18 @@ class Belief(Calibrated):
             "attraction": round(self.looks.attraction, 3),
             "noise": round(self.looks.noise, 3),
             "gain and share of each level": self.looks.levels.round(3).tolist(),
-            "fallen back to the prior": bool(self.weights[0] < _FALLEN),
+            "pairs that teach the neural prior": len(self._pairs) if self._learner is not None else None,
+            "candidates shown": int(self._evidence.shown),
+            "fallen back to the prior": self._fallen(),
         }
+
+    def _fallen(self) -> str | None:
+        """Why evidence counts for nothing; None where it counts."""
+        if self.weights[0] >= _FALLEN:
+            return None
+        if not self._heaviest:
+            return "heed is 0: evidence is not to count"
+        return f"clicks were foretold no better with a query's own evidence: its weight fell to {self.weights[0]:.2f}"
 
     # -- learning
 
@@ -330,7 +340,9 @@ class Belief(Calibrated):
             first = next(iter(self._waiting.values()))
             if first.impression.time > self._now - _PATIENCE and len(self._waiting) <= _RECENT:
                 break
-            self._weigh(self._waiting.popitem(last=False)[1])
+            page = self._waiting.popitem(last=False)[1]
+            if self._evidence.trusts(page.impression.customer):
+                self._weigh(page)
 
     def _weigh(self, page: _Page) -> None:
         """Moves the weights of evidence by how well it foretold the clicks of a page, before they were evidence.

@@ -208,7 +208,7 @@ class Standard:
     @classmethod
     def of(cls, values: np.ndarray) -> Standard:
         """Fits to logged values (..., F); a column that is constant or always unknown becomes 0."""
-        flat = values.reshape(-1, values.shape[-1]).astype(np.float64)
+        flat = values.reshape(int(np.prod(values.shape[:-1])), values.shape[-1]).astype(np.float64)
         known = ~np.isnan(flat)
         count = np.maximum(known.sum(axis=0), 1)
         mean = np.where(known, flat, 0.0).sum(axis=0) / count

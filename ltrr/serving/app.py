@@ -1,4 +1,4 @@
-"""The funnel behind HTTP: POST /search, POST /feedback, DELETE /customers/ID, GET /healthz, OpenAPI at /docs.
+"""The funnel behind HTTP: POST /search and /feedback, DELETE /customers/ID, GET /policy and /healthz, OpenAPI at /docs.
 
 Knows the funnel, the corpus's ids and titles, the loop that keeps events, and JSON; a request chooses a query, a length
 and a context, never a class, a model or a path. The gateway in front decides who may ask for which customer.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,6 +18,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from ltrr.feedback.events import Action, Kind, digest_of
 from ltrr.feedback.loop import Loop
 from ltrr.funnel import Funnel
+from ltrr.protocols import Priced, Reporting, offers
 from ltrr.serving.recorder import Recorder
 from ltrr.types import Context, Query
 
@@ -102,6 +103,14 @@ class Erased(BaseModel):
     actions: int
 
 
+class PolicyStatus(BaseModel):
+    """The policy that is served, what it pays for, and what it has learned."""
+
+    id: str
+    prices: dict[str, float] = Field(description="what a unit of cost must bring, by budget")
+    status: dict[str, Any] = Field(description="what it has learned so far, and whether and why it fell back")
+
+
 class Health(BaseModel):
     """What is being served."""
 
@@ -177,6 +186,13 @@ def create_app(
     def erase(customer: Id) -> Erased:
         impressions, actions = kept().erase(customer)
         return Erased(impressions=impressions, actions=actions)
+
+    @app.get("/policy")
+    def policy() -> PolicyStatus:
+        priced, reporting = offers(funnel.policy, Priced), offers(funnel.policy, Reporting)
+        prices = dict(priced.prices) if priced is not None else {}
+        status = dict(reporting.status()) if reporting is not None else {}
+        return PolicyStatus(id=funnel.policy.id, prices=prices, status=status)
 
     @app.get("/healthz")
     def healthz() -> Health:

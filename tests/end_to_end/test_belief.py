@@ -67,7 +67,11 @@ def test_it_learns_what_is_served_and_shows_what_it_explores(music: Path, fast_c
     client, _, again = start()  # a restart keeps what was learned
     order = [result["id"] for result in client.post("/search", json=asked).json()["results"]]
     assert order.index(wanted) <= 1
-    assert again.status()["own evidence counts"] <= 1
+    served = client.get("/policy").json()
+    assert served["id"] == "belief"
+    assert served["prices"]["candidates"] > 0
+    assert served["status"]["own evidence counts"] <= 1
+    assert served["status"]["fallen back to the prior"] is None
     for n in range(6):
         client.delete(f"/customers/c{n}")
     order = [result["id"] for result in client.post("/search", json=asked).json()["results"]]

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from ltrr.data.beir import open_dataset
+from ltrr.data.beir import Corpus, open_dataset
+from ltrr.data.corpus import Document
 from ltrr.feedback.evidence.tally import Tally
 from ltrr.policies.belief import Belief, levels_of
 from ltrr.policies.boost import ClickBoost
+from ltrr.policies.evidence import CorpusEvidence
 from ltrr.policies.rules import Calibrated
-from ltrr.protocols import Learning, offers
+from ltrr.protocols import Learning, Reporting, offers
 from ltrr.types import ActionRow, Context, ImpressionRow, Pool, Query
 
 SCORES = np.array([[0.9, 0.7, 0.6, 0.3, 0.2]])
@@ -144,3 +146,43 @@ def test_levels_are_the_gains_of_what_is_relevant() -> None:
     many = levels_of(np.linspace(0.1, 1.0, 50))
     assert len(many) == 4
     assert [share for _, share in many] == [0.25] * 4
+
+
+def test_it_says_when_it_fell_back_and_why() -> None:
+    belief = Belief(**GIVEN, evidence=Tally())
+    assert belief.status()["fallen back to the prior"] is None
+    belief.weights[0] = 0.03
+    assert "its weight fell to 0.03" in belief.status()["fallen back to the prior"]
+    assert "heed is 0" in Belief(**GIVEN, evidence=Tally(), heed=0.0).status()["fallen back to the prior"]
+    assert offers(belief, Reporting) is belief
+
+
+def test_one_customer_cannot_teach_how_all_look_or_how_much_evidence_counts() -> None:
+    corpus = Corpus.from_documents([Document(f"d{i}", f"title {i}", "", {}) for i in range(12)])
+    evidence = CorpusEvidence(corpus, None, budget=100.0)
+    belief = Belief(**GIVEN, evidence=evidence)
+    rng, rows = np.random.default_rng(0), list(range(12))
+    time = 1_780_000_000_000_000
+
+    def serve(customer: str, name: str, clicked: list[int]) -> None:
+        belief.odds([Query("q", f"word {rng.integers(20)}", Context(customer))], POOL)
+        impression = ImpressionRow(name, name, customer, time, f"word {rng.integers(20)}", rows)
+        actions = [ActionRow(f"a{name}{row}", name, row, "click", time, None) for row in clicked]
+        belief.online(None, "").take([impression], actions)
+
+    for n in range(600):  # honest ones look at the first places
+        serve(f"c{n % 60}", f"h{n}", [0] if rng.random() < 0.5 else [])
+    belief._due = 0
+    belief.learned()
+    before = belief.looks.examined.copy()
+    for n in range(1_500):  # clicks at the eighth place, everywhere
+        serve("attacker", f"x{n}", [7])
+    weights = belief.weights.copy()
+    for n in range(1_500, 1_600):
+        serve("attacker", f"x{n}", [7])
+    belief._due = 0
+    belief.learned()
+    np.testing.assert_allclose(belief.looks.examined, before, atol=0.03)
+    np.testing.assert_array_equal(belief.weights, weights)
+    assert not evidence.trusts("attacker")
+    assert evidence.trusts("c1")

@@ -134,3 +134,7 @@ def test_standard_columns_have_mean_0_and_the_unknown_are_there():
         assert known.std() == pytest.approx(deviation, abs=1e-4)
     assert (found[::3, 1] == 0).all()
     assert (np.abs(standard(values + 1e6)) <= 5).all()
+
+
+def test_no_columns_have_a_standard_too():
+    assert Standard.of(np.zeros((5, 0))).mean.shape == (0,)

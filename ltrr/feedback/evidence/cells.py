@@ -55,6 +55,10 @@ class ShowEvidence(Protocol):
         """
         ...
 
+    def trusts(self, customer: str) -> bool:
+        """Whether what this customer does counts in full for others."""
+        ...
+
     def shows(self) -> Shows:
         """All that was shown."""
         ...

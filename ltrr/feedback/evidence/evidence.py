@@ -274,6 +274,11 @@ class Evidence:
             np.add.at(out, (asked[near], place, group[near]), np.clip(said, -MOST, MOST))
         return out
 
+    def trusts(self, customer: str) -> bool:
+        """Whether what this customer does counts in full for others: they are within their budget."""
+        with self._lock:
+            return self._sums.within_budget(customer)
+
     def shows(self) -> Shows:
         """All that was shown and counts; needs `cells`."""
         with self._lock:

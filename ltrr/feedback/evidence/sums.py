@@ -84,7 +84,7 @@ class Sums:
         half_life: after which evidence counts half.
         distinct: customers with a success that a pair needs before others may see it.
         sources: whether to keep evidence by arm too, in 16 bytes for each arm and slot.
-        cells: whether to keep shows without a success by cell too, in 56 bytes for each slot and each pair.
+        cells: whether to keep shows by cell too, in 112 bytes for each slot and each pair.
     """
 
     def __init__(
@@ -118,8 +118,8 @@ class Sums:
         self._slot_pair, self._slot_customer = Column(np.int64), Column(np.int64)
         self._raw = Column(np.float64, 2)  # of slots: successes and trials, not decayed
         self._layers = [_Layer()]  # all evidence, then that of each arm
-        self._silent = Column(np.float32, NUM), Column(np.float32, NUM)  # of slots, decayed, and what counts of pairs
-        self.clicks = np.zeros(NUM)  # of all pairs, by cell, not decayed
+        # Shows by cell, decayed: (…, B) without a success, then (…, B) with one; of slots, and what counts of pairs.
+        self._shows = Column(np.float32, 2 * NUM), Column(np.float32, 2 * NUM)
         self.shown = 0.0  # candidates, in all, not decayed
         self._share = Column(np.float64)  # of slots: the part of a layer's `raw` that counts for others
         self._counted = Column(np.int8, 2)  # of slots: their part of `_people`
@@ -171,6 +171,11 @@ class Sums:
         pairs[known] = self._pair_of.find(queries[known].astype(np.int64) << 32 | rows[known])
         return pairs
 
+    def within_budget(self, name: str) -> bool:
+        """Whether a customer's events count in full for others; an unknown one's do as long as there are few."""
+        number = self._customer_of.get(name, -1)
+        return number < 0 or number >= len(self._halvings.values) or not self._halvings.values[number]
+
     def customers(self) -> list[str]:
         """Names that are known."""
         return [name for name in self._customer_of if name]
@@ -220,7 +225,7 @@ class Sums:
         for layer in self._layers:
             layer.raw.values[slots] = 0.0
         if self.cells:
-            self._silent[0].values[slots] = 0.0
+            self._shows[0].values[slots] = 0.0
         self._trials.values[number] = 0.0
         self._settle(slots, before)
         self._customers[number] = ""
@@ -265,20 +270,20 @@ class Sums:
 
     def silences(self, pairs: np.ndarray, customers: np.ndarray) -> np.ndarray:
         """(P, B) shows without a success by cell, where `counts` shows trials or failures to these customers (P,)."""
-        values = self._silent[1].values[pairs].astype(np.float64)
+        values = self._shows[1].values[pairs, :NUM].astype(np.float64)
         private = np.flatnonzero((self._people.values[pairs] < self._distinct).all(axis=1))
         values[private] = 0.0
         private = private[customers[private] >= 0]
         slots = self._slot_of.find(pairs[private] << 32 | customers[private])
         private, slots = private[slots >= 0], slots[slots >= 0]
-        values[private] = self._silent[0].values[slots] * self._capped(slots)[:, None]
+        values[private] = self._shows[0].values[slots, :NUM] * self._capped(slots)[:, None]
         return values * 2.0 ** (-(self.now - _REFERENCE) / self._half_life)
 
     def all_shows(self) -> Shows:
         """All shows that count, decayed: what an estimate of how customers look is made from."""
         age = 2.0 ** (-(self.now - _REFERENCE) / self._half_life)
-        silences = self._silent[1].values.astype(np.float64) * age
-        return Shows(self._layers[0].total.values[:, 0] * age, silences, self.clicks)
+        silences, clicks = np.split(self._shows[1].values.astype(np.float64) * age, 2, axis=1)
+        return Shows(self._layers[0].total.values[:, 0] * age, silences, clicks.sum(axis=0))
 
     def __len__(self) -> int:
         """Pairs."""
@@ -308,7 +313,7 @@ class Sums:
             "slot_customer": slot_customer,
             "raw": np.concatenate([self._raw.values[slots], decayed[slots]], axis=1),  # (C, 4)
             "by_arm": np.stack([layer.raw.values[slots] for layer in self._layers], axis=1)[:, 1:],  # (C, A, 2)
-            **({"silent": self._silent[0].values[slots], "clicks": self.clicks} if self.cells else {}),  # (C, B), (B,)
+            **({"shows": self._shows[0].values[slots]} if self.cells else {}),  # (C, 2 B)
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -327,9 +332,11 @@ class Sums:
             for name, values in zip(_decoded(state["arms"]), np.moveaxis(state["by_arm"], 1, 0), strict=True):
                 self.arm(name)
                 self._layers[-1].raw.values[slots] = values
-        if self.cells and "silent" in state:
-            self._silent[0].values[slots], self.clicks = state["silent"], state["clicks"].copy()
-            self.shown = float(self.clicks.sum() + state["silent"].sum())
+        if self.cells and "shows" not in state:
+            raise ValueError("evidence: this snapshot has no shows by cell; they are learned anew from the store")
+        if self.cells:
+            self._shows[0].values[slots] = state["shows"]
+            self.shown = float(state["shows"].sum())
         self._trials.grow(len(self._customers))
         np.add.at(self._trials.values, self._slot_customer.values[slots], decayed[:, 1])
         self._halved()
@@ -363,17 +370,17 @@ class Sums:
         for column in (self._slot_pair, self._slot_customer, self._raw, self._share, self._counted, *raws):
             column.grow(len(self._slot_of))
         if self.cells:
-            self._silent[0].grow(len(self._slot_of))
-            self._silent[1].grow(len(self._pair_of))
+            self._shows[0].grow(len(self._slot_of))
+            self._shows[1].grow(len(self._pair_of))
 
     def _add_shows(self, evidence: Increments, slots: np.ndarray) -> None:
         """Counts shows by cell; slots (E,)."""
         shown, silent = evidence.cells >= 0, evidence.values[:, 0] == 0
-        np.add.at(self.clicks, evidence.cells[shown & ~silent], evidence.shows[shown & ~silent])
         self.shown += float(evidence.shows[shown].sum())
-        which = np.flatnonzero(shown & silent)
+        which = np.flatnonzero(shown)
         decay = 2.0 ** ((evidence.times[which] - _REFERENCE) / self._half_life)
-        np.add.at(self._silent[0].values, (slots[which], evidence.cells[which]), evidence.shows[which] * decay)
+        columns = evidence.cells[which] + np.where(silent[which], 0, NUM)
+        np.add.at(self._shows[0].values, (slots[which], columns), evidence.shows[which] * decay)
 
     def _evidence(self, layer: int, pairs: np.ndarray, customers: np.ndarray) -> np.ndarray:
         """(3, P) successes, trials and failures of a layer, as customers may see them (`Counts`)."""
@@ -401,11 +408,11 @@ class Sums:
         return np.flatnonzero(np.isin(self._slot_customer.values, changed)) if len(changed) else changed
 
     def _counting(self, slots: np.ndarray) -> list[np.ndarray]:
-        """(C, 3) for each layer, then (C, B) silences: what of slots (unique) is in their pairs' totals."""
+        """(C, 3) for each layer, then (C, 2 B) shows: what of slots (unique) is in their pairs' totals."""
         share, failed = self._share.values[slots, None], self._counted.values[slots, 1:]  # (C, 1)
         counting = [layer.raw.values[slots] * share for layer in self._layers]  # (C, 2)
         counted = [np.concatenate([values, values[:, 1:] * failed], axis=1) for values in counting]
-        return [*counted, self._silent[0].values[slots] * share] if self.cells else counted
+        return [*counted, self._shows[0].values[slots] * share] if self.cells else counted
 
     def _settle(self, slots: np.ndarray, before: Sequence[np.ndarray]) -> None:
         """Brings pairs up to date with slots (unique), each bounded by the cap; `before`: `_counting` of old slots."""
@@ -423,7 +430,7 @@ class Sums:
         change = (self._people.values[each, 0] >= self._distinct) - agreed.astype(np.int32)
         np.add.at(self._agreed.values, self._pair_query.values[each], change)
         self._share.values[slots], self._counted.values[slots] = self._capped(slots) * 0.5**halvings, counted
-        totals = [layer.total for layer in self._layers] + [self._silent[1]] * self.cells
+        totals = [layer.total for layer in self._layers] + [self._shows[1]] * self.cells
         for total, old, new in zip(totals, before, self._counting(slots), strict=True):
             _add_at(total.values, pairs, new - old)
         for query in np.unique(self._pair_query.values[pairs[success]]).tolist():
