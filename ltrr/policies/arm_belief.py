@@ -44,13 +44,12 @@ class ArmBelief(Belief):
     A set is worth the candidates that it returns and the belief would rank, of those that all arms brought the last
     time they all ran for this query. A query for which they never all ran gets all arms, because their agreement says
     most of what is known of it. Candidates and arms must be worth the same price, which keeps their mean cost at the
-    budget.
+    budget. Further arguments are those of `Belief`.
 
     Args:
         costs: arm -> cost of running it, in candidates that could be ranked for it; 1 where it is not named.
         budget: mean cost of a query: candidates, explored ones among them, and arms.
         shadow: share of queries for which all arms run.
-        others: as in `Belief`.
 
     Errors: ValueError names an arm that is not there, a cost below 0, a share that is none, or more than 8 arms.
     """
