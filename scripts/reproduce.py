@@ -191,7 +191,7 @@ STEPS = [
     folder_step("policy-msrd-shuffled", "policy", f"--data {MSRD} --no-perfect --shuffle"),
     folder_step("policy-msrd-cascade", "policy", f"--data {MSRD} --no-perfect --cascade"),
     folder_step("policy-scifact", "policy",
-        f"--data {SCIFACT} --arms.people null --folds 5 --no-perfect --passes 1 5"),
+        f"--data {SCIFACT} --folds 5 --no-perfect --passes 1 5"),
     folder_step("policy-catalogue", "policy",
         f"--config configs/experiments/policy_catalogue.yaml --data {CATALOGUE} --passes 1 5"),
     folder_step("policy-msrd-joins", "policy", f"--data {MSRD} --change joins:dense --passes 1 2 --no-perfect"),
