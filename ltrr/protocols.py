@@ -133,12 +133,12 @@ class CutLearner(Protocol):
         ...
 
 
-class PriorLearner(Protocol):
-    """Learns from pairs that were shown what queries, candidates and arms say beyond a calibration (`Belief`)."""
+class LearnedPrior(Protocol):
+    """Corrects a belief's calibrated log odds, and trains on the pairs of query and candidate that were shown."""
 
     id: str  # of the weights
     columns: tuple[tuple[str, ...], tuple[str, ...]]  # names of a query's features and of a candidate's
-    depths: list[int] | None  # to which all arms were drawn in what it learned from; None = not always the same
+    depths: list[int] | None  # depth of each arm in the training rounds; None = depths differed
     calibration: tuple[float, ...]  # 4 weights that it starts from
 
     def inputs(self, known: RetrievalFeatures) -> np.ndarray:
@@ -150,7 +150,7 @@ class PriorLearner(Protocol):
         ...
 
     def learn(self, inputs: np.ndarray, odds: np.ndarray, evidence: np.ndarray, seed: int = 0) -> None:
-        """Goes on learning from pairs: inputs (P, I), calibrated log odds (P,), and what evidence adds to them (P,)."""
+        """Continues training on pairs: inputs (P, I), calibrated log odds (P,), evidence in log odds (P,)."""
         ...
 
 

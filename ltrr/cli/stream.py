@@ -70,8 +70,8 @@ from ltrr.system.system import System, open_systems
 
 _CHOOSES = range(10, 15)  # seeds of the streams on which the rule is chosen
 _REVISION = 1  # of what makes a system's rounds
-NEW, NEW_OF = ("0", "1-9"), ("network", "belief")
-_FURTHER = ("alone", "arm_costs", "fresh", "in_order", "reformulated", "page", "rank")  # flags
+NEW, NEW_OF = ("0", "1-9"), ("network", "belief")  # strata and systems compared there
+FURTHER = ("alone", "arm_costs", "fresh", "in_order", "reformulated", "page", "rank")  # flags, unset by default
 _SATISFIED = 0.7  # a cascade's customer stops after a click
 
 
@@ -110,6 +110,8 @@ def run() -> None:
             raise ConfigError(f"--{name}: {getattr(flags, name)} is not a share from 0 to 1")
     if flags.fresh is not None and flags.in_order:
         raise ConfigError("--fresh, --in-order: one of them at a time")
+    if flags.duplicates and (flags.fresh is not None or flags.in_order):
+        raise ConfigError("--duplicates: goes with Zipf's law alone; leave --fresh and --in-order out")
     if flags.page is not None and flags.page < 1:
         raise ConfigError(f"--page: {flags.page} is below 1")
     if flags.at is not None and not (flags.change and 0 < flags.at < flags.rounds):
@@ -147,8 +149,7 @@ def compare(system: System, flags: Any, customers: Customers) -> tuple[dict[str,
     sections = {name: section | fitted[name] for name, section in sections.items()}
     still = [name for name, section in sections.items() if not learns(system.policies.unpriced(section))]
 
-    several = flags.duplicates > 0 or flags.reformulated > 0
-    texts = texts_of([query.text for query in pools.queries], several)
+    texts = texts_of([query.text for query in pools.queries], bool(flags.duplicates or flags.reformulated))
     at = None if flags.change is None else flags.rounds // 2 if flags.at is None else flags.at
     ranker = system.ranker if flags.rank else None
     if flags.rank and ranker is None:
@@ -187,7 +188,7 @@ def compare(system: System, flags: Any, customers: Customers) -> tuple[dict[str,
             "groups": flags.groups,
             "customers": vars(customers),
             "duplicates": flags.duplicates,
-            **{name: getattr(flags, name) for name in _FURTHER},
+            **{name: getattr(flags, name) for name in FURTHER},
             "change": flags.change,
             "change_at": at,
             "rule": chosen,
@@ -204,7 +205,7 @@ def compare(system: System, flags: Any, customers: Customers) -> tuple[dict[str,
     results["paired"] = paired(asked, served, of)
     results["paired_by_query"] = paired(asked, served, of, "by-query")
     every = by_stratum(asked)
-    results["paired_new"] = {  # what is learned of queries that were never or seldom asked
+    results["paired_new"] = {  # differences on queries that were never or seldom asked before
         stratum: {k: v for one in NEW_OF if one in served for k, v in paired(asked, served, one, stratum).items()}
         for stratum in NEW
         if every[stratum].any(axis=1).all()
@@ -253,7 +254,7 @@ def _rounds(
     """A system's rounds with one seed; read where they were played before."""
     world = flags.zipf, flags.rounds, flags.groups, vars(setting.customers), flags.duplicates, flags.change, setting.at
     # What is not as usual; left out otherwise, so that rounds of before it could be are found.
-    further = [[name, value] for name in _FURTHER if (value := getattr(flags, name)) not in (None, False, 0.0)]
+    further = [[name, value] for name in FURTHER if (value := getattr(flags, name)) not in (None, False, 0.0)]
     key = content_key(_REVISION, section, world, *further)
 
     def simulate() -> dict[str, np.ndarray]:

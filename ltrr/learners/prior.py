@@ -104,8 +104,7 @@ class PriorLearner(RoundsModule):
         self.calibration: tuple[float, ...] = UNFITTED
         self.num = 0  # candidates of each query in the rounds that it learned from
         self._places: tuple[list[int], ...] = ()
-        self._said = np.zeros((0, 0))  # (U, M) log ratios of evidence
-        self._known = np.zeros((0, 0), bool)  # (U, M) which were shown
+        self._taught: list[Tensor] = []  # of the training rounds' pairs: inputs, log odds, evidence, which of the U
 
     # -- reading
 
@@ -158,7 +157,7 @@ class PriorLearner(RoundsModule):
     # -- learning
 
     def learn(self, inputs: np.ndarray, odds: np.ndarray, evidence: np.ndarray, seed: int = 0) -> None:
-        """Goes on learning from pairs: inputs (P, I), calibrated log odds (P,) and what evidence adds to them (P,)."""
+        """Continues training on pairs: inputs (P, I), calibrated log odds (P,), evidence in log odds (P,)."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.network is None:
@@ -202,25 +201,22 @@ class PriorLearner(RoundsModule):
         super().prepare(rounds, seed)
         self.columns, self.num, self._places = rounds.names, rounds.candidates.shape[1], ()
         counts, clicks, shows = counts_of(rounds)
-        self.looks = looks = fit_looks(shows, usual_looks())
-        self._said = np.clip(counts @ looks.usual_ratios(), -_CERTAIN, _CERTAIN)
-        self._known = counts.max(axis=2) > 0
+        looks = fit_looks(shows, usual_looks())
         self.calibration = calibration_of(rounds, clicks, looks)
-        known = RetrievalFeatures(rounds.query, rounds.candidates)
+        shown = counts.max(axis=2) > 0  # (U, M)
+        parts = self.inputs(RetrievalFeatures(rounds.query, rounds.candidates)), self._calibrated(rounds.candidates)
+        evidence = np.clip(counts @ looks.usual_ratios(), -_CERTAIN, _CERTAIN)
+        pairs = [part[shown].astype(np.float32) for part in (*parts, evidence)]
+        self._taught = [torch.from_numpy(part) for part in (*pairs, np.nonzero(shown)[0])]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._build(self.inputs(known)[self._known])
+            self._build(pairs[0])
 
     def refit(self, rounds: Rounds, seed: int = 0) -> None:
         """Learns anew from all rounds; the same rounds and seed give the same network. Uses no Trainer."""
         self.prepare(rounds, seed)
-        self.learn(*self._pairs(rounds.query, rounds.candidates, np.arange(len(rounds.query))), seed=seed)
-
-    def _pairs(self, query: np.ndarray, candidates: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Inputs (P, I), calibrated log odds (P,) and evidence (P,) of what was shown of these of the U."""
-        said, known = self._said[rows], self._known[rows]
-        inputs = self.inputs(RetrievalFeatures(query, candidates))
-        return inputs[known], self._calibrated(candidates)[known], said[known]
+        inputs, odds, evidence, _ = self._taught
+        self.learn(inputs.numpy(), odds.numpy(), evidence.numpy(), seed)
 
     def _calibrated(self, candidates: np.ndarray) -> np.ndarray:
         """(Q, M) log odds of candidates (Q, M, C)."""
@@ -228,7 +224,7 @@ class PriorLearner(RoundsModule):
 
     def training_step(self, batch: dict[str, Any], index: int = 0) -> Tensor:
         """Loss of the queries of a batch, each counted once."""
-        return self._loss(*self._of_batch(batch), pairs=int(self._known.sum()))
+        return self._loss(*self._of_batch(batch), pairs=len(self._taught[0]))
 
     def score(self, batch: dict[str, Any]) -> Tensor:
         """Log likelihood above the calibration's, in nats a pair."""
@@ -239,10 +235,10 @@ class PriorLearner(RoundsModule):
         ).mean()
 
     def _of_batch(self, batch: dict[str, Any]) -> list[Tensor]:
-        rows, first = np.unique(batch["row"].cpu().numpy(), return_index=True)
-        query, candidates = (batch[name].cpu().numpy()[first] for name in ("query", "candidates"))
-        parts = self._pairs(query, candidates, rows)
-        return [torch.from_numpy(part.astype(np.float32)).to(self.device) for part in parts]
+        """Inputs, log odds and evidence of the pairs of the batch's queries; the pairs move to the device once."""
+        self._taught = [part.to(self.device) for part in self._taught]
+        some = torch.isin(self._taught[-1], batch["row"])
+        return [part[some] for part in self._taught[:-1]]
 
     # -- export
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from scipy.special import expit
@@ -23,7 +23,7 @@ from ltrr.policies.features import ContextFeatures, of_arms
 from ltrr.policies.price import least_price
 from ltrr.policies.rules import by_value
 from ltrr.policies.worth import ReservedPlace
-from ltrr.protocols import Policy, PriorLearner
+from ltrr.protocols import LearnedPrior, Policy
 from ltrr.types import Decision, Pool, Query, Revised
 
 _REMEMBERED = 20_000  # queries
@@ -71,7 +71,7 @@ class ArmBelief(Belief):
         looks: Looks | None = None,
         evidence: ShowEvidence | None = None,
         corpus: Corpus | None = None,
-        learner: PriorLearner | None = None,
+        learner: LearnedPrior | None = None,
         features: ContextFeatures | None = None,
         heed: float = 1.0,
         num: int = 100,
@@ -148,6 +148,12 @@ class ArmBelief(Belief):
         above = np.maximum(worth[0] - price, 0.0)
         returned = (self._sets[:, None] & brought.by[order[0]]).any(axis=2)  # (S, M)
         return returned @ np.where(np.isfinite(above), above, 0.0)
+
+    def greedy(self) -> Self:
+        """The same policy, at the same price, without exploring candidates or arms."""
+        other = super().greedy()
+        other._shadow = 0.0
+        return other
 
     # -- after retrieval
 

@@ -40,7 +40,7 @@ from ltrr.policies.features import ContextFeatures, arms_of, check_learned, of_a
 from ltrr.policies.rules import Calibrated, by_value
 from ltrr.policies.shown import ShownPairs
 from ltrr.policies.worth import ReservedPlace, fused_scores
-from ltrr.protocols import PriorLearner
+from ltrr.protocols import LearnedPrior
 from ltrr.types import ActionRow, Decision, ImpressionRow, Pool, Query, RetrievalFeatures, Revised, Worth
 
 _FIRST_FIT = 1_000  # shows of candidates before looks are estimated; again whenever there are half as many more
@@ -74,7 +74,7 @@ class _Said(NamedTuple):
 class _Read(NamedTuple):
     """What the network read of one query's pool, and what it made of it."""
 
-    by: tuple[PriorLearner, tuple[float, ...]]  # the network and the calibration
+    by: tuple[LearnedPrior, tuple[float, ...]]  # the network and the calibration
     inputs: np.ndarray  # (1, M, I)
     added: np.ndarray  # (1, M) log odds
 
@@ -122,7 +122,7 @@ class Belief(Calibrated):
         looks: Looks | None = None,
         evidence: ShowEvidence | None = None,
         corpus: Corpus | None = None,
-        learner: PriorLearner | None = None,
+        learner: LearnedPrior | None = None,
         features: ContextFeatures | None = None,
         heed: float = 1.0,
         num: int = 100,

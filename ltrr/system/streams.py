@@ -101,9 +101,9 @@ def _joined(parts: list[JudgedPools]) -> JudgedPools:
 
 
 def section_with(system: System, section: Mapping[str, Any], budget: float) -> dict[str, Any]:
-    """A policy's section with the stream's budget, where its class has one and the section does not.
+    """Returns a policy's section; adds the stream's budget where the class takes a budget and the section names none.
 
-    Without an arm that embeds queries no policy looks at `embedding`.
+    Drops the feature `embedding` where no arm embeds queries.
     """
     if "embedding" in (section.get("features") or ()) and _embedding(system) is None:
         section = {**section, "features": [name for name in section["features"] if name != "embedding"]}
@@ -161,12 +161,12 @@ def _embedding(system: System) -> tuple[str, Embedding] | None:
 
 
 def with_features(system: System, policy: Policy, pools: JudgedPools) -> JudgedPools:
-    """The pools with what this policy looks at before retrieval; kept."""
+    """Returns the pools with the features that this policy reads before retrieval; caches them on disk."""
     featured = offers(policy, Featured)
     if featured is None or not (columns := getattr(featured.features, "columns", ())):
         return pools
     identities = [system.indexes.identity(name) for name in system.drawn]
-    key = content_key(identities, [*map(str, columns)], [query.id for query in pools.queries])
+    key = content_key(identities, [*map(str, columns)], [[query.text, str(query.context)] for query in pools.queries])
     path = system.folder / "policy" / f"features-{key}.npz"
     return pools._replace(features=kept(path, lambda: {"features": featured.features(pools.queries)})["features"])
 

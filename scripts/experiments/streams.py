@@ -23,7 +23,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ltrr.cli.arguments import main
-from ltrr.cli.stream import compare
+from ltrr.cli.stream import FURTHER, compare
 from ltrr.config import check_known
 from ltrr.data.synthetic_music.catalogue import write_catalogue
 from ltrr.evaluation.plots import tidy
@@ -71,8 +71,8 @@ ROBUST: dict[str, tuple[str, dict[str, Any]]] = {
     "arrives": ("a tenth of the documents arrive", {"change": "arrives"}),
 }
 SYSTEMS = ("fixed", "rule", "prior", "network", "boost", "belief")
-_ARMS: dict[str, Any] = {"zipf": 1.0, "rounds": 20_000, "mean_cut": 5.0, "duplicates": 0.0, "reformulated": 0.0}
-_ARMS |= dict.fromkeys(("change", "at", "alone", "fresh", "in_order", "page", "rank"))
+_USUAL: dict[str, Any] = {"duplicates": 0.0, "change": None, "at": None, **dict.fromkeys(FURTHER)}  # flags
+_ARMS = {"zipf": 1.0, "rounds": 20_000, "mean_cut": 5.0}
 _COMPARED = ("network", "rule"), ("network", "prior"), ("belief", "rule")
 _NETWORK = (  # the belief's prior alone, shown where queries are new
     "{class: ltrr.policies.belief.Belief, evidence: {class: ltrr.feedback.evidence.tally.Tally}, "
@@ -81,22 +81,20 @@ _NETWORK = (  # the belief's prior alone, shown where queries are new
 )
 
 
+def _data(flags: Any, name: str) -> list[str]:
+    """Overrides that name a data set."""
+    folder, qrels = SETS[name]
+    path = Path(flags.shared) / folder if folder else flags.out / "catalogue"
+    return ["--data.path", str(path), "--data.qrels", qrels]
+
+
 def row_of(flags: Any, name: str, key: str, label: str, **options: Any) -> dict[str, Any]:
     """One comparison; options: those of `simulate --stream`, and `overrides` of its config."""
-    folder, qrels = SETS[name]
     overrides = options.pop("overrides", [])
     if key == f"{name}-few":
         overrides = [*overrides, "--stream.systems.network", _NETWORK]
-    data = Path(flags.shared) / folder if folder else flags.out / "catalogue"
-    (system,) = open_systems(CONFIG, ["--data.path", str(data), "--data.qrels", qrels, *overrides])
-    given: dict[str, Any] = {
-        "customers": Customers(),
-        "duplicates": 0.0,
-        "reformulated": 0.0,
-        "change": None,
-        "at": None,
-    }
-    given |= dict.fromkeys(("alone", "arm_costs", "fresh", "in_order", "page", "rank")) | options
+    (system,) = open_systems(CONFIG, [*_data(flags, name), *overrides])
+    given = {"customers": Customers(), **_USUAL, **options}
     out = flags.out / f"{name}-{given['zipf']:g}-{given['mean_cut']:g}"
     setting = SimpleNamespace(out=out, first_seed=0, groups="all", **given)
     results, *_ = compare(system, setting, given["customers"])
@@ -120,9 +118,8 @@ def row_of(flags: Any, name: str, key: str, label: str, **options: Any) -> dict[
 
 def arms_row(flags: Any, name: str, seeds: int) -> dict[str, Any]:
     """A belief that chooses arms, beside static sets of arms, at equal total cost."""
-    folder, qrels = SETS[name]
-    data = ["--data.path", str(Path(flags.shared) / folder if folder else flags.out / "catalogue")]
-    (system,) = open_systems(CONFIG, [*data, "--data.qrels", qrels])
+    data = _data(flags, name)
+    (system,) = open_systems(CONFIG, data)
     costs = {arm: 3.0 if arm == "dense" else 1.0 for arm in system.drawn}
     total = 5.0 + sum(costs.values())
     belief = {"class": "ltrr.policies.belief.Belief", "evidence": {"class": "ltrr.feedback.evidence.tally.Tally"}}
@@ -134,9 +131,9 @@ def arms_row(flags: Any, name: str, seeds: int) -> dict[str, Any]:
             systems["+".join(some)] = {**belief, "budget": budget, "depths": depths}
     systems["belief"] = {**belief, "class": "ltrr.policies.arm_belief.ArmBelief", "budget": total, "costs": costs}
     overrides = [part for key, spec in systems.items() for part in (f"--stream.systems.{key}", json.dumps(spec))]
-    (system,) = open_systems(CONFIG, [*data, "--data.qrels", qrels, *overrides])
-    setting = SimpleNamespace(out=flags.out / f"{name}-arms", first_seed=0, groups="all", seeds=seeds, **_ARMS)
-    setting.arm_costs = costs
+    (system,) = open_systems(CONFIG, [*data, *overrides])
+    given = {**_USUAL, **_ARMS, "seeds": seeds, "arm_costs": costs}
+    setting = SimpleNamespace(out=flags.out / f"{name}-arms", first_seed=0, groups="all", **given)
     results, *_ = compare(system, setting, Customers())
     whole = results["strata"]["all"]["systems"]
     best = max((each for each in whole if each != "belief"), key=lambda each: whole[each]["recall"])
