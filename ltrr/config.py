@@ -219,10 +219,9 @@ class FusionSection(_Section):
 
     method: Literal["rrf", "convex"] = "convex"
     arms: list[str] | None = None  # null = all that read the query
-    weights: dict[str, float] | None = None  # null = fitted
+    weights: dict[str, float] | None = None  # null = fitted; memory's 1, as its scores are probabilities
     norm: Literal["minmax", "zscore"] | None = None
     k: float = 60.0  # of rrf
-    added: dict[str, float] | None = None  # arms whose scores are probabilities: added with these weights
 
 
 class ServeSection(_Section):

@@ -183,12 +183,12 @@ class OnlyArms:
 class ConvexFusion:
     """A Ranker: orders the pool by a weighted sum of scaled scores; weights by arm, absent = 0.
 
-    added: weights of arms whose scores are probabilities and are added unscaled. Scaling would turn a single doubtful
+    unscaled: arms whose scores are probabilities and are added as they are. Scaling would turn a single doubtful
         candidate of an arm into a best one.
     """
 
-    def __init__(self, weights: Mapping[str, float], norm: Norm = "minmax", added: Mapping[str, float] | None = None):
-        self.weights, self.added = dict(weights), dict(added or {})
+    def __init__(self, weights: Mapping[str, float], norm: Norm = "minmax", unscaled: Sequence[str] = ()):
+        self.weights, self.unscaled = dict(weights), tuple(unscaled)
         self.norm: Norm = norm
 
     @classmethod
@@ -207,10 +207,11 @@ class ConvexFusion:
     def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
         """Orders all candidates of the pool, (Q, K)."""
         weights = np.array([self.weights.get(arm, 0.0) for arm in pool.arms])
-        scores = scale(pool, self.norm) @ weights
-        for arm, weight in self.added.items():
-            scores += weight * np.nan_to_num(pool.scores[:, :, pool.arms.index(arm)])
-        return _order(pool, scores)
+        scores = scale(pool, self.norm)
+        for arm in self.unscaled:
+            a = pool.arms.index(arm)
+            scores[:, :, a] = np.nan_to_num(pool.scores[:, :, a])
+        return _order(pool, scores @ weights)
 
 
 def _order(pool: Pool, scores: np.ndarray) -> Candidates:

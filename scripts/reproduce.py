@@ -84,7 +84,7 @@ NEGATIVES = "--data.negatives '[\"runs/mined/scifact/negatives.trec\"]'"
 STEPS_ONLY = "--trainer.max_epochs -1 --trainer.check_val_every_n_epoch null"
 EXPAND = f"--model runs/doc2query-scifact/export --data {SCIFACT} --num_queries 10"
 ANYBODY = f"--data {MSRD} --data.query_fields '[]'"  # queries name no customer: customers are drawn
-RECURRING = f"{ANYBODY} --data.qrels qrels-random --fusion.added '{{memory: 3}}'"  # the weight was chosen on its dev
+RECURRING = f"{ANYBODY} --data.qrels qrels-random --fusion.weights '{{memory: 3}}'"  # the weight was chosen on its dev
 TRAINED_ARMS = (
     "--arms.dense.model runs/dense-msrd/export "
     "--arms.sparse '{class: ltrr.arms.sparse.Splade, model: runs/splade-msrd/export}'"

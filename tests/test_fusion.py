@@ -338,7 +338,9 @@ def test_probabilities_are_added_as_they_are():
         "words": Candidates.from_lists([np.array([1, 2, 3])] * 2, [np.array([9.0, 6.0, 5.0])] * 2, 3),
         "memory": Candidates.from_lists([np.array([3]), np.array([3, 4])], [np.array([0.9]), np.array([0.1, 0.05])], 3),
     }
-    ranked = ConvexFusion({"words": 1.0}, added={"memory": 2.0}).rank([Query("a", ""), Query("b", "")], union(drawn))
+    ranked = ConvexFusion({"words": 1.0, "memory": 2.0}, unscaled=["memory"]).rank(
+        [Query("a", ""), Query("b", "")], union(drawn)
+    )
     assert ranked.docs[0, :3].tolist() == [3, 1, 2]
     assert ranked.docs[1, :4].tolist() == [1, 2, 3, 4]
     np.testing.assert_allclose(ranked.scores[0, :2], [1.8, 1.0])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ltrr.data.beir import Corpus
-from ltrr.data.expansions import expansion_id, read_expansions
+from ltrr.data.expansions import expansion_id, predictions
 from ltrr.feedback.events import Action, Impression
 from ltrr.feedback.evidence.evidence import MEANING, Evidence
 from ltrr.protocols import Encoder
@@ -47,6 +47,7 @@ class Memory:
     """
 
     source_kind = "memory"
+    probabilities = True  # its scores are, so fusion adds them as they are
 
     def __init__(
         self,
@@ -86,10 +87,7 @@ class Memory:
         except ValueError as error:
             raise ValueError(f"arms.memory.{error}") from error
         if expansion is not None:
-            pairs = [*read_expansions(expansion, corpus).pairs()]
-            likelihoods = [np.exp(e.log_likelihood / max(e.tokens, 1)) for _, e in pairs]
-            scores = [predicted * float(likelihood) for likelihood in likelihoods]
-            self.evidence.predict([e.query for _, e in pairs], [row for row, _ in pairs], scores)
+            self.evidence.predict(*predictions(expansion, corpus, predicted))
 
     @staticmethod
     def content(arguments: dict[str, Any]) -> list[str]:

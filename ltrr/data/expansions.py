@@ -179,6 +179,13 @@ def write_observed(
     writer.finish()
 
 
+def predictions(folder: str | Path, corpus: Corpus, certain: float) -> tuple[list[str], list[int], list[float]]:
+    """Generated queries, corpus rows and how likely each row is what the query wants: `certain` · p^(1 / tokens)."""
+    pairs = [*read_expansions(folder, corpus).pairs()]
+    scores = [certain * math.exp(e.log_likelihood / max(e.tokens, 1)) for _, e in pairs]
+    return [e.query for _, e in pairs], [row for row, _ in pairs], scores
+
+
 def expansion_id(folder: str | Path) -> str:
     """Returns the checksum of a finished folder's queries and filter; raises DataError if it is not finished."""
     manifest = _manifest(Path(folder))

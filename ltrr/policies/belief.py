@@ -5,7 +5,7 @@ show adds to the log odds what it says under the present belief
 about how customers look (`ltrr.feedback.evidence.cells`), which is estimated from the same shows and never given. The
 order, the cut at a price and the explanation read the same numbers.
 Knows calibrations and evidence; does not know arms, customers or events.
-Legend: Q queries, M candidates that are looked at, B cells.
+Legend: Q queries, M candidates that are looked at, B cells, W kinds of evidence.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ltrr.feedback.evidence.cells import (
     ALIKE,
     GROUPS,
     RANGES,
+    Foretelling,
     Looks,
     ShowEvidence,
     cells_of,
@@ -40,7 +41,7 @@ from ltrr.policies.features import ContextFeatures, arms_of, check_learned, of_a
 from ltrr.policies.rules import Calibrated, by_value
 from ltrr.policies.shown import ShownPairs
 from ltrr.policies.worth import ReservedPlace, fused_scores
-from ltrr.protocols import LearnedPrior
+from ltrr.protocols import LearnedPrior, offers
 from ltrr.types import ActionRow, Decision, ImpressionRow, Pool, Query, RetrievalFeatures, Revised, Worth
 
 _FIRST_FIT = 1_000  # shows of candidates before looks are estimated; again whenever there are half as many more
@@ -49,6 +50,7 @@ _UNJUDGED = ((1.0, 0.7), (0.4, 0.3))  # gains and shares of what is wanted, wher
 _LEVELS = 4  # at most
 _STEPS = 4
 _USUAL = 0.3 * np.append((ALIKE[1:] + ALIKE[:-1]) / 2, 0.98) ** 2  # weights of queries alike before anything is learned
+_FORETOLD = 1.0  # weight of what generated queries foretell before anything is learned
 _CERTAIN = 12.0  # log odds that a query's own shows say of one candidate, at most
 _STEP = 0.05  # of the weights of evidence
 _FIRST_LESSON = 3_000  # shows of candidates before the network learns; again whenever they have doubled
@@ -66,7 +68,7 @@ class _Said(NamedTuple):
     prior: np.ndarray  # (M,) log odds
     network: np.ndarray  # (M,) the part of the prior that the network added
     inputs: np.ndarray | None  # (M, I) what the network read
-    said: np.ndarray  # (M, 1 + G)
+    said: np.ndarray  # (M, W)
     gain: np.ndarray  # (M,) if it is wanted
     scores: np.ndarray  # (M,) fused
 
@@ -145,9 +147,11 @@ class Belief(Calibrated):
         if evidence is None:
             evidence = Tally() if corpus is None else CorpusEvidence(corpus)
         self._evidence = evidence
+        foretelling = offers(evidence, Foretelling)
+        self._foretelling = foretelling if foretelling is not None and foretelling.foretells else None
         self._heaviest = heed
-        self.weights = np.minimum(np.append(1.0, _USUAL), heed)
-        self._squares = np.ones(1 + GROUPS)  # of gradients
+        self.weights = np.minimum([1.0, *_USUAL, *[_FORETOLD] * (self._foretelling is not None)], heed)
+        self._squares = np.ones(len(self.weights))  # of gradients
         self._looked_at: OrderedDict[bytes, np.ndarray] = OrderedDict()  # what was seen -> features as logged
         self._read: OrderedDict[bytes, _Read] = OrderedDict()  # features as logged -> what the network made of them
         self._recent: OrderedDict[tuple[str, str], _Said] = OrderedDict()
@@ -251,21 +255,25 @@ class Belief(Calibrated):
         return {"calibration": weights, "levels": levels_of(gains[wanted > 0]), "coupling": coupling}
 
     def _said(self, queries: Sequence[Query], pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-        """(Q, M, 1 + G) log odds from what was shown for the query itself, and for each group of queries like it.
+        """(Q, M, W) log odds from what was shown for the query itself, and for each group of queries like it.
+
+        The last is what generated queries foretell, where the evidence has any.
 
         With (Q, M) the gain that is expected of each candidate if it is wanted.
         """
         docs = pool.docs[:, : self._num]
         own, gain = self.looks.read(self._evidence.weigh(queries, docs, self.looks.log_ratios()))
         near = self._evidence.near(queries, docs, self.looks.usual_ratios())
-        return np.concatenate([np.clip(own, -_CERTAIN, _CERTAIN)[:, :, None], near], axis=2), gain
+        said = [np.clip(own, -_CERTAIN, _CERTAIN)[:, :, None], near]
+        if self._foretelling is not None:
+            said.append(self._foretelling.foretold(queries, docs)[:, :, None])
+        return np.concatenate(said, axis=2), gain
 
     def explain(self, query: Query, pool: Pool) -> dict[str, np.ndarray]:
         """What is believed of each candidate, in the belief's order, (M,) each; log odds add up to `odds`.
 
-        `row`: of the corpus; `prior` (the calibration), `network`, `own shows`, `queries alike`, `found elsewhere`: log
-        odds; `wanted`: probability;
-        `gain`: if it is wanted;
+        `row`: of the corpus; `prior` (the calibration), `network`, `own shows`, `queries alike`, `generated
+        queries` (where there are any), `found elsewhere`: log odds; `wanted`: probability; `gain`: if it is wanted;
         `worth`: what it adds to expected recall; `ranked`: whether that is worth the price.
         """
         prior, real = self.prior(pool)
@@ -275,12 +283,13 @@ class Belief(Calibrated):
         worth, order, _ = by_value(np.where(real, expit(odds) * gain, -np.inf))
         assert order is not None
         shown = order[0, : int(real.sum())]
-        own, alike = said[:, 0], said[:, 1:].sum(axis=1)
+        own, alike, foretold = said[:, 0], said[:, 1 : 1 + GROUPS].sum(axis=1), said[:, 1 + GROUPS :].sum(axis=1)
         columns = {"row": pool.docs[0, : self._num], "prior": prior[0], "network": network[0]}
         columns |= {
             "own shows": own,
             "queries alike": alike,
-            "found elsewhere": odds[0] - prior[0] - network[0] - own - alike,
+            **({"generated queries": foretold} if self._foretelling is not None else {}),
+            "found elsewhere": odds[0] - prior[0] - network[0] - own - alike - foretold,
             "odds": odds[0],
             "wanted": expit(odds[0]),
             "gain": gain[0],
@@ -292,10 +301,11 @@ class Belief(Calibrated):
 
     def status(self) -> dict[str, Any]:
         """How much evidence counts and how customers are believed to look: what an operator wants to know."""
-        own, *near = self.weights.round(3).tolist()
+        own, *near = self.weights[: 1 + GROUPS].round(3).tolist()
         return {
             "own evidence counts": own,
             "queries alike count": dict(zip([f"from {least:g}" for least in ALIKE], near, strict=True)),
+            **({"generated queries count": round(self.weights[-1], 3)} if self._foretelling is not None else {}),
             "looked at, by place": self.looks.examined[:RANGES].round(3).tolist(),
             "looked at below a click": self.looks.examined[RANGES:].round(3).tolist(),
             "attraction": round(self.looks.attraction, 3),

@@ -6,6 +6,7 @@ Knows the corpus and `ltrr.feedback.evidence`; does not know what a policy makes
 from __future__ import annotations
 
 from ltrr.data.beir import Corpus
+from ltrr.data.expansions import predictions
 from ltrr.feedback.evidence.evidence import Evidence
 from ltrr.protocols import Encoder
 
@@ -22,6 +23,10 @@ class CorpusEvidence(Evidence):
         half_life: days after which evidence counts half.
         neighbours: the most remembered queries for each query, by words and by meaning each.
         alike: similarity in [0, 1] that those need.
+        expansion: folder of generated queries (scripts/expand.py), which say what documents are wanted for; null = none.
+        predicted: P(wanted) of a query that the generator was certain of, 0 to 1; others have p^(1 / tokens) of it.
+
+    Errors: ValueError for `predicted` outside 0 and 1; DataError for a folder of another corpus.
     """
 
     def __init__(
@@ -35,7 +40,11 @@ class CorpusEvidence(Evidence):
         half_life: float = 90.0,
         neighbours: int = 20,
         alike: float = 0.5,
+        expansion: str | None = None,
+        predicted: float = 0.5,
     ) -> None:
+        if not 0 <= predicted <= 1:
+            raise ValueError(f"evidence.predicted: {predicted} is not within 0 and 1")
         super().__init__(
             {entity: row for row, entity in enumerate(corpus.ids)},
             (document.title for document in corpus),
@@ -48,3 +57,5 @@ class CorpusEvidence(Evidence):
             alike=alike,
             cells=True,
         )
+        if expansion is not None:
+            self.predict(*predictions(expansion, corpus, predicted))

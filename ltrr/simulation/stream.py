@@ -170,6 +170,11 @@ def times_before(texts: Sequence[Sequence[str]], stream: Stream) -> np.ndarray:
     return out
 
 
+def end_of(rounds: int) -> int:
+    """When a stream of so many rounds is over, in microseconds since 1970."""
+    return _START + _PAUSE * rounds
+
+
 def play(
     policy: Policy,
     pools: JudgedPools,

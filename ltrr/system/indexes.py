@@ -48,6 +48,10 @@ class Indexes:
         """The kind of source that an arm is, such as `dense`; its name where its class does not say."""
         return self._trait(name, "source_kind", name)
 
+    def gives_probabilities(self, name: str) -> bool:
+        """Whether an arm's scores are probabilities, which fusion does not scale."""
+        return self._trait(name, "probabilities", False)
+
     def _trait(self, name: str, what: str, default: Any) -> Any:
         return trait(class_of(f"arms.{name}", self.specs[name]), what, default)
 

@@ -31,36 +31,36 @@ class Orders:
         self._fusion, self._indexes, self._tuning, self._parts = fusion, indexes, tuning, parts
         if len(set(fusion.arms or ())) < len(fusion.arms or ()):
             raise ConfigError(f"fusion.arms: {', '.join(fusion.arms or ())} names an arm twice")
-        for key, names in (("arms", fusion.arms), ("added", fusion.added), ("weights", fusion.weights)):
+        for key, names in (("arms", fusion.arms), ("weights", fusion.weights)):
             for name in names or ():
                 check_known(f"fusion.{key}", name, indexes.specs)
 
     @property
-    def added(self) -> dict[str, float]:
-        """Arms whose scores are probabilities, such as memory's: added to the fused score with these weights."""
-        usable = self._indexes.usable()
-        return {name: weight for name, weight in (self._fusion.added or {}).items() if name in usable}
-
-    @property
     def arms(self) -> list[str]:
-        """The arms that are fused: those the config names, or all usable ones that read the query and are not added."""
+        """The arms that are fused: those the config names, or all usable ones that read the query."""
         named, usable = self._fusion.arms, self._indexes.usable()
-        beside = () if named else (*_BESIDE, *self.added)
+        beside = () if named else _BESIDE
         fused = [name for name in (named or self._indexes.specs) if name in usable and name not in beside]
         if not fused:
             raise ConfigError("fusion.arms: no arm is left to fuse; those with `model: null` are not there")
         return fused
 
     def order(self, method: str | None = None) -> Ranker:
-        """The fused order: `rrf`, or `convex` with the config's weights, fitted ones, or equal ones without queries."""
-        fusion, arms = self._fusion, self.arms
+        """The fused order: `rrf`, or `convex` with the config's weights, fitted ones, or equal ones without queries.
+
+        Scores that are probabilities, such as memory's, are added as they are, with weight 1 where the config has none.
+        """
+        fusion = self._fusion
         if (method or fusion.method) == "rrf":
-            return OnlyArms([*arms, *self.added], ReciprocalRankFusion(fusion.k))
-        if fusion.weights:
-            return ConvexFusion(fusion.weights, fusion.norm or "minmax", self.added)
+            return OnlyArms(self.arms, ReciprocalRankFusion(fusion.k))
+        unscaled = [name for name in self.arms if self._indexes.gives_probabilities(name)]
+        arms = [name for name in self.arms if name not in unscaled]
+        weights = {**dict.fromkeys(unscaled, 1.0), **(fusion.weights or {})}
+        if not arms or any(name in weights for name in arms):
+            return ConvexFusion(weights, fusion.norm or "minmax", unscaled)
         equal = dict.fromkeys(arms, 1 / len(arms))
         if not (judged := self._tuning.judged("fusion")).queries:
-            return ConvexFusion(equal, added=self.added)
+            return ConvexFusion(equal | weights, unscaled=unscaled)
 
         def fit() -> dict[str, Any]:
             pool = union({name: self._indexes.arm(name).search(judged.queries, DEPTH) for name in arms})
@@ -74,7 +74,7 @@ class Orders:
             self._indexes.arm(name)  # built and opened
         identities = [self._indexes.identity(name) for name in arms]
         fitted = self._tuning.fitted("convex", (identities, judged.key), fit, judged.name)
-        return ConvexFusion(**fitted, added=self.added)
+        return ConvexFusion(fitted["weights"] | weights, fitted["norm"], unscaled)
 
     def identity(self) -> Any:
         """What the fused order depends on beside the arms' builds."""

@@ -113,15 +113,14 @@ class System:
     def depths(self) -> dict[str, int]:
         """How many candidates the funnel draws of each arm, 0 = off."""
         named = self.settings.policy.get("depths")
-        for name in (depths := named or dict.fromkeys([*self.fusion_arms, *self.orders.added], DEPTH)):
+        for name in (depths := named or dict.fromkeys(self.fusion_arms, DEPTH)):
             check_known("policy.depths", name, self.specs)
         return {name: depth for name, depth in depths.items() if name in self.usable()}
 
     @property
     def drawn(self) -> list[str]:
-        """Arms of the funnel: those that are fused or added, and others that are given a depth."""
-        fused = {*self.fusion_arms, *self.orders.added}
-        return [name for name in self.usable() if name in fused or self.depths.get(name)]
+        """Arms of the funnel: those that are fused, and others that are given a depth."""
+        return [name for name in self.usable() if name in self.fusion_arms or self.depths.get(name)]
 
     @cached_property
     def features(self) -> Features:

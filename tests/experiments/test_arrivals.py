@@ -19,7 +19,7 @@ def test_the_simulation_writes_its_contract(music: Path, tmp_path: Path) -> None
         "  lexical: {class: ltrr.arms.lexical.Lexical, tune: false}\n"
         "  memory: {class: ltrr.arms.memory.Memory}\n"
         "  fresh: {class: ltrr.arms.fresh.Fresh, newest: 2}\n"
-        "fusion: {arms: [lexical], weights: {lexical: 1.0}, added: {memory: 1.0}}\n",
+        "fusion: {arms: [lexical, memory], weights: {lexical: 1.0}}\n",
         encoding="utf-8",
     )
     out = tmp_path / "out"

@@ -23,7 +23,7 @@ CONFIG = """cache: {cache}
 arms:
   lexical: {{class: ltrr.arms.lexical.Lexical, tune: false}}
   memory: {{class: ltrr.arms.memory.Memory}}
-fusion: {{arms: [lexical], weights: {{lexical: 1.0}}, added: {{memory: 1.0}}}}
+fusion: {{arms: [lexical, memory], weights: {{lexical: 1.0}}}}
 """
 
 

@@ -120,7 +120,7 @@ def learning(music, tmp_path_factory):
     config.write_text(
         f"data: {{path: {music}}}\ncache: {folder / 'cache'}\narms:\n"
         "  lexical: {class: ltrr.arms.lexical.Lexical}\n  memory: {class: ltrr.arms.memory.Memory}\n"
-        f"fusion: {{added: {{memory: 1.0}}}}\nserve: {{events: 'sqlite:///{folder}/events.db'}}\n"
+        f"serve: {{events: 'sqlite:///{folder}/events.db'}}\n"
     )
     (system,) = open_systems(config, ["--arms.memory.neighbours", "0", "--arms.memory.encoder", "null"])
     corpus = system.corpus

@@ -192,7 +192,7 @@ def test_mistakes_in_a_ranker_are_named_when_it_is_made(make) -> None:
         ({"fussion": {}}, "settings: unknown key 'fussion'; did you mean 'fusion'"),
         ({"fusion": {"metod": "rrf"}}, "settings: fusion: unknown key 'metod'; did you mean 'method'"),
         ({"fusion": {"method": "sum"}}, r"settings: fusion\.method: .*'rrf' or 'convex', got 'sum'"),
-        ({"fusion": ["rrf"]}, r"settings: fusion is \['rrf'\], must be a mapping of added, arms"),
+        ({"fusion": ["rrf"]}, r"settings: fusion is \['rrf'\], must be a mapping of arms"),
         ({"serve": {"port": "many"}}, r"settings: serve\.port: .*integer.*'many'"),
         ({"policy": {"class": "ltrr.policies.cut.CutPolicy", "modle": "x"}}, "policy: .*'modle'; did you mean 'model'"),
     ],

@@ -9,7 +9,7 @@ Legend: B cells, G groups of neighbours, K places of a page, P pairs of a query 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from scipy.special import logit
@@ -56,11 +56,23 @@ class ShowEvidence(Protocol):
         ...
 
     def trusts(self, customer: str) -> bool:
-        """Whether what this customer does counts in full for others."""
+        """Whether a page of this customer may move what is believed of all."""
         ...
 
     def shows(self) -> Shows:
         """All that was shown."""
+        ...
+
+
+@runtime_checkable
+class Foretelling(Protocol):
+    """Evidence that may also hold predictions of what documents are wanted for."""
+
+    @property
+    def foretells(self) -> bool: ...
+
+    def foretold(self, queries: Sequence[Query], rows: np.ndarray) -> np.ndarray:
+        """(Q, K) log odds, at least 0, that predictions give to candidates."""
         ...
 
 

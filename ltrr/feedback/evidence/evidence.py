@@ -26,6 +26,8 @@ from ltrr.files import atomic_write
 from ltrr.protocols import Encoder
 from ltrr.types import ActionRow, ImpressionRow, Query
 
+_SHARPNESS, _CERTAIN = 8.0, 1 - 1e-6  # of predictions: power of similarity; the most that one counts
+_FIRST = 0.1  # of the budget: pages within it may move what is believed of all customers
 _BATCH = 64  # queries compared with remembered ones at once
 EXACT, WORDS, MEANING = 0, 1, 2  # kinds of neighbours, the closest first
 
@@ -274,10 +276,32 @@ class Evidence:
             np.add.at(out, (asked[near], place, group[near]), np.clip(said, -MOST, MOST))
         return out
 
-    def trusts(self, customer: str) -> bool:
-        """Whether what this customer does counts in full for others: they are within their budget."""
+    def foretold(self, queries: Sequence[Query], rows: np.ndarray) -> np.ndarray:
+        """(Q, K) what predictions say for candidates (Q, K), pad -1: −log P(no prediction is right), at most `MOST`.
+
+        Predictions of queries alike count similarity to the power of 8.
+        """
+        out = np.zeros(rows.shape)
         with self._lock:
-            return self._sums.within_budget(customer)
+            like = self.like(queries)
+            of = np.flatnonzero(like.kind < MEANING)
+            wanted = rows[like.asked[of]]  # (N, K)
+            pairs = self._sums.find_pairs(np.repeat(like.numbers[of], rows.shape[1]), wanted.ravel())
+            known = np.flatnonzero(pairs >= 0)
+            near, place = known // rows.shape[1], known % rows.shape[1]
+            one = self._sums.priors(pairs[known]) * like.similarity[of[near]] ** _SHARPNESS
+            np.add.at(out, (like.asked[of[near]], place), -np.log1p(-np.minimum(one, _CERTAIN)))
+        return np.minimum(out, MOST)
+
+    @property
+    def foretells(self) -> bool:
+        """Whether anything was predicted."""
+        return self._sums.foretells
+
+    def trusts(self, customer: str) -> bool:
+        """Whether a page of this customer may move what is believed of all: they have done little so far."""
+        with self._lock:
+            return self._sums.spent(customer) < _FIRST
 
     def shows(self) -> Shows:
         """All that was shown and counts; needs `cells`."""

@@ -171,10 +171,12 @@ class Sums:
         pairs[known] = self._pair_of.find(queries[known].astype(np.int64) << 32 | rows[known])
         return pairs
 
-    def within_budget(self, name: str) -> bool:
-        """Whether a customer's events count in full for others; an unknown one's do as long as there are few."""
+    def spent(self, name: str) -> float:
+        """Decayed trials of a customer as a share of the budget; unknown ones are one customer together."""
         number = self._customer_of.get(name, -1)
-        return number < 0 or number >= len(self._halvings.values) or not self._halvings.values[number]
+        if number < 0 or number >= len(self._trials.values):
+            return 0.0
+        return float(self._trials.values[number]) * 2.0 ** (-(self.now - _REFERENCE) / self._half_life) / self._budget
 
     def customers(self) -> list[str]:
         """Names that are known."""
@@ -194,6 +196,15 @@ class Sums:
         pairs = np.flatnonzero(self._prior.values > 0)
         texts = [self.queries[query] for query in self._pair_query.values[pairs].tolist()]
         return texts, self.rows(pairs).tolist(), self._prior.values[pairs].tolist()
+
+    def priors(self, pairs: np.ndarray) -> np.ndarray:
+        """(P,) predicted scores of pairs (P,)."""
+        return self._prior.values[pairs]
+
+    @property
+    def foretells(self) -> bool:
+        """Whether anything was predicted."""
+        return bool(self._predicted.values.any())
 
     def add(self, evidence: Increments) -> None:
         """Adds increments to slots, and slots to pairs."""
