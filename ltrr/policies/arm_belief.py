@@ -17,7 +17,7 @@ from scipy.special import expit
 
 from ltrr.data.beir import Corpus
 from ltrr.feedback.events import normalised
-from ltrr.feedback.evidence.cells import Looks, ShowEvidence
+from ltrr.feedback.evidence.cells import ShowEvidence
 from ltrr.policies.belief import Belief
 from ltrr.policies.features import ContextFeatures, of_arms
 from ltrr.policies.price import least_price
@@ -68,7 +68,7 @@ class ArmBelief(Belief):
         levels: Sequence[Sequence[float]] | None = None,
         coupling: float = 0.0,
         explore: ReservedPlace | None = ReservedPlace(),  # noqa: B008
-        looks: Looks | None = None,
+        eta: float | None = None,
         evidence: ShowEvidence | None = None,
         corpus: Corpus | None = None,
         learner: LearnedPrior | None = None,
@@ -85,7 +85,7 @@ class ArmBelief(Belief):
             levels=levels,
             coupling=coupling,
             explore=explore,
-            looks=looks,
+            eta=eta,
             evidence=evidence,
             corpus=corpus,
             learner=learner,

@@ -27,7 +27,6 @@ from ltrr.feedback.evidence.cells import (
     GROUPS,
     RANGES,
     Foretelling,
-    Looks,
     ShowEvidence,
     cells_of,
     clicks_on,
@@ -97,13 +96,14 @@ class Belief(Calibrated):
         levels: gain of each degree to which candidates are wanted, and its share; null = fitted with the calibration.
         coupling: what one more relevant candidate than expected adds to the log odds of all others of its query.
         explore: one candidate below the cut; None = nothing is explored.
-        looks: how customers look; None = estimated, starting at 1 / rank.
+        eta: a place is looked at with rank^-eta, and clicks' noise stays as assumed; null = all is estimated.
         evidence: shows and clicks; None = what customers of this corpus do, under the rules of trust.
         corpus: of the entities; None = evidence without trust, for simulations.
         learner: the network (`ltrr.learners.prior.PriorLearner`), new or an export's; None = the calibration alone. It
             goes on learning from what is shown, and features are logged as it read them.
         features: what the network reads beside the fused union.
         heed: how much evidence counts at most; 0 = the prior alone, for comparisons.
+        same_cut: whether all queries get as many candidates, for comparisons.
         num: M. seed: of what is explored.
 
     Errors: ValueError for a learner of other arms, features or depths.
@@ -121,12 +121,13 @@ class Belief(Calibrated):
         levels: Sequence[Sequence[float]] | None = None,
         coupling: float = 0.0,
         explore: ReservedPlace | None = ReservedPlace(),  # noqa: B008
-        looks: Looks | None = None,
+        eta: float | None = None,
         evidence: ShowEvidence | None = None,
         corpus: Corpus | None = None,
         learner: LearnedPrior | None = None,
         features: ContextFeatures | None = None,
         heed: float = 1.0,
+        same_cut: bool = False,
         num: int = 100,
         seed: int | None = None,
     ) -> None:
@@ -157,16 +158,20 @@ class Belief(Calibrated):
         self._recent: OrderedDict[tuple[str, str], _Said] = OrderedDict()
         self._waiting: OrderedDict[str, _Page] = OrderedDict()
         self._now = 0  # time of the latest event
-        self._estimates, self._due = looks is None, _FIRST_FIT
+        self._estimates, self._due, self._same_cut = eta is None, _FIRST_FIT, same_cut
         if levels is None:
             levels = _UNJUDGED if calibration is None else ((1.0, 1.0),)
-        self._start = usual_looks(levels=levels)
-        self.looks = looks or self._start
+        self._start = usual_looks(1.0 if eta is None else eta, levels=levels)
+        self.looks = self._start
 
     def worth(self, queries: Sequence[Query], pool: Pool, features: np.ndarray | None = None) -> Worth:
         """What candidates add to expected recall, in order of the gain that is expected of them."""
         odds, gain, real = self.odds(queries, pool, features)
-        return by_value(np.where(real, expit(odds) * gain, -np.inf))
+        worth = by_value(np.where(real, expit(odds) * gain, -np.inf))
+        if self._same_cut:
+            by_rank = 1 / np.arange(1, worth.worth.shape[1] + 1)
+            worth = worth._replace(worth=np.where(worth.worth > -np.inf, by_rank, -np.inf))
+        return worth
 
     def odds(
         self, queries: Sequence[Query], pool: Pool, features: np.ndarray | None = None

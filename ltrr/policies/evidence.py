@@ -23,7 +23,7 @@ class CorpusEvidence(Evidence):
         half_life: days after which evidence counts half.
         neighbours: the most remembered queries for each query, by words and by meaning each.
         alike: similarity in [0, 1] that those need.
-        expansion: folder of generated queries (scripts/expand.py), which say what documents are wanted for; null = none.
+        expansion: folder of generated queries (scripts/expand.py), which say what documents are wanted for; or null.
         predicted: P(wanted) of a query that the generator was certain of, 0 to 1; others have p^(1 / tokens) of it.
 
     Errors: ValueError for `predicted` outside 0 and 1; DataError for a folder of another corpus.

@@ -63,6 +63,14 @@ ROBUST: dict[str, tuple[str, dict[str, Any]]] = {
         "the belief's candidates tell nothing of each other",
         {"overrides": ["--stream.systems.belief.coupling", "0"]},
     ),
+    "same": (
+        "the belief gives all queries the same cut",
+        {"overrides": ["--stream.systems.belief.same_cut", "true"]},
+    ),
+    "face": (
+        "the belief thinks that all places are looked at",
+        {"overrides": ["--stream.systems.belief.eta", "0"]},
+    ),
     "plain": ("the belief has no network", {"overrides": ["--stream.systems.belief.learner", "null"]}),
     "alone": ("queries tell nothing of others like them", {"alone": True}),
     "drift": ("a tenth of the queries want something else", {"change": "drift"}),

@@ -214,3 +214,17 @@ def test_one_customer_cannot_teach_how_all_look_or_how_much_evidence_counts() ->
     np.testing.assert_array_equal(belief.weights, weights)
     assert not evidence.trusts("attacker")
     assert evidence.trusts("a new one")
+
+
+def test_comparisons_can_hold_the_cut_and_what_is_believed_about_looking() -> None:
+    belief = Belief(**GIVEN, same_cut=True, evidence=Tally())
+    teach(belief, [0, 3], [3])
+    worth = belief.worth([LOVE], POOL)
+    np.testing.assert_allclose(worth.worth[0], 1 / np.arange(1, 6))
+    assert worth.order is not None
+    assert worth.order[0, 0] == 3
+    face = Belief(**GIVEN, eta=0.0, evidence=Tally())
+    assert (face.looks.examined == 1).all()
+    face._due = 0
+    teach(face, [0, 3], [3])
+    assert (face.looks.examined == 1).all()
