@@ -10,6 +10,11 @@ python scripts/ope.py --events sqlite:///runs/events.db --out DIR
     decide without chance: rounds tell about it that happened to decide the same or, for pi, that share the depth of an
     arm or the cut. --logger NAME reads the rounds of one policy only. A model that was fitted on this log is judged
     too well by it.
+python scripts/ope.py --events URL --sets --config FUNNEL.yaml --data FOLDER --out DIR [--arms.new.class …]
+    May this arm be switched on, or more be ranked? The funnel of the config, with the arm, is asked the log's queries,
+    without exploring. What it ranks is estimated from pages that showed other candidates, as the clicks that it would
+    get if customers looked at all of it; how they look is estimated from the pages. Candidates that no page can show
+    are bounded, and refused where they are many: let the policy explore them first (policy.explore.arm: NAME).
 python scripts/ope.py --simulate [--seeds 40] [--sizes 1000 10000 100000] --out DIR
     Logs whose truth is known: error and coverage of every estimator by size of the log and overlap of the two policies;
     slates; a deterministic logger, which must be flagged; two nulls.
@@ -32,6 +37,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +51,18 @@ from ltrr.data.open_bandit import read_open_bandit
 from ltrr.evaluation import estimate as ope
 from ltrr.evaluation.estimate_plots import plot_estimates, plot_weights
 from ltrr.evaluation.replay import Log, replay
+from ltrr.evaluation.sets import Page, SetValue, Target, pages_of, set_value
+from ltrr.evaluation.tables import write_experiment
+from ltrr.feedback.events import Reward, normalised
 from ltrr.feedback.store import EventStore
 from ltrr.files import atomic_write
+from ltrr.protocols import Exploring, offers
 from ltrr.simulation.bandit_logs import OVERLAPS, contextual, slates
 from ltrr.system.policies import policy_of_log
+from ltrr.system.system import open_systems
+from ltrr.types import Query
 
+_ASKED = 250  # queries that a funnel is asked at once
 _OTHER = "of other depths or features"
 _EXAMPLE = "{class: ltrr.policies.fixed.FixedPolicy, depths: {title: 50}, cut: 20}"
 _REMOVED = {"--target", "--cut", "--model", "--budget", "--explore"}  # flags of version 0.1
@@ -70,6 +83,8 @@ def run() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="rounds of its logs")
     parser.add_argument("--policy", metavar="YAML", help="section of the target")
     parser.add_argument("--config", type=Path, help="config whose section `policy` is the target")
+    parser.add_argument("--sets", action="store_true", help="estimate the candidates that the funnel of --config ranks")
+    parser.add_argument("--data", metavar="FOLDER", help="data set of --sets")
     parser.add_argument("--logger", metavar="NAME", help="only rounds that this policy logged")
     flags, rest = parser.parse_known_args()
     if removed := sorted(_REMOVED & {flag.partition("=")[0] for flag in rest}):
@@ -80,6 +95,10 @@ def run() -> None:
         results, lines, weights = simulated(flags.seeds, flags.sizes)
     elif flags.open_bandit:
         results, lines, weights = open_bandit(flags.open_bandit)
+    elif flags.sets:
+        results, lines = sets_from_events(flags, rest)
+        write_experiment(flags.out, results, lines)
+        return
     else:
         results, lines, weights = from_events(flags.events, target_section(flags, rest), flags.logger)
     for name, text in {"results.json": json.dumps(results, indent=1), "table.md": lines}.items():
@@ -209,10 +228,7 @@ def open_bandit(folder: Path) -> Results:
 
 
 def from_events(url: str, section: Mapping[str, Any], logger: str | None) -> Results:
-    path = url.removeprefix("sqlite:///")
-    if path != url and not Path(path).exists():
-        raise ValueError(f"--events {url}: there is no such file")
-    with EventStore(url) as store:
+    with _store(url) as store:
         log, without = Log.read(tqdm(store.rounds(), "read", unit="batch"), logger)
     logged, used, cut = replay(log, policy_of_log(section, log))
     rows = []
@@ -231,6 +247,55 @@ def from_events(url: str, section: Mapping[str, Any], logger: str | None) -> Res
     results = {"mode": "events", "rows": rows, "policies": loggers, "target": section, "mean_cut": cut}
     results |= {"budget": section.get("budget"), "left_out": {_OTHER: left} if left else {}, "without": without}
     return results, "\n".join(lines), {"target": ope.joint_weights(logged)}
+
+
+def sets_from_events(flags: argparse.Namespace, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """What the funnel of --config would rank for the log's queries, estimated from the log's pages."""
+    if not flags.config:
+        raise ValueError("--sets: needs the funnel that is to be judged, --config FUNNEL.yaml")
+    (system,) = open_systems(flags.config, [*overrides, *(["--data.path", json.dumps(flags.data)] * bool(flags.data))])
+    row_of, reward = {entity: row for row, entity in enumerate(system.corpus.ids)}, Reward()
+    numbers: dict[tuple[str, str], int] = {}
+    pages, queries = [], []
+    with _store(flags.events) as store:
+        for _, seen, actions in (one for batch in tqdm(store.rounds(), "read", unit="batch") for one in batch):
+            if flags.logger not in (None, seen.policy):
+                continue
+            number = numbers.setdefault((normalised(seen.query), str(replace(seen.context, time=None))), len(numbers))
+            if number == len(queries):
+                queries.append(Query(seen.id, seen.query, seen.context))
+            rows = [row_of.get(entity, -1) for entity in seen.shown]
+            worth = reward.of_entities(seen.time, actions)
+            clicked = frozenset(row for row, entity in zip(rows, seen.shown, strict=True) if worth.get(entity, 0) > 0)
+            explored = -1 if seen.explored is None else row_of.get(seen.explored, -1)
+            session = f"s{seen.session}" if seen.session else f"i{seen.id}"
+            pages.append(Page(number, session, rows, clicked, explored, seen.explored_propensity))
+    if not pages:
+        raise ValueError(f"--events {flags.events}: has no impressions of {flags.logger or 'any policy'}")
+    funnel = system.funnel()
+    if (exploring := offers(funnel.policy, Exploring)) is not None:
+        funnel.policy = exploring.greedy()
+    drawn = [funnel.draw(queries[s : s + _ASKED]).pool.docs for s in tqdm(range(0, len(queries), _ASKED), "ask")]
+    width = max(docs.shape[1] for docs in drawn)
+    rows = np.concatenate([np.pad(docs, [(0, 0), (0, width - docs.shape[1])], constant_values=-1) for docs in drawn])
+    found = set_value(pages_of(pages), Target(rows, (rows >= 0).sum(axis=1)))
+    refused = "; ".join(found.notes) or "–"
+    cells = [[f"{len(pages):,}", _ends(found, ""), _ends(found, "gain"), f"{found.missing:.1%}", refused]]
+    lines = _table("rounds, clicks a page if all is looked at, gain over the log, missing of what is new, notes", cells)
+    plain = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in found._asdict().items()}
+    return {"mode": "sets", "queries": len(queries), "ranked": float((rows >= 0).sum(axis=1).mean()), **plain}, lines
+
+
+def _ends(found: SetValue, of: str) -> str:
+    mean, low, high = (found.gain, found.gain_low, found.gain_high) if of else (found.value, found.low, found.high)
+    return f"{mean:.4f} (no support)" if found.notes else f"{mean:.4f} ({low:.4f} to {high:.4f})"
+
+
+def _store(url: str) -> EventStore:
+    path = url.removeprefix("sqlite:///")
+    if path != url and not Path(path).exists():
+        raise ValueError(f"--events {url}: there is no such file")
+    return EventStore(url)
 
 
 def _loggers(logged: ope.Logged, policies: np.ndarray) -> list[list[str]]:

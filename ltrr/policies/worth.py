@@ -33,6 +33,8 @@ class ReservedPlace:
         share: of the queries, 0 to 1.
         among: candidates below the cut.
         place: on the page, 0 = first. Customers look there most, and what stands below moves down by one.
+        arm: its first `among` candidates that are not ranked are explored, too, such as those of an arm that is drawn
+            with weight 0 because nobody knows yet what it is worth.
 
     Errors: ValueError names the argument that makes no sense.
     """
@@ -40,6 +42,7 @@ class ReservedPlace:
     share: float = 0.2
     among: int = 5
     place: int = 0
+    arm: str | None = None
 
     def __post_init__(self) -> None:
         for name, good, fix in (
@@ -50,16 +53,38 @@ class ReservedPlace:
             if not good:
                 raise ValueError(f"policy.explore.{name}: {getattr(self, name)} is not {fix}")
 
-    def draw(self, cut: np.ndarray, real: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """(Q,) which candidate of the order is explored, -1 = none, and the propensity of that.
+    def draw(
+        self, cut: np.ndarray, docs: np.ndarray, pool: Pool, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(Q,) corpus row that is explored, -1 = none, and the propensity of that.
 
-        cut (Q,); real (Q,) candidates that the order has.
+        cut (Q,); docs (Q, M) the order, pad -1; pool: of the same queries.
         """
-        room = np.clip(real - cut, 0, self.among)
+        place = cut[:, None] + np.arange(self.among)
+        rows = np.take_along_axis(docs, np.minimum(place, docs.shape[1] - 1), 1)
+        rows = np.where(place < docs.shape[1], rows, -1)  # (Q, among), pads last
+        if self.arm is not None:
+            rows = np.stack([self._with_arm(*each) for each in zip(rows, cut, docs, self._brought(pool), strict=True)])
+        room = (rows >= 0).sum(axis=1)
         drawn, uniform = rng.random((2, len(cut)))
         explores = (drawn < self.share) & (room > 0)
         each = np.where(explores, self.share / np.maximum(room, 1), np.where(room > 0, 1 - self.share, 1.0))
-        return np.where(explores, cut + (uniform * room).astype(np.int64), -1), each
+        return np.where(explores, rows[np.arange(len(rows)), (uniform * room).astype(np.int64)], -1), each
+
+    def _brought(self, pool: Pool) -> list[np.ndarray]:
+        """Q lists of the rows that the arm returned, best first."""
+        if self.arm not in pool.arms:
+            raise ValueError(f"policy.explore.arm: there is no arm {self.arm!r}; the arms are: {', '.join(pool.arms)}")
+        ranks = pool.ranks[:, :, pool.arms.index(self.arm)]
+        order = np.argsort(ranks, axis=1)  # NaN last
+        counts = np.isfinite(ranks).sum(axis=1).tolist()
+        return [docs[places[:num]] for docs, places, num in zip(pool.docs, order, counts, strict=True)]
+
+    def _with_arm(self, rows: np.ndarray, cut: int, docs: np.ndarray, brought: np.ndarray) -> np.ndarray:
+        """(2 · among,) rows and those of the arm that are neither ranked nor among them, pads last."""
+        more = brought[~np.isin(brought, np.append(docs[:cut], rows))][: self.among]
+        found = np.append(rows[rows >= 0], more)
+        return np.append(found, np.full(2 * self.among - len(found), -1))
 
 
 class WorthPolicy(ABC):
@@ -119,19 +144,18 @@ class WorthPolicy(ABC):
     def revise(self, queries: Sequence[Query], features: np.ndarray, pool: Pool, decision: Decision) -> Revised:
         """Cuts where a candidate is no longer worth its price; the features that were given are logged."""
         worth, order, values = self.worth(queries, pool, features)
+        docs = pool.docs[:, : worth.shape[1]] if order is None else np.take_along_axis(pool.docs, order, 1)
         explored = place = propensity = None
         with self._lock:
             price = self._price.value
             cut = np.maximum((worth >= price).sum(axis=1), 1).astype(np.int32)
             spent = cut
             if self._explore is not None:
-                at, propensity = self._explore.draw(cut, (worth > -np.inf).sum(axis=1), self._rng)
-                spent = cut + (at >= 0)
+                explored, propensity = self._explore.draw(cut, docs, pool, self._rng)
+                spent = cut + (explored >= 0)
+                place = np.where(explored >= 0, self._explore.place, -1).astype(np.int32)
+                explored = explored.astype(np.int32)
             self._price.spend(self._charged(spent, decision))
-        docs = pool.docs[:, : worth.shape[1]] if order is None else np.take_along_axis(pool.docs, order, 1)
-        if self._explore is not None:
-            explored = np.where(at >= 0, docs[np.arange(len(docs)), at], -1).astype(np.int32)
-            place = np.where(at >= 0, self._explore.place, -1).astype(np.int32)
         decision = decision._replace(
             cut=cut,
             prices={**(decision.prices or {}), self._price.name: price},

@@ -21,7 +21,7 @@ from ltrr.funnel import reserve
 from ltrr.policies.price import least_price
 from ltrr.protocols import AfterRetrieval, Online, Policy, Priced, Ranker, Valuing, offers
 from ltrr.simulation.pools import JudgedPools
-from ltrr.types import ActionRow, Candidates, ImpressionRow, Pool, Query
+from ltrr.types import ActionRow, Candidates, Decision, ImpressionRow, Pool, Query
 
 _LONGEST = 128  # L: what is shown below is never looked at
 _DRAWN = 1_000  # rounds whose random numbers are drawn at once
@@ -187,6 +187,7 @@ def play(
     page: int | None = None,
     ranker: Ranker | None = None,
     arms: Arms | None = None,
+    watch: Callable[[int, np.ndarray, np.ndarray, Decision], object] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Played:
     """A policy that learns serves the stream; its prices follow what is spent.
@@ -198,6 +199,7 @@ def play(
         page: places that customers see; None = the whole cut.
         ranker: orders the cut before it is shown.
         arms: for policies that may leave some off; None = all run, free of charge.
+        watch: is told, of each round, the query's number, the page (K,), what was clicked (K,) bool, and the decision.
         progress: is told rounds that are over, now and then.
     """
     after, online, priced = offers(policy, AfterRetrieval), offers(policy, Online), offers(policy, Priced)
@@ -243,6 +245,8 @@ def play(
             if ranker is not None or len(rows) != cut or explores:
                 each = gains.of(rows)
             clicks = customers.clicks(each, draws[n - start])
+            if watch is not None:
+                watch(int(stream.asked[n]), rows, clicks, decision)
             if learner is not None:
                 session = n if stream.session is None else int(stream.session[n])
                 late.append(_events(n, session, query, rows, clicks))

@@ -129,3 +129,19 @@ def test_a_price_that_follows_brings_the_mean_back() -> None:
 def test_arguments_that_make_no_sense_are_named(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_an_arm_that_is_drawn_with_weight_0_can_be_explored() -> None:
+    docs = np.array([[1, 2, 3, 4, 5, 6]], np.int32)
+    ranks = np.full((1, 6, 3), np.nan)
+    ranks[0, :, 0] = ranks[0, :, 2] = np.arange(6)
+    ranks[0, [1, 5, 3, 4], 1] = [0, 1, 2, 3]  # the new arm's first is ranked already
+    pool = Pool(("old", "new", "fused"), docs, ranks, np.nan_to_num(5 - ranks))
+    explore, rng = ReservedPlace(0.6, 2, arm="new"), np.random.default_rng(0)
+    drawn = [explore.draw(np.array([2]), docs, pool, rng) for _ in range(3_000)]
+    rows, counts = np.unique([int(row[0]) for row, _ in drawn], return_counts=True)
+    assert rows.tolist() == [-1, 3, 4, 5, 6]  # two below the cut; of the new arm 6 and, as 4 is there, 5
+    np.testing.assert_allclose(counts / 3_000, [0.4, *[0.15] * 4], atol=0.03)
+    assert all(p[0] == pytest.approx(0.4 if row[0] < 0 else 0.15) for row, p in drawn)
+    with pytest.raises(ValueError, match=r"policy.explore.arm: there is no arm 'newer'; the arms are: old, new"):
+        ReservedPlace(arm="newer").draw(np.array([2]), docs, pool, rng)

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ltrr.feedback.events import Action, Allocation, Impression
+from ltrr.feedback.events import Action, Allocation, Impression, impressions_of
 from ltrr.feedback.store import EventStore
 from ltrr.policies.table import Table
 from ltrr.simulation import bandit_logs
+from ltrr.system.system import open_systems
 from tests import served
 from tests.helpers import ROOT, script, shared
 
@@ -215,6 +216,61 @@ def test_a_learned_target_from_the_event_store(run, tmp_path: Path) -> None:
         run("--events", url, "--policy", f"{{{section}}}", "--out", out)
     with pytest.raises(ValueError, match="it was learned from the arms a, b, this funnel has title, people"):
         run("--events", store(tmp_path / "export", num=50), "--policy", f"{{{section}, budget: 3}}", "--out", out)
+
+
+@pytest.fixture(scope="module")
+def explored(music: Path, tmp_path_factory) -> tuple[Path, str]:
+    """A funnel of one arm that explores what a second one brings, and the store of its pages."""
+    folder = tmp_path_factory.mktemp("explored")
+    config, rng = folder / "c.yaml", np.random.default_rng(0)
+    config.write_text(
+        f"data: {{path: {music}}}\ncache: {folder / 'cache'}\narms:\n"
+        "  lexical: {class: ltrr.arms.lexical.Lexical, tune: false}\n"
+        "  structured: {class: ltrr.arms.structured.Structured, tune: false}\n"
+        "fusion: {arms: [lexical, structured], weights: {lexical: 1.0, structured: 0.0}}\n"
+        "policy: {class: ltrr.policies.rules.Calibrated, budget: 3, "
+        "explore: {class: ltrr.policies.worth.ReservedPlace, share: 0.5, among: 20, arm: structured}}\n"
+    )
+    (system,) = open_systems(config, [])
+    funnel, ids, url = system.funnel(seed=1), system.corpus.ids, f"sqlite:///{folder}/events.db"
+    asked = [q for split in system.dataset.splits for q in system.dataset.split(split).queries]
+    wanted = {q: grades for s in system.dataset.splits for q, grades in system.dataset.split(s).qrels.items()}
+    with EventStore(url) as store:
+        for n in range(30):
+            pages = impressions_of(
+                page := funnel.search(asked, 40), ids, times=[NOW] * len(asked), sessions=[f"{n}-{q.id}" for q in asked]
+            )
+            events: list = [*pages]
+            for query, seen in zip(page.queries, pages, strict=True):
+                for place, entity in enumerate(seen.shown):
+                    likes = 0.95 if wanted[query.id].get(entity, 0) > 0 else 0.1
+                    if rng.random() < likes / (1 + place):
+                        events.append(Action(f"{seen.id}-{place}", seen.id, entity, "click", seen.time))
+            store.append(events)
+    return config, url
+
+
+def test_an_arm_that_was_explored_may_be_switched_on(run, tmp_path: Path, explored) -> None:
+    config, url = explored
+    on = ["--fusion.weights", "{lexical: 1.0, structured: 0.5}", "--policy.explore", "null"]
+    run("--events", url, "--sets", "--config", config, *on, "--out", tmp_path)
+    found = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    assert found["mode"] == "sets"
+    assert not found["notes"]
+    assert found["gain_low"] < found["gain"] < found["gain_high"]
+    assert found["explored"] > 10
+    assert abs(found["missing"]) < 0.5
+    assert "clicks a page if all is looked at" in (tmp_path / "table.md").read_text()
+    # An arm whose candidates were never explored is refused, with the fix.
+    deep = ["--arms.other.class", "ltrr.arms.popular.Popular", "--fusion.arms", "[other]", "--fusion.weights", "null"]
+    run("--events", url, "--sets", "--config", config, *deep, "--policy.explore", "null", "--out", tmp_path / "no")
+    refused = json.loads((tmp_path / "no" / "results.json").read_text())
+    assert refused["gain_low"] is None
+    assert "policy.explore.arm" in refused["notes"][0]
+    with pytest.raises(ValueError, match="--sets: needs the funnel"):
+        run("--events", url, "--sets", "--out", tmp_path / "x")
+    with pytest.raises(ValueError, match="no impressions of nobody"):
+        run("--events", url, "--sets", "--config", config, "--logger", "nobody", "--out", tmp_path / "x")
 
 
 def test_a_store_without_a_choice_is_flagged(run, tmp_path: Path) -> None:
