@@ -37,7 +37,8 @@ COMMANDS = {  # the word that a step below uses -> the start of its command line
     "policy": "scripts/simulate.py",
     "streams": "scripts/experiments/streams.py",
     "arms": "scripts/experiments/arms.py",
-    "rank_costs": "scripts/experiments/rank_costs.py",
+    "belief_attack": "scripts/experiments/belief_attack.py",
+    "new_arm": "scripts/experiments/new_arm.py",
     "off_policy": "scripts/ope.py",
     "personal": "scripts/experiments/personal.py",
     "benchmarks": "scripts/benchmarks/run.py",
@@ -85,25 +86,11 @@ STEPS_ONLY = "--trainer.max_epochs -1 --trainer.check_val_every_n_epoch null"
 EXPAND = f"--model runs/doc2query-scifact/export --data {SCIFACT} --num_queries 10"
 ANYBODY = f"--data {MSRD} --data.query_fields '[]'"  # queries name no customer: customers are drawn
 RECURRING = f"{ANYBODY} --data.qrels qrels-random --fusion.weights '{{memory: 3}}'"  # the weight was chosen on its dev
-TRAINED_ARMS = (
-    "--arms.dense.model runs/dense-msrd/export "
-    "--arms.sparse '{class: ltrr.arms.sparse.Splade, model: runs/splade-msrd/export}'"
-)
-PREDICTED = (
-    "--arms.memory '{class: ltrr.arms.memory.Memory, model: offline, expansion: runs/observed-msrd, predicted: 1.0}'"
-)
-LINUCB, UCB = "ltrr.learners.linucb.LinUCB", "UCB, width: 0.1"
-THOMPSON = "Thompson, samples: 32"  # estimates its probabilities
-PEERS = {  # beside policy-msrd: another explorer, its learner, the learner's arguments
-    "linucb": (UCB, LINUCB, ""),
-    "linucb-gains": (UCB, LINUCB, ", noise: 0.1, levels: 2, l2: 1000"),
-    "linucb-cut": (UCB, LINUCB, ", per: cut, l2: 10000"),
-    "lints": (THOMPSON, LINUCB, ""),
-    "router": ("EpsilonGreedy", "ltrr.learners.router.SupervisedRouter", ""),
-    "vowpal": ("SquareCB", "ltrr.learners.vowpal.Vowpal", ""),
-    "squarecb": ("SquareCB, floor: 0.05", "", ""),
-    "greedy": ("EpsilonGreedy", "", ""),
-    "thompson": (THOMPSON, "", ""),
+STRICT = f"{MSRD} --data.qrels qrels-strict"  # no near-duplicate groups across splits
+PEERS = {  # beside policy-msrd: another learner and its explorer
+    "linucb": ("ltrr.learners.linucb.LinUCB", "UCB, width: 0.1"),
+    "router": ("ltrr.learners.router.SupervisedRouter", "EpsilonGreedy"),
+    "vowpal": ("ltrr.learners.vowpal.Vowpal", "SquareCB"),
 }
 
 
@@ -114,12 +101,12 @@ def measured(name: str, benchmarks: str) -> Step:
 
 
 def peer(name: str) -> Step:
-    """A simulation of MSRD's policy of cuts with another explorer, or another learner too."""
-    explorer, learner, arguments = PEERS[name]
-    options = f"--policy.explore '{{class: ltrr.policies.explorers.{explorer}}}'"
-    options += f" --policy.learner '{{class: {learner}{arguments}}}'" if learner else ""
-    options += " --policy.estimated true" if explorer == THOMPSON else ""
-    return folder_step(f"policy-{name}", "policy", f"--data {MSRD} --no-perfect {options}")
+    """A simulation of MSRD's policy of cuts with another learner and explorer."""
+    learner, explorer = PEERS[name]
+    options = (
+        f"--policy.explore '{{class: ltrr.policies.explorers.{explorer}}}' --policy.learner '{{class: {learner}}}'"
+    )
+    return folder_step(f"policy-{name}", "policy", f"--data {STRICT} --no-perfect {options}")
 
 
 STEPS = [
@@ -187,31 +174,12 @@ STEPS = [
     folder_step("attack-patient", "attack", f"--data {CATALOGUE} --clicks 100"),
     folder_step("fresh", "arrivals", f"--data {CATALOGUE}"),
     # What a policy learns.
-    folder_step("policy-msrd", "policy", f"--data {MSRD}"),
-    folder_step("policy-msrd-shuffled", "policy", f"--data {MSRD} --no-perfect --shuffle"),
-    folder_step("policy-msrd-cascade", "policy", f"--data {MSRD} --no-perfect --cascade"),
-    folder_step("policy-scifact", "policy",
-        f"--data {SCIFACT} --folds 5 --no-perfect --passes 1 5"),
-    folder_step("policy-catalogue", "policy",
-        f"--config configs/experiments/policy_catalogue.yaml --data {CATALOGUE} --passes 1 5"),
-    folder_step("policy-msrd-joins", "policy", f"--data {MSRD} --change joins:dense --passes 1 2 --no-perfect"),
-    folder_step("policy-msrd-leaves", "policy", f"--data {MSRD} --change leaves:title --passes 1 2 --no-perfect"),
+    folder_step("policy-msrd", "policy", f"--data {STRICT} --no-perfect"),
     *map(peer, PEERS),
+    folder_step("policy-arms", "arms", f"--data {STRICT}"),
     folder_step("streams", "streams", "--shared {data}"),
-    folder_step("policy-weights", "policy", f"--data {MSRD} --no-perfect --weights"),
-    folder_step("policy-ranked", "rank_costs", "--policy runs/policy-msrd --ranker runs/cross_encoder-msrd/export"),
-    # Trained arms: the policy learns from queries that are new to them; then from those that they were trained on;
-    # then with a memory of the clicks of customers who asked train queries.
-    step("observed-msrd", "memory", f"{ANYBODY} --rounds 100000 --seeds 1 --observed runs/observed-msrd "
-         "--out runs/memory-observed", "observed-msrd/manifest.json"),
-    folder_step("policy-trained", "policy", f"--data {MSRD} --no-perfect {TRAINED_ARMS} --learn dev --passes 1 5"),
-    folder_step("policy-trained-naive", "policy", f"--data {MSRD} --no-perfect {TRAINED_ARMS}"),
-    folder_step("policy-trained-memory", "policy",
-        f"--data {MSRD} --no-perfect {TRAINED_ARMS} --learn dev --passes 1 5 {PREDICTED}"),
-    folder_step("policy-arms", "arms", f"--data {MSRD}"),
-    folder_step("policy-depths", "arms", f"--data {MSRD} --policy.before.drawn_cost 0.01 "
-        "--policy.before.learner.shallow '[10, 30]'"),
-    folder_step("policy-msrd-ten", "policy", f"--data {MSRD} --passes 10 --no-perfect"),
+    folder_step("attack-belief", "belief_attack", f"--data {STRICT}"),
+    folder_step("new-arm", "new_arm", f"--data {STRICT}"),
     folder_step("ope-simulated", "off_policy", "--simulate"),
     folder_step("ope-open-bandit", "off_policy", "--open-bandit {data}/open-bandit"),
     folder_step("personal", "personal", "--data {data}/lastfm-hetrec2k"),

@@ -27,13 +27,7 @@ from ltrr.files import atomic_write
 
 PEERS = {  # step -> learner, explorer; all with the same queries, features and arms, each with rounds of its own
     "policy-msrd": ("ours", "softmax"),
-    "policy-squarecb": ("ours", "SquareCB"),
-    "policy-greedy": ("ours", "ε-greedy"),
-    "policy-thompson": ("ours", "Thompson"),
     "policy-linucb": ("linear, each candidate; expected clicks", "UCB: CombLinUCB"),
-    "policy-linucb-gains": ("the same with our recall, told the true noise", "UCB"),
-    "policy-linucb-cut": ("linear, each cut", "UCB: LinUCB"),
-    "policy-lints": ("linear, each candidate; expected clicks", "Thompson: LinTS"),
     "policy-router": ("supervised router", "ε-greedy"),
     "policy-vowpal": ("Vowpal Wabbit, each cut", "SquareCB"),
 }
