@@ -204,15 +204,67 @@ class ConvexFusion:
         loss, best = min(fits, key=lambda fit: fit[0])
         return best, loss
 
+    @classmethod
+    def equal(cls, arms: Sequence[str]) -> ConvexFusion:
+        """Equal weights of standardised scores, for where nothing is judged (docs/results/fusion.md)."""
+        return cls(dict.fromkeys(arms, 1 / len(arms)), "zscore")
+
+    @classmethod
+    def choose(
+        cls, pool: Pool, grades: np.ndarray, arms: Sequence[str], halves: np.ndarray, ranked: int | None = None
+    ) -> tuple[ConvexFusion, str]:
+        """Fits weights, and refuses them where equal weights or one arm alone do better on queries that did not fit.
+
+        Args:
+            pool: with grades (Q, K) ≥ 0 of its candidates.
+            halves: (Q,) bool; what one half fits is judged on the other.
+            ranked: candidates that a ranker gets, which are judged by recall; None = the order is the page, nDCG@10.
+
+        Returns: the fusion, and why it is not the fitted one ("" = it is). Raises NothingToFit if a half has no query
+        with a relevant candidate.
+        """
+        others = {"equal weights": cls.equal(arms)}
+        others |= {f"{arm} alone": cls({arm: 1.0}) for arm in arms}
+        reached = {name: np.zeros(len(grades)) for name in ("fitted", *others)}
+        for half in (halves, ~halves):
+            one, other = _some(pool, ~half), _some(pool, half)
+            fusions = {"fitted": cls.fit(one, grades[~half], arms)[0], **others}
+            for name, fusion in fusions.items():
+                reached[name][half] = _quality(fusion.scores(other), other, grades[half], ranked)
+        means = {name: float(values.mean()) for name, values in reached.items()}
+        best = max(others, key=lambda name: means[name])
+        if means["fitted"] >= means[best]:
+            return cls.fit(pool, grades, arms)[0], ""
+        measure = "nDCG@10" if ranked is None else f"recall of {ranked}"
+        return others[best], f"{best}, {measure} {means[best]:.4f}; fitted weights reach {means['fitted']:.4f}"
+
     def rank(self, queries: Sequence[Query], pool: Pool) -> Candidates:
         """Orders all candidates of the pool, (Q, K)."""
+        return _order(pool, self.scores(pool))
+
+    def scores(self, pool: Pool) -> np.ndarray:
+        """(Q, K) fused scores."""
         weights = np.array([self.weights.get(arm, 0.0) for arm in pool.arms])
         scores = scale(pool, self.norm)
         for arm in self.unscaled:
             a = pool.arms.index(arm)
             scores[:, :, a] = np.nan_to_num(pool.scores[:, :, a])
-        return _order(pool, scores @ weights)
+        return scores @ weights
 
 
 def _order(pool: Pool, scores: np.ndarray) -> Candidates:
     return top_k(pool.docs, np.where(pool.docs >= 0, scores, -np.inf).astype(np.float32), pool.docs.shape[1])
+
+
+def _some(pool: Pool, which: np.ndarray) -> Pool:
+    return Pool(pool.arms, pool.docs[which], pool.ranks[which], pool.scores[which])
+
+
+def _quality(scores: np.ndarray, pool: Pool, grades: np.ndarray, ranked: int | None) -> np.ndarray:
+    """(Q,) nDCG@10 of an order, or recall of its first `ranked`, beside the best order of the same pool."""
+    ranking = np.argsort(-np.where(pool.docs >= 0, scores, -np.inf), axis=1, kind="stable")
+    gains = np.take_along_axis(np.where(pool.docs >= 0, grades, 0).astype(float), ranking, 1)
+    num = min(10 if ranked is None else ranked, gains.shape[1])
+    discount = 1 / np.log2(np.arange(2, num + 2)) if ranked is None else np.ones(num)
+    best = -np.sort(-gains, axis=1)[:, :num] @ discount if ranked is None else gains.sum(axis=1)
+    return gains[:, :num] @ discount / np.maximum(best, 1e-12)

@@ -39,6 +39,7 @@ COMMANDS = {  # the word that a step below uses -> the start of its command line
     "arms": "scripts/experiments/arms.py",
     "belief_attack": "scripts/experiments/belief_attack.py",
     "new_arm": "scripts/experiments/new_arm.py",
+    "fusion": "scripts/experiments/fusion.py",
     "off_policy": "scripts/ope.py",
     "personal": "scripts/experiments/personal.py",
     "benchmarks": "scripts/benchmarks/run.py",
@@ -180,6 +181,8 @@ STEPS = [
     folder_step("streams", "streams", "--shared {data}"),
     folder_step("attack-belief", "belief_attack", f"--data {STRICT}"),
     folder_step("new-arm", "new_arm", f"--data {STRICT}"),
+    folder_step("fusion", "fusion", f"--data {MSRD}:qrels-strict {{data}}/strategyqa-facts {{data}}/boolq-passages "
+        f"{CATALOGUE} {SCIFACT}"),
     folder_step("ope-simulated", "off_policy", "--simulate"),
     folder_step("ope-open-bandit", "off_policy", "--open-bandit {data}/open-bandit"),
     folder_step("personal", "personal", "--data {data}/lastfm-hetrec2k"),

@@ -308,6 +308,31 @@ def test_fitted_convex_fusion_beats_equal_weights_on_other_queries() -> None:
     assert precision(fitted.rank([], pool), grades) > precision(equal.rank([], pool), grades) + 0.05
 
 
+def test_fitted_weights_are_refused_where_one_arm_or_equal_weights_do_better_on_other_queries() -> None:
+    rng = np.random.default_rng(0)
+    grades = (rng.random((40, 30)) < 0.1).astype(float)
+    names = ["good", *(f"noise{i}" for i in range(12))]
+    scores = rng.random((40, 30, 13))
+    scores[:, :, 0] += 2 * grades
+    docs = np.tile(np.arange(30, dtype=np.int32), (40, 1))
+    ranks = np.argsort(np.argsort(-scores, axis=1), axis=1).astype(np.float32)
+    halves = np.arange(40) % 2 == 1
+    many = Pool(tuple(names), docs, ranks, scores.astype(np.float32))
+    chosen, why = ConvexFusion.choose(many, grades, ["good", "noise0"], halves)
+    assert why == ""
+    assert chosen.weights["good"] > 0.9
+    few = Pool(tuple(names), docs[:6], ranks[:6], scores[:6].astype(np.float32))
+    grades[:6] = 0
+    grades[:6, 0] = 1  # what the noise says is learned by heart
+    scores[:6, :, 0] = np.where(grades[:6] > 0, 0.9, 0.89 * rng.random((6, 30)))
+    few = few._replace(scores=scores[:6].astype(np.float32))
+    chosen, why = ConvexFusion.choose(few, grades[:6], names, halves[:6])
+    assert chosen.weights == {"good": 1.0}
+    assert why.startswith("good alone, nDCG@10 1.0000; fitted weights reach")
+    _, why = ConvexFusion.choose(few, grades[:6], names, halves[:6], ranked=5)
+    assert "recall of 5" in why or why == ""
+
+
 def test_an_arm_without_a_weight_does_not_count() -> None:
     pool = one_query(a=[(1, 2.0), (2, 1.0)], b=[(2, 9.0), (3, 5.0)])
     ranked = ConvexFusion({"a": 1.0}).rank([Query("q", "")], pool)

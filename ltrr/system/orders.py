@@ -16,7 +16,7 @@ from ltrr.fusion import ConvexFusion, NothingToFit, OnlyArms, ReciprocalRankFusi
 from ltrr.protocols import Ranker, TunableRanker
 from ltrr.system.indexes import Indexes, basis
 from ltrr.system.parts import Parts, class_of
-from ltrr.system.tuning import Judged, Tuning, some
+from ltrr.system.tuning import Judged, Tuning, halves, some
 from ltrr.types import Pool
 
 DEPTH = 100  # candidates of each arm on which fusion weights are fitted
@@ -27,8 +27,12 @@ _BESIDE = ("popular", "personal", "fresh")  # arms that do not read the query: t
 class Orders:
     """How the candidates of one data set's arms are ordered."""
 
-    def __init__(self, fusion: FusionSection, indexes: Indexes, tuning: Tuning, parts: Parts) -> None:
+    def __init__(
+        self, fusion: FusionSection, indexes: Indexes, tuning: Tuning, parts: Parts, ranked: int | None = None
+    ) -> None:
+        """ranked: candidates that a ranker gets; None = the fused order is the page."""
         self._fusion, self._indexes, self._tuning, self._parts = fusion, indexes, tuning, parts
+        self._ranked = ranked
         if len(set(fusion.arms or ())) < len(fusion.arms or ()):
             raise ConfigError(f"fusion.arms: {', '.join(fusion.arms or ())} names an arm twice")
         for key, names in (("arms", fusion.arms), ("weights", fusion.weights)):
@@ -58,22 +62,23 @@ class Orders:
         weights = {**dict.fromkeys(unscaled, 1.0), **(fusion.weights or {})}
         if not arms or any(name in weights for name in arms):
             return ConvexFusion(weights, fusion.norm or "minmax", unscaled)
-        equal = dict.fromkeys(arms, 1 / len(arms))
+        equal = ConvexFusion.equal(arms)
         if not (judged := self._tuning.judged("fusion")).queries:
-            return ConvexFusion(equal | weights, unscaled=unscaled)
+            return ConvexFusion(equal.weights | weights, equal.norm, unscaled)
 
         def fit() -> dict[str, Any]:
             pool = union({name: self._indexes.arm(name).search(judged.queries, DEPTH) for name in arms})
+            grades, parts = self.grades(judged, pool), halves(judged.queries)
             try:
-                fitted, _ = ConvexFusion.fit(pool, self.grades(judged, pool), arms)
+                fitted, refused = ConvexFusion.choose(pool, grades, arms, parts, self._ranked)
             except NothingToFit:
-                return {"weights": equal, "norm": "minmax"}
-            return {"weights": fitted.weights, "norm": fitted.norm}
+                return {"weights": equal.weights, "norm": equal.norm}
+            return {"weights": fitted.weights, "norm": fitted.norm, **({"refused": refused} if refused else {})}
 
         for name in arms:
             self._indexes.arm(name)  # built and opened
         identities = [self._indexes.identity(name) for name in arms]
-        fitted = self._tuning.fitted("convex", (identities, judged.key), fit, judged.name)
+        fitted = self._tuning.fitted("convex", (identities, judged.key, self._ranked, 2), fit, judged.name)
         return ConvexFusion(fitted["weights"] | weights, fitted["norm"], unscaled)
 
     def identity(self) -> Any:

@@ -69,7 +69,10 @@ class System:
         self.tuning = Tuning(dataset, self.folder / "tuned", splits=splits, hold_out=hold_out, trained=trained)
         parts = Parts(self.corpus)
         self.indexes = Indexes(self.corpus, self.specs, self.folder, parts, self.tuning)
-        self.orders = Orders(settings.fusion, self.indexes, self.tuning, parts)
+        ranked = self._policy_spec.get("cut") or self._policy_spec.get("budget") or DEPTH  # candidates of a ranker
+        self.orders = Orders(
+            settings.fusion, self.indexes, self.tuning, parts, int(ranked) if self.has_ranker else None
+        )
         self._parts = parts
 
     # -- arms

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ltrr.config import ConfigError, check_value
 from ltrr.data.beir import Dataset
 from ltrr.files import atomic_write, content_key
@@ -117,6 +119,11 @@ def some(queries: Sequence[Query], num: int | None) -> list[Query]:
     return sorted(queries, key=lambda query: hashlib.sha256(query.id.encode()).digest())[:num]
 
 
-def _half(text: str) -> bool:
-    """A coin by the text, so that equal texts fall on the same side."""
-    return hashlib.sha256(text.strip().lower().encode()).digest()[0] % 2 == 1
+def halves(queries: Sequence[Query]) -> np.ndarray:
+    """(Q,) bool: two halves of queries for one purpose, equal texts in the same."""
+    return np.array([_half(query.text, 1) for query in queries], bool)
+
+
+def _half(text: str, coin: int = 0) -> bool:
+    """A coin by the text, so that equal texts fall on the same side; different coins know nothing of each other."""
+    return hashlib.sha256(text.strip().lower().encode()).digest()[coin] % 2 == 1

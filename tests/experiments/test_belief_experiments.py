@@ -1,4 +1,4 @@
-"""scripts/experiments/{new_arm,belief_attack}.py: what goals read, on a small data set."""
+"""scripts/experiments/{new_arm,belief_attack,fusion}.py: what goals read, on a small data set."""
 
 from __future__ import annotations
 
@@ -59,3 +59,18 @@ def test_attacks_on_a_belief_are_measured(
         assert {len(values) for values in measures.values()} == {2}
         assert {"other_top_ten_by_evidence", "success_fall", "success_fall_by_round"} <= {*measures}
     assert "promote" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_orders_without_judgements_are_compared(
+    config: Path, music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scripts.experiments import fusion
+
+    monkeypatch.setattr(
+        sys, "argv", ["fusion.py", "--config", str(config), "--data", str(music), "--out", str(tmp_path / "out")]
+    )
+    fusion.run()
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {"rrf", "equal weights, zscore", "fitted on train"} <= {row["order"] for row in results["rows"]}
+    assert results["mean"]["rrf"] == results["worst"]["rrf"] == 0
+    assert {"equal weights, minmax", "equal weights, zscore"} <= {*results["worst"]}
