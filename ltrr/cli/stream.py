@@ -26,7 +26,7 @@ import yaml
 from tqdm import tqdm
 
 from ltrr.cli.arguments import arguments
-from ltrr.config import ConfigError, check_known
+from ltrr.config import ConfigError, check_known, find_class
 from ltrr.evaluation.stream_report import (
     Asked,
     Served,
@@ -255,7 +255,8 @@ def _rounds(
     world = flags.zipf, flags.rounds, flags.groups, vars(setting.customers), flags.duplicates, flags.change, setting.at
     # What is not as usual; left out otherwise, so that rounds of before it could be are found.
     further = [[name, value] for name in FURTHER if (value := getattr(flags, name)) not in (None, False, 0.0)]
-    key = content_key(_REVISION, section, world, *further)
+    own = getattr(find_class(f"stream.systems.{name}", section["class"]), "revision", None)  # of the policy's class
+    key = content_key(_REVISION, section, world, *further, *([] if own is None else [own]))
 
     def simulate() -> dict[str, np.ndarray]:
         policy = system.policies.unpriced(section, stream.seed)

@@ -110,6 +110,7 @@ class Belief(Calibrated):
     """
 
     name = "belief"
+    revision = 2  # of what it makes of the same rounds; simulations kept from others are not used
 
     def __init__(
         self,
@@ -377,8 +378,8 @@ class Belief(Calibrated):
         read = columns(np.nan_to_num(said.scores)[None])[0, place]
         if self._calibrates:
             self._keep(read, said.network[place] + features @ self.weights, clicks, cells)
-        if said.inputs is not None:
-            self._pairs.add(page.impression.query, rows[known], said.inputs[place], read)
+        inputs = np.zeros((len(place), 0)) if said.inputs is None else said.inputs[place]
+        self._pairs.add(page.impression.query, rows[known], inputs, read)
         p = expit(said.prior[place] + features @ self.weights)
         liking = (looks.attraction - looks.noise) * said.gain[place]  # beyond noise
         rise = liking * p * (1 - p)  # of the click rate, if looked at, by log odds
@@ -425,7 +426,9 @@ class Belief(Calibrated):
         """
         if self._estimates and self._evidence.shown >= self._due:
             self._due = int(self._evidence.shown * _GROWTH)
-            self.looks = fit_looks(self._evidence.shows(), self._start)
+            shown = self._evidence.shows()
+            prior = self._pairs.priors(shown, self._calibration)
+            self.looks = fit_looks(shown, self._start, prior=prior)
             if (
                 self._usual_share is not None and self._explore is not None
             ):  # clicks that say little are not worth exploring for

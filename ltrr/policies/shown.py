@@ -1,14 +1,16 @@
 """Remembers what a learner read of the pairs that were shown, so that it can learn from them when evidence has come.
 
-Knows texts, corpus rows and inputs; does not know evidence or learners.
+Knows texts, corpus rows and inputs; does not know where evidence comes from, or learners.
 Legend: P pairs of a query and a candidate, I inputs of each, K candidates of a page, X columns of a calibration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+from ltrr.feedback.evidence.cells import Shows
 
 _MOST = 200_000  # pairs; the oldest half of the queries goes when there are more
 
@@ -34,6 +36,20 @@ class ShownPairs:
         if self._num > _MOST:
             for old in list(self._of)[: len(self._of) // 2]:
                 self._num -= len(self._of.pop(old))
+
+    def priors(self, shown: Shows, calibration: Sequence[float]) -> np.ndarray | None:
+        """(P,) calibrated log odds of pairs, NaN = not remembered; None = the shows do not name their pairs."""
+        if shown.query is None or shown.rows is None:
+            return None
+        weights, out = np.array(calibration), np.full(len(shown.rows), np.nan)
+        order = np.argsort(shown.query, kind="stable")
+        ends = np.searchsorted(shown.query[order], np.arange(len(shown.texts) + 1))
+        for n, text in enumerate(shown.texts):
+            if (own := self._of.get(text)) is not None:
+                for place in order[ends[n] : ends[n + 1]].tolist():
+                    if (pair := own.get(int(shown.rows[place]))) is not None:
+                        out[place] = pair[1] @ weights
+        return out
 
     def with_evidence(
         self, said: Callable[[str, np.ndarray, np.ndarray], np.ndarray]

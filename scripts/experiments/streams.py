@@ -14,18 +14,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from ltrr.cli.arguments import main
 from ltrr.cli.stream import FURTHER, compare
 from ltrr.config import check_known
 from ltrr.data.synthetic_music.catalogue import write_catalogue
+from ltrr.evaluation.intervals import over_seeds
 from ltrr.evaluation.plots import tidy
 from ltrr.evaluation.stream_report import STRATA
 from ltrr.evaluation.tables import markdown, write_experiment
@@ -51,6 +54,7 @@ ROBUST: dict[str, tuple[str, dict[str, Any]]] = {
     "noise.3": ("they click on 3 of 10 that they do not want", {"customers": Customers(noise=0.3)}),
     "delay": ("clicks come 1,000 rounds late", {"customers": Customers(delay=1_000)}),
     "duplicates": ("half of the rounds type another text", {"duplicates": 0.5}),
+    "whole": ("the belief as it is, beside the next ones", {}),
     "unjudged": (
         "nothing is judged: the belief is calibrated on clicks",
         {"overrides": ["--stream.systems.belief.calibration", "null"]},
@@ -81,6 +85,7 @@ ROBUST: dict[str, tuple[str, dict[str, Any]]] = {
 SYSTEMS = ("fixed", "rule", "prior", "network", "boost", "belief")
 _USUAL: dict[str, Any] = {"duplicates": 0.0, "change": None, "at": None, **dict.fromkeys(FURTHER)}  # flags
 _ARMS = {"zipf": 1.0, "rounds": 20_000, "mean_cut": 5.0}
+_PARTS = "same", "face", "still", "alone", "apart", "plain", "unjudged"
 _COMPARED = ("network", "rule"), ("network", "prior"), ("belief", "rule")
 _NETWORK = (  # the belief's prior alone, shown where queries are new
     "{class: ltrr.policies.belief.Belief, evidence: {class: ltrr.feedback.evidence.tally.Tally}, "
@@ -105,7 +110,7 @@ def row_of(flags: Any, name: str, key: str, label: str, **options: Any) -> dict[
     given = {"customers": Customers(), **_USUAL, **options}
     out = flags.out / f"{name}-{given['zipf']:g}-{given['mean_cut']:g}"
     setting = SimpleNamespace(out=out, first_seed=0, groups="all", **given)
-    results, *_ = compare(system, setting, given["customers"])
+    results, _, served = compare(system, setting, given["customers"])
     shown = {stratum: part["systems"] for stratum, part in results["strata"].items()}
     systems = [system for system in SYSTEMS if system in shown["all"]]
     return {
@@ -121,6 +126,8 @@ def row_of(flags: Any, name: str, key: str, label: str, **options: Any) -> dict[
         "paired_by_query": results["paired_by_query"],
         "paired_new": results["paired_new"],
         "rounds_until_above": results.get("rounds_until_above"),
+        "belief_by_seed": served["belief"].recall.mean(axis=1).tolist(),
+        "commit": commit(),
     }
 
 
@@ -146,7 +153,7 @@ def arms_row(flags: Any, name: str, seeds: int) -> dict[str, Any]:
     whole = results["strata"]["all"]["systems"]
     best = max((each for each in whole if each != "belief"), key=lambda each: whole[each]["recall"])
     over = results["paired"][f"belief-{best}"]
-    return {"id": f"{name}-arms", "set": name, "systems": whole, "best": best, "over_best": over}
+    return {"id": f"{name}-arms", "set": name, "commit": commit(), "systems": whole, "best": best, "over_best": over}
 
 
 def run() -> None:
@@ -195,19 +202,20 @@ def report(rows: list[dict[str, Any]], arms: list[dict[str, Any]]) -> list[str]:
         "Recall of the cut over all rounds, what is explored paid for; differences with 95 % intervals over seeds.",
         "",
     ]
-    head = ["stream", "best rule", *SYSTEMS, "belief − rule", "belief − boost"]
+    head = ["stream", "best rule", *SYSTEMS, "belief − rule", "belief − boost", "commit"]
     body = [
         [
-            _label(row),
+            row["label"],
             row["settings"]["rule"],
             *(f"{row['recall']['all'][name]:.4f}" if name in row["recall"]["all"] else "-" for name in SYSTEMS),
             _shown(row["paired"]["belief-rule"]),
             _shown(row["paired"]["belief-boost"]),
+            row.get("commit", ""),
         ]
         for row in rows
     ]
     lines += [
-        *markdown(head, body, text=(0, 1)),
+        *markdown(head, body, text=(0, 1, len(head) - 1)),
         "",
         "Recall by how often the same text was asked before, as rule / boost / belief.",
         "",
@@ -215,7 +223,7 @@ def report(rows: list[dict[str, Any]], arms: list[dict[str, Any]]) -> list[str]:
     strata = [*STRATA, "by-query", "test"]
     body = [
         [
-            _label(row),
+            row["label"],
             *(
                 " / ".join(f"{row['recall'][s][name]:.3f}" for name in ("rule", "boost", "belief"))
                 if s in row["recall"]
@@ -248,15 +256,36 @@ def report(rows: list[dict[str, Any]], arms: list[dict[str, Any]]) -> list[str]:
             cells[1] = f"{row['best']} {cells[1]}"
             body.append([row["set"], *cells, _shown(row["over_best"])])
         lines += markdown(head, body, text=(0, 2))
+    by_id = {row["id"]: row for row in rows}
+    if (whole := by_id.get("whole")) is not None:
+        lines += [
+            "",
+            f"Without a part, beside the whole belief's {whole['recall']['all']['belief']:.4f}, paired by seed.",
+            "",
+        ]
+        body = [_part(by_id[key], whole) for key in _PARTS if key in by_id]
+        lines += markdown(["without", "recall", "difference"], body)
     changes = [row for row in rows if row["rounds_until_above"]]
     if changes:
         lines += ["", "Rounds after the change until a window of 500 rounds is above the rule again.", ""]
-        lines += markdown(["change", "rounds"], [[_label(row), row["rounds_until_above"]["rule"]] for row in changes])
+        lines += markdown(["change", "rounds"], [[row["label"], row["rounds_until_above"]["rule"]] for row in changes])
     return lines
 
 
-def _label(row: dict[str, Any]) -> str:
-    return row["label"] if "paired_new" in row else f"{row['label']} (measured before the belief had a network)"
+def commit() -> str:
+    """The commit that is checked out; "" without git."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()
+
+
+def _part(row: dict[str, Any], whole: dict[str, Any]) -> list[str]:
+    """An ablation beside the whole belief of the same seeds."""
+    difference = np.array(row["belief_by_seed"]) - np.array(whole["belief_by_seed"])
+    shown = _shown(over_seeds(difference.tolist())._asdict())
+    return [row["label"], f"{row['recall']['all']['belief']:.4f}", shown]
 
 
 def _shown(difference: dict[str, Any]) -> str:
@@ -267,7 +296,7 @@ def _of_new(row: dict[str, Any], stratum: str, systems: Sequence[str]) -> list[s
     """What systems reach, and spend, where queries are new."""
     cells = [f"{row['recall'][stratum][name]:.4f} ({row['cost'][stratum][name]:.2f})" for name in systems]
     found = row["paired_new"][stratum]
-    return [_label(row), stratum, *cells, *(_shown(found[f"{a}-{b}"]) for a, b in _COMPARED)]
+    return [row["label"], stratum, *cells, *(_shown(found[f"{a}-{b}"]) for a, b in _COMPARED)]
 
 
 def by_stratum(rows: list[dict[str, Any]]) -> Figure:

@@ -61,7 +61,7 @@ def test_a_tally_counts_what_evidence_counts_without_trust() -> None:
     assert not ours[2].any()
     assert not ours[ROWS < 0].any()
     assert tally.shown == full.shown
-    for one, other in zip(tally.shows(), full.shows(), strict=True):
+    for one, other in zip(tally.shows()[:3], full.shows()[:3], strict=True):
         np.testing.assert_allclose(np.sort(one, axis=0), np.sort(other, axis=0), rtol=1e-4, atol=1e-4)
 
 
@@ -168,3 +168,33 @@ def test_shares_of_levels_are_found_and_a_level_that_nothing_has_is_dropped() ->
         assert found.levels[0, 1] == pytest.approx(share, abs=0.06)
         assert found.attraction == pytest.approx(0.95, abs=0.03)
         assert found.noise == pytest.approx(0.1, abs=0.02)
+
+
+@pytest.mark.parametrize(("attraction", "noise"), [(0.1, 0.05), (0.3, 0.1), (1.0, 0.1)])
+def test_scores_tell_attraction_and_noise_where_clicks_are_weak(attraction: float, noise: float) -> None:
+    rng, tally, customers = np.random.default_rng(0), Tally(), Customers(attraction=attraction, noise=noise)
+    odds = rng.normal(0, 2, (2_000, 6))
+    wanted = rng.random(odds.shape) < 1 / (1 + np.exp(-odds))
+    for n in range(10_000):
+        q = int(rng.integers(2_000))
+        rows = np.argsort(-(odds[q] + rng.normal(size=6)))
+        clicks = customers.clicks(wanted[q, rows].astype(float), rng.random((2, 6)))
+        page = ImpressionRow(str(n), str(n), "", 10**15 + n, f"q{q}", rows.tolist())
+        tally.take(
+            [page], [ActionRow(f"{n}-{k}", str(n), int(rows[k]), "click", 10**15, None) for k in np.flatnonzero(clicks)]
+        )
+    shown = tally.shows()
+    assert shown.query is not None
+    assert shown.rows is not None
+    prior = np.array(
+        [odds[int(shown.texts[q][1:]), row] for q, row in zip(shown.query.tolist(), shown.rows, strict=True)]
+    )
+    known = fit_looks(shown, usual_looks(), prior=2 * prior + 1)  # scores need not be calibrated
+    blind = fit_looks(shown, usual_looks())
+    apart = [
+        abs(looks.noise - noise) + abs(min(looks.attraction, 0.98) - min(attraction, 0.98)) for looks in (known, blind)
+    ]
+    assert apart[0] < 0.08
+    assert apart[0] <= apart[1] + 0.01
+    half = np.where(np.arange(len(prior)) % 2, prior, np.nan)
+    assert np.isfinite(fit_looks(shown, usual_looks(), prior=half).noise)

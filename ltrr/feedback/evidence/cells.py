@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from scipy.special import logit
+from scipy.special import expit, logit
 
 from ltrr.types import ActionRow, ImpressionRow, Query
 
@@ -22,6 +22,7 @@ NUM = 2 * RANGES  # B
 ALIKE = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 0.97])  # least similarity of each group of neighbours
 GROUPS = len(ALIKE)  # G
 MOST = 4.0  # log odds that one neighbour says of one candidate, either way
+_HELD = 50.0  # pairs' worth of trust that scores are calibrated
 _LAST = 1_000  # places beyond are in the last range
 _RANGE_OF = np.searchsorted(_FIRST, np.arange(_LAST), side="right") - 1  # place -> its range
 
@@ -32,6 +33,9 @@ class Shows(NamedTuple):
     clicked: np.ndarray  # (P,) clicks of each pair
     silences: np.ndarray  # (P, B) its shows without a click
     clicks: np.ndarray  # (B,) clicks of all pairs
+    texts: Sequence[str] = ()  # normalised queries
+    query: np.ndarray | None = None  # (P,) which of `texts`
+    rows: np.ndarray | None = None  # (P,) corpus rows
 
 
 class ShowEvidence(Protocol):
@@ -154,24 +158,52 @@ def usual_looks(
     return Looks(np.tile(each, 2), attraction, noise, np.array(levels, np.float64))
 
 
-def fit_looks(shown: Shows, start: Looks, *, strength: float = 50.0, steps: int = 30) -> Looks:
+def fit_looks(
+    shown: Shows,
+    start: Looks,
+    *,
+    prior: np.ndarray | None = None,
+    strength: float = 50.0,
+    steps: int = 30,
+) -> Looks:
     """Estimates how customers look from what was shown, with EM; a pair is irrelevant or relevant at one level.
 
     Only products of looking and liking are observed, so the first place, where nothing is above, counts as always
-    looked at. Pairs that were shown at several places, as explored ones are, tell the two apart.
+    looked at. Pairs that were shown at several places, as explored ones are, tell the two apart. Scores tell relevance
+    better than weak clicks do, so attraction and noise are estimated with them, and so is how far scores are right.
+    Looks are then estimated without scores, which promise too much deep down a page.
 
     Args:
         shown: all shows.
         start: believed beforehand, with the weight of `strength` looks a cell; its levels keep their gains.
+        prior: (P,) log odds of being relevant that scores give, NaN = unknown; None = all alike.
 
     Returns: the estimate. Source of the steps: EM for click models (Chuklin et al. 2015, chapter 4), with classes.
     """
+    if prior is None:
+        return _fit(shown, start, None, None, strength, steps)
+    scored = _fit(shown, start, prior, None, strength, steps)
+    return _fit(shown, start, None, (scored.attraction, scored.noise), strength, steps)
+
+
+def _fit(
+    shown: Shows,
+    start: Looks,
+    prior: np.ndarray | None,
+    held: tuple[float, float] | None,  # attraction and noise
+    strength: float,
+    steps: int,
+) -> Looks:
+    """The steps of EM."""
     clicked, silences = shown.clicked.astype(np.float64), shown.silences.astype(np.float64)
-    shows, looks, odds, gains = shown.clicks + silences.sum(axis=0), start, 0.0, start.levels[:, 0]
+    shows, gains = shown.clicks + silences.sum(axis=0), start.levels[:, 0]
+    looks = start if held is None else start._replace(attraction=held[0], noise=held[1])
+    x, line = _scored(prior, len(clicked)), np.array([0.0, 1.0])  # odds of being relevant: a line over those of scores
     for _ in range(steps):
         said = clicked[:, None] * looks.log_ratios()[:, 0] + silences @ looks.log_ratios()[:, 1:].T  # (P, L)
         with np.errstate(divide="ignore"):
-            each = np.concatenate([odds + np.log(looks.levels[:, 1]) + said, np.zeros((len(said), 1))], axis=1)
+            odds = (x @ line)[:, None] + np.log(looks.levels[:, 1])
+            each = np.concatenate([odds + said, np.zeros((len(said), 1))], axis=1)
         weights = np.exp(each - each.max(axis=1, keepdims=True))
         weights = (weights / weights.sum(axis=1, keepdims=True)).T  # (L + 1, P): levels, then what is irrelevant
         # Expected looks without a click: of a silent show of something that attracts with rate c, e(1 - c) / (1 - ec).
@@ -187,11 +219,30 @@ def fit_looks(shown: Shows, start: Looks, *, strength: float = 50.0, steps: int 
         above = gains @ (hits[:-1] - noise * seen[:-1]) + strength * (start.attraction - noise)
         attraction = noise + above / (gains**2 @ seen[:-1] + strength)
         of_level = weights[:-1].sum(axis=1)
-        odds = odds_of(float(of_level.sum() / max(len(clicked), 1)))
+        line = _line(x, weights[:-1].sum(axis=0), line)
         shares = of_level + strength * start.levels[:, 1]
         levels = np.stack([gains, shares / shares.sum()], axis=1)
+        if held is not None:
+            attraction, noise = held
         looks = Looks(np.clip(examined, 1e-3, 1.0), float(np.clip(attraction, noise + 0.02, 0.98)), noise, levels)
     return looks
+
+
+def _scored(prior: np.ndarray | None, num: int) -> np.ndarray:
+    """(P, 2) one, and log odds; those that are unknown are the mean of the others."""
+    if prior is None or not (known := np.isfinite(prior)).any():
+        return np.stack([np.ones(num), np.zeros(num)], axis=1)
+    return np.stack([np.ones(num), np.where(known, prior, prior[known].mean())], axis=1)
+
+
+def _line(x: np.ndarray, relevant: np.ndarray, line: np.ndarray) -> np.ndarray:
+    """A logistic regression of P(relevant) (P,) on x (P, 2), two Newton steps from `line`; its slope is held near 1."""
+    for _ in range(2):
+        p = expit(x @ line)
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + np.diag([1e-3, _HELD])
+        gradient = x.T @ (relevant - p) - np.array([0.0, _HELD * (line[1] - 1)])
+        line = line + np.clip(np.linalg.solve(hessian, gradient), -1.0, 1.0)
+    return line
 
 
 def odds_of(rate: float) -> float:

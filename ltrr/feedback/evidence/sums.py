@@ -294,7 +294,10 @@ class Sums:
         """All shows that count, decayed: what an estimate of how customers look is made from."""
         age = 2.0 ** (-(self.now - _REFERENCE) / self._half_life)
         silences, clicks = np.split(self._shows[1].values.astype(np.float64) * age, 2, axis=1)
-        return Shows(self._layers[0].total.values[:, 0] * age, silences, clicks.sum(axis=0))
+        clicked = self._layers[0].total.values[:, 0] * age
+        return Shows(
+            clicked, silences, clicks.sum(axis=0), [*self.queries], self._pair_query.values, self._pair_row.values
+        )
 
     def __len__(self) -> int:
         """Pairs."""

@@ -104,7 +104,12 @@ class Tally:
     def shows(self) -> Shows:
         """All that was shown."""
         counts = np.concatenate([np.zeros((0, 1 + NUM)), *(s.counts[: len(s.place)] for s in self._of.values())])
-        return Shows(counts[:, 0], counts[:, 1:], self._clicks)
+        nums = [len(shown.place) for shown in self._of.values()]
+        rows = [shown.rows[:num] for shown, num in zip(self._of.values(), nums, strict=True)]
+        query = np.repeat(np.arange(len(nums)), nums)
+        return Shows(
+            counts[:, 0], counts[:, 1:], self._clicks, list(self._of), query, np.concatenate([np.zeros(0, int), *rows])
+        )
 
 
 def _places(rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
