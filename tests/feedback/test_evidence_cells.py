@@ -186,9 +186,8 @@ def test_scores_tell_attraction_and_noise_where_clicks_are_weak(attraction: floa
     shown = tally.shows()
     assert shown.query is not None
     assert shown.rows is not None
-    prior = np.array(
-        [odds[int(shown.texts[q][1:]), row] for q, row in zip(shown.query.tolist(), shown.rows, strict=True)]
-    )
+    of = np.array([int(text[1:]) for text in shown.texts])
+    prior = odds[of[shown.query], shown.rows]
     known = fit_looks(shown, usual_looks(), prior=2 * prior + 1)  # scores need not be calibrated
     blind = fit_looks(shown, usual_looks())
     apart = [
