@@ -257,14 +257,15 @@ def report(rows: list[dict[str, Any]], arms: list[dict[str, Any]]) -> list[str]:
             body.append([row["set"], *cells, _shown(row["over_best"])])
         lines += markdown(head, body, text=(0, 2))
     by_id = {row["id"]: row for row in rows}
-    if (whole := by_id.get("whole")) is not None:
+    whole = by_id.get("whole", {})
+    parts = [by_id[key] for key in _PARTS if key in by_id and by_id[key]["commit"] == whole.get("commit")]
+    if parts:
         lines += [
             "",
             f"Without a part, beside the whole belief's {whole['recall']['all']['belief']:.4f}, paired by seed.",
             "",
         ]
-        body = [_part(by_id[key], whole) for key in _PARTS if key in by_id]
-        lines += markdown(["without", "recall", "difference"], body)
+        lines += markdown(["without", "recall", "difference"], [_part(row, whole) for row in parts])
     changes = [row for row in rows if row["rounds_until_above"]]
     if changes:
         lines += ["", "Rounds after the change until a window of 500 rounds is above the rule again.", ""]
