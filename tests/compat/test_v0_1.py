@@ -25,6 +25,7 @@ from ltrr.data.beir import Dataset, open_dataset
 from ltrr.feedback.events import normalised
 from ltrr.feedback.loop import Loop
 from ltrr.feedback.store import EventStore
+from ltrr.fusion import ConvexFusion
 from ltrr.learners.arm_loss import ArmLossLearner
 from ltrr.learners.fusion_weights import FusionWeightsLearner
 from ltrr.learners.relevance import RelevanceLearner
@@ -194,9 +195,14 @@ def test_a_funnel_config_with_a_fixed_policy(cache: Path, data: Dataset) -> None
     assert page.decision.cut.tolist() == [8] * len(page.queries)
 
 
-def test_a_funnel_config_with_a_learned_policy(cache: Path, data: Dataset) -> None:
+def test_a_funnel_config_with_a_learned_policy(cache: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """The section of keys (model, arms_model, budget, explore, …) draws as it did, with the same propensities."""
     models = ["--policy.model", str(EXPORTS / "bandit"), "--policy.arms_model", str(EXPORTS / "arms")]
+    models += ["--cache", str(cache / "as 0.1")]
+    # 0.1 took fitted weights whatever they reached.
+    monkeypatch.setattr(
+        ConvexFusion, "choose", lambda pool, grades, arms, *_: (ConvexFusion.fit(pool, grades, arms)[0], "")
+    )
     with pytest.warns(DeprecationWarning, match=r"ltrr\.policies\.explorers\.Softmax"):
         funnel = open_system(cache, *models).funnel(seed=0)
     drawn = funnel.draw(data.split("test").queries)
